@@ -1,0 +1,146 @@
+"""Model references: what kind of artifact, whose digest, how far it is trusted. Without Keras.
+
+Four kinds of ``--model``:
+
+* ``x.keras``: Keras' own archive; opened in safe mode, and an archive that carries code is refused
+  unless trusted.
+* ``x.h5``: the legacy file. Keras ignores safe mode there, so it is refused unless trusted.
+* a SavedModel folder: a TensorFlow graph; refused unless trusted if it holds operations that reach
+  outside the graph.
+* ``package.module:function``: a builder, which is the caller's own code, with ``--weights`` or without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from job import storage
+from job.errors import ModelError
+from job.spec import ModelReference
+
+Kind = Literal["keras", "h5", "saved_model", "builder"]
+
+_BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_FORMS = "x.keras, x.h5, a SavedModel folder or package.module:function"
+# What Keras writes into config.json for a Python lambda, whose body is marshalled byte code.
+_CODE_CLASSES = frozenset({"Lambda", "__lambda__"})
+
+
+def kind_of(path: str) -> Kind:
+    """Return the kind of model that ``--model`` names.
+
+    Raises:
+        ModelError: nothing is there, or it is none of the four kinds.
+    """
+    if not storage.exists(path):
+        if _BUILDER.fullmatch(path):
+            return "builder"
+        raise ModelError(f"--model={path}: there is no such file, folder or builder; give {_FORMS}")
+    if storage.is_folder(path):
+        if storage.exists(storage.join(path, "saved_model.pb")):
+            return "saved_model"
+        raise ModelError(f"--model={path}: the folder holds no saved_model.pb; give {_FORMS}")
+    suffix = Path(path).suffix.lower()
+    if suffix == ".keras":
+        return "keras"
+    if suffix in {".h5", ".hdf5"}:
+        return "h5"
+    raise ModelError(f"--model={path}: {suffix or 'no'} suffix is no kind of model known here; give {_FORMS}")
+
+
+def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None) -> ModelReference:
+    """Check a model's form, trust and digest, and return the reference that workers load.
+
+    Raises:
+        ModelError: it is absent, no model, not trusted enough, or has another SHA-256.
+    """
+    kind = kind_of(path)
+    if weights is not None:
+        _check_weights(path, weights, kind)
+    if kind == "h5" and not trusted:
+        raise ModelError(
+            f"--model={path}: an .h5 model may carry code that Keras' safe mode does not stop; "
+            f"save it as .keras, or add --trust_model"
+        )
+    if kind == "keras":
+        _check_archive(path, trusted)
+    found = digest(path, weights)
+    if sha256 is not None and found != sha256.lower():
+        raise ModelError(f"--model={path}: its SHA-256 is {found}, --model_sha256 wants {sha256.lower()}")
+    return ModelReference(path, weights, trusted, found)
+
+
+def digest(path: str, weights: str | None) -> str:
+    """Return a model's SHA-256 in hex: of the file, or of the names and digests of its parts.
+
+    A ``.keras`` or ``.h5`` model has the digest that ``sha256sum`` prints. A builder has that of its
+    reference, its module's source and its weights.
+    """
+    kind = kind_of(path)
+    if kind in ("keras", "h5"):
+        return storage.sha256(path)
+    parts = _builder_parts(path) if kind == "builder" else _folder_parts(path)
+    if weights is not None:
+        parts["weights"] = storage.sha256(weights)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _folder_parts(path: str) -> dict[str, str]:
+    return {info.path.removeprefix(path): storage.sha256(info.path) for info in storage.tree(path)}
+
+
+def _builder_parts(path: str) -> dict[str, str]:
+    module, _, _ = path.partition(":")
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as e:
+        raise ModelError(
+            f"--model={path}: module {module} cannot be imported ({e}); install it or set PYTHONPATH"
+        ) from e
+    if found is None:
+        raise ModelError(f"--model={path}: there is no module {module}; install it or set PYTHONPATH")
+    has_source = found.origin is not None and Path(found.origin).is_file()
+    return {"builder": path, "source": storage.sha256(found.origin or "") if has_source else ""}
+
+
+def _check_weights(path: str, weights: str, kind: Kind) -> None:
+    if kind != "builder":
+        raise ModelError(f"--weights={weights}: --model={path} has its own; give package.module:function")
+    if not storage.exists(weights):
+        raise ModelError(f"--weights={weights}: there is no such file")
+    if not weights.endswith(".weights.h5"):
+        raise ModelError(f"--weights={weights}: Keras reads weights from files named *.weights.h5")
+
+
+def _check_archive(path: str, trusted: bool) -> None:
+    try:
+        with zipfile.ZipFile(storage.local(path)) as archive:
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as e:
+        raise ModelError(
+            f"--model={path}: it is no .keras archive ({' '.join(str(e).split())}); save it with model.save()"
+        ) from e
+    coded = sorted(_CODE_CLASSES.intersection(_class_names(config)))
+    if coded and not trusted:
+        raise ModelError(
+            f"--model={path}: it carries Python code ({', '.join(coded)}); look at it, then add --trust_model"
+        )
+
+
+def _class_names(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        name = node.get("class_name")
+        if isinstance(name, str):
+            yield name
+        for value in node.values():
+            yield from _class_names(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _class_names(value)

@@ -1,0 +1,207 @@
+"""Keras behind one small face. With ``job.saved_model``, the only module that imports Keras or TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from job import artifact, quiet, storage
+from job.errors import JobError, ModelError, PreflightError
+from job.saved_model import SavedModelStep, feedable, input_spec, one_line
+from job.spec import CodedStrings, Device, InputSpec, ModelReference, OutputSpec, Signature, Tensor
+from job.step import Step
+
+# Two rows rather than one, so that a model cannot mistake the batch for a single example.
+_ROWS_TO_BUILD = 2
+
+
+def load(reference: ModelReference) -> Step:
+    """Load a model.
+
+    Raises:
+        ModelError: it cannot be read, is not trusted enough, or its builder fails.
+    """
+    if artifact.kind_of(reference.path) == "saved_model":
+        return SavedModelStep(reference)
+    return _KerasStep(reference)
+
+
+def configure(device: Device, threads: int) -> None:
+    """Choose the device and TensorFlow's threads within one operation (0: TensorFlow's own choice).
+
+    Raises:
+        PreflightError: a GPU is asked for and there is none.
+    """
+    with quiet.imports():
+        import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return
+    with quiet.imports():
+        import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "gpu" and not gpus:
+        raise PreflightError("--device=gpu: TensorFlow sees no GPU here; use --device=auto or a GPU worker")
+    # TensorFlow refuses each of these once it has started; then the process keeps what it has.
+    with contextlib.suppress(RuntimeError):
+        if device == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        for gpu in gpus if device != "cpu" else []:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if threads:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+
+
+class _KerasStep:
+    """A Keras model, through ``predict_on_batch``."""
+
+    def __init__(self, reference: ModelReference) -> None:
+        import keras
+
+        self._reference = reference
+        self._model = _keras_model(reference)
+        # Keras compiles for XLA where there is a GPU, and JAX always does: each batch shape is a program.
+        self._is_tensorflow = keras.backend.backend() == "tensorflow"
+        self.recompiles = bool(self._model.jit_compile) or not self._is_tensorflow
+        self._lock = contextlib.nullcontext() if self._is_tensorflow else threading.Lock()
+        self._structure: Any = None
+        self._outputs: tuple[OutputSpec, ...] = ()
+
+    def signature(self) -> Signature:
+        if not (self._model.built and getattr(self._model, "inputs", None)):
+            return Signature((), (), named=False)
+        self._structure = self._model.input if hasattr(self._model, "input_names") else self._model.inputs
+        if isinstance(self._structure, dict):
+            names = sorted(self._structure)
+            tensors = [self._structure[name] for name in names]
+        else:
+            tensors = list(self._model.inputs)
+            names = [tensor.name for tensor in tensors]
+        inputs = tuple(input_spec(name, tensor) for name, tensor in zip(names, tensors, strict=True))
+        return Signature(inputs, (), named=isinstance(self._structure, dict) or len(inputs) > 1)
+
+    def build(self, inputs: Sequence[InputSpec]) -> None:
+        import keras
+
+        try:
+            if self._reference.weights is not None:
+                if not self._model.built:
+                    self._model(self._pack([_zeros(spec) for spec in inputs]))
+                self._model.load_weights(storage.local(self._reference.weights))
+            self._trace(inputs)
+            flat, names = self._symbolic_outputs(inputs)
+        except JobError:
+            raise
+        except Exception as e:
+            shapes = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in inputs)
+            raise ModelError(f"{self._reference.path}: it cannot be built for {shapes}: {one_line(e)}") from e
+        self._outputs = tuple(
+            OutputSpec(name, tuple(tensor.shape[1:]), keras.backend.standardize_dtype(tensor.dtype))
+            for name, tensor in zip(names, flat, strict=True)
+        )
+
+    def _trace(self, inputs: Sequence[InputSpec]) -> None:
+        if not self._is_tensorflow or self._model.run_eagerly or self.recompiles:
+            self._model.predict_on_batch(self._pack([_zeros(spec) for spec in inputs]))
+            return
+        import tensorflow as tf
+
+        if not self._model.built:
+            self._model(self._pack([_zeros(spec) for spec in inputs]))
+        self._model.make_predict_function()
+        # An open batch axis: one trace serves every number of rows.
+        open_batch = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in inputs]
+        self._model.predict_function.get_concrete_function([(self._pack(open_batch),)])
+
+    def _symbolic_outputs(self, inputs: Sequence[InputSpec]) -> tuple[list[Any], list[str]]:
+        import keras
+
+        symbolic = [keras.KerasTensor((None, *spec.shape), spec.dtype, name=spec.name) for spec in inputs]
+        outputs = self._model.compute_output_spec(self._pack(symbolic))
+        if isinstance(outputs, dict):
+            names = sorted(outputs)
+            return [outputs[name] for name in names], names
+        flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        names = list(getattr(self._model, "output_names", []))
+        if len(names) != len(flat):
+            names = ["prediction"] if len(flat) == 1 else [f"prediction_{i}" for i in range(len(flat))]
+        return flat, names
+
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        return self._outputs
+
+    def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        with self._lock:
+            outputs = self._model.predict_on_batch(self._pack([feedable(tensor) for tensor in tensors]))
+        if isinstance(outputs, dict):
+            return [np.asarray(outputs[name]) for name in sorted(outputs)]
+        return [
+            np.asarray(output) for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
+        ]
+
+    def _pack(self, flat: Sequence[Any]) -> Any:
+        # Exactly the declared inputs: Keras sorts the keys of a dict and takes what comes first, so one key
+        # too many gives wrong predictions with no more than a warning.
+        if isinstance(self._structure, dict):
+            return dict(zip(sorted(self._structure), flat, strict=True))
+        if isinstance(self._structure, (list, tuple)) and len(flat) > 1:
+            return list(flat)
+        (single,) = flat
+        return single
+
+    def traces(self) -> int:
+        function = getattr(self._model, "predict_function", None)
+        count = getattr(function, "experimental_get_tracing_count", None)
+        return int(count()) if count is not None else 0
+
+    def weights_digest(self) -> str:
+        if artifact.kind_of(self._reference.path) != "builder" or self._reference.weights is not None:
+            return ""
+        digest = hashlib.sha256()
+        for weight in self._model.get_weights():
+            digest.update(np.ascontiguousarray(weight).tobytes())
+        return digest.hexdigest()
+
+
+def _keras_model(reference: ModelReference) -> Any:
+    import keras
+
+    path = reference.path
+    if artifact.kind_of(path) == "builder":
+        return _built(path, keras)
+    try:
+        # compile=False: the loss and the metrics are of no use here, and their code need not exist.
+        return keras.models.load_model(storage.local(path), compile=False, safe_mode=not reference.trusted)
+    except Exception as e:
+        raise ModelError(
+            f"--model={path}: Keras {keras.__version__} cannot load it: {one_line(e)}; "
+            f"a model with classes of its own is scored as --model=package.module:function --weights=…"
+        ) from e
+
+
+def _built(path: str, keras: Any) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        builder = getattr(importlib.import_module(module), name)
+        model = builder()
+    except Exception as e:
+        raise ModelError(f"--model={path}: the builder failed: {one_line(e)}") from e
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"--model={path}: it returned {type(model).__name__}, not a keras.Model")
+    return model
+
+
+def _zeros(spec: InputSpec) -> Any:
+    shape = (_ROWS_TO_BUILD, *(1 if extent is None else extent for extent in spec.shape))
+    if spec.dtype == "string":
+        return feedable(CodedStrings(np.array([b""], dtype=object), np.zeros(shape, np.int32)))
+    import keras
+
+    return keras.ops.convert_to_numpy(keras.ops.zeros(shape, spec.dtype))

@@ -1,0 +1,279 @@
+"""Which columns feed which model input, decided before the first prediction.
+
+In this order: inputs by name where the model names them; one input whose name is a column
+of its shape; one input of width k and ``--features`` of k columns; one input of width k
+where exactly k columns that it can take remain after ``--keys``, or the one list column of
+its shape that remains. Anything else is an error that lists both sides. Columns that are
+neither features nor keys are never read, and the model is fed its declared inputs only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from job.columns import CAST_TYPES, Layout, align, layout, leaf_misfit, misfit, shape_text
+from job.errors import SchemaError, UsageError
+from job.spec import Feed, InputSpec, RowFault, Signature, Tensor
+from job.tensors import feed_tensor
+
+_LISTED_COLUMNS: Final = 40
+
+# What a model that takes its shape from the first batch is fed with.
+_ANY_INPUT: Final = InputSpec("inputs", (None,), "float32")
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The columns of each model input, in the signature's order, and ``--cast`` among them.
+
+    The types in ``casts`` are Arrow's names without aliases (``float32``, not ``float``).
+    """
+
+    feeds: tuple[Feed, ...]
+    casts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The distinct columns to read, in the order in which they feed the model."""
+        return tuple(dict.fromkeys(name for feed in self.feeds for name in feed.columns))
+
+
+def bind(
+    schema: Any,
+    signature: Signature,
+    *,
+    keys: Sequence[str] = (),
+    features: Sequence[str] = (),
+    casts: Sequence[tuple[str, str]] = (),
+) -> Binding:
+    """Return the one way in which the columns of ``schema`` feed ``signature``.
+
+    ``schema`` is Arrow's, Hive folder columns included. Raises ``SchemaError`` where there is
+    no such way, or more than one; ``UsageError`` where ``casts`` name an unknown column or
+    type, or a column that feeds nothing.
+    """
+    asked = _cast_types(schema, casts)
+    table = _Table(schema, frozenset(keys), asked)
+    inputs = signature.inputs
+    table.check("--keys", keys, inputs)
+    table.check("--features", features, inputs)
+    if not inputs:
+        feeds: tuple[Feed, ...] = (_first_batch(table, tuple(features)),)
+    elif len(inputs) == 1:
+        feeds = (_one_input(table, inputs[0], tuple(features), named=signature.named),)
+    else:
+        feeds = _several_inputs(table, inputs, tuple(features))
+    binding = Binding(feeds, tuple(asked.items()))
+    for name in asked:
+        if name not in binding.columns:
+            raise UsageError(f"--cast names column {name!r}, which feeds no model input: leave it out")
+    if reasons := mismatches(schema, binding):
+        raise table.error("; ".join(reasons), inputs)
+    return binding
+
+
+def mismatches(schema: Any, binding: Binding, keys: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return why a shard of ``schema`` cannot be scored with ``binding``, one line a column.
+
+    Empty when it fits. A column may be of another type than in the first shard as long as
+    its type can feed the same input.
+    """
+    found = [line for feed in binding.feeds for line in _feed_mismatches(schema, feed, dict(binding.casts))]
+    for key in keys:
+        if times := _times(schema, key, "a key (--keys)"):
+            found.append(times)
+    return tuple(found)
+
+
+def to_tensors(batch: Any, binding: Binding) -> tuple[tuple[Tensor, ...], tuple[RowFault, ...]]:
+    """Return one tensor per model input, ``(rows, *shape)`` of its type, and the bad rows.
+
+    ``batch`` is a record batch that holds at least ``binding.columns``. Bad rows keep their
+    slot, filled with zeros or empty strings; drop them before or after predicting. A tensor
+    may share the batch's memory and be read-only. Raises ``SchemaError`` where a column is
+    absent or of a type that cannot feed its input, which ``mismatches`` would have told.
+    """
+    casts = dict(binding.casts)
+    pairs = [feed_tensor(batch, feed, casts) for feed in binding.feeds]
+    return tuple(tensor for tensor, _ in pairs), tuple(fault for _, faults in pairs for fault in faults)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One side of the match: columns, which of them are keys, and the casts asked for."""
+
+    schema: Any
+    keys: frozenset[str]
+    casts: Mapping[str, str]
+
+    def scalars(self, dtype: str) -> tuple[str, ...]:
+        """Return the columns that are no keys and hold one value a row that ``dtype`` takes."""
+        return tuple(name for name, cells in self._candidates(dtype) if not cells.extents)
+
+    def lists(self, wanted: InputSpec) -> tuple[str, ...]:
+        """Return the nested columns that are no keys and whose cells fit ``wanted``."""
+        return tuple(
+            name
+            for name, cells in self._candidates(wanted.dtype)
+            if cells.extents and align(cells.extents, wanted.shape) is not None
+        )
+
+    def blocks(self, dtype: str) -> tuple[str, ...]:
+        """Return the columns that are no keys and hold cells of one fixed shape that ``dtype`` takes."""
+        return tuple(
+            name for name, cells in self._candidates(dtype) if cells.extents and None not in cells.extents
+        )
+
+    def _candidates(self, dtype: str) -> list[tuple[str, Layout]]:
+        cells = [(field.name, layout(field.type)) for field in self.schema if field.name not in self.keys]
+        return [(n, c) for n, c in cells if leaf_misfit(c.leaf, dtype, self.casts.get(n)) is None]
+
+    def cells(self, name: str) -> Layout:
+        """Return the layout of column ``name``."""
+        return layout(self.schema.field(name).type)
+
+    def check(self, flag: str, names: Sequence[str], inputs: Sequence[InputSpec]) -> None:
+        """Raise ``SchemaError`` where ``names`` repeat or are no columns."""
+        for position, name in enumerate(names):
+            if name in names[:position]:
+                raise SchemaError(f"{flag} names column {name!r} twice: leave one out")
+            if name not in self.schema.names:
+                reason = f"{flag} names {name!r}, which is no column{_closest(name, self.schema.names)}"
+                raise self.error(reason, inputs)
+
+    def error(self, reason: str, inputs: Sequence[InputSpec]) -> SchemaError:
+        """Return an error that lists both sides on one line."""
+        takes = ", ".join(_input_text(spec) for spec in inputs) or "not known before the first batch"
+        listed = [
+            f"{field.name} {field.type}{' (key)' if field.name in self.keys else ''}"
+            for field in list(self.schema)[:_LISTED_COLUMNS]
+        ]
+        if len(self.schema) > _LISTED_COLUMNS:
+            listed.append(f"and {len(self.schema) - _LISTED_COLUMNS} more")
+        return SchemaError(f"{reason} | model inputs: {takes} | columns: {', '.join(listed)}")
+
+
+def _one_input(table: _Table, wanted: InputSpec, features: tuple[str, ...], *, named: bool) -> Feed:
+    long_axes = [extent for extent in wanted.shape if extent != 1]
+    width = 1 if not long_axes else long_axes[0] if len(long_axes) == 1 else None
+    if features:
+        if len(features) > 1 and long_axes not in ([None], [len(features)]):
+            reason = f"--features names {len(features)} columns for model input {_input_text(wanted)}"
+            raise table.error(f"{reason}: name as many as it is wide", (wanted,))
+        return Feed(wanted, features)
+    if wanted.name in table.schema.names:
+        # A name the framework made up may be a column's by accident: then it must fit to count.
+        column_type = table.schema.field(wanted.name).type
+        if named or misfit(column_type, wanted, table.casts.get(wanted.name)) is None:
+            return Feed(wanted, (wanted.name,))
+    scalars = table.scalars(wanted.dtype)
+    ways: list[tuple[str, ...]] = [(name,) for name in table.lists(wanted)]
+    if width is not None and len(scalars) == width:
+        ways.insert(0, scalars)
+    if len(ways) == 1:
+        return Feed(wanted, ways[0])
+    if ways:
+        choices = " or ".join(_short(way) for way in ways)
+        raise table.error(f"{choices} would feed the model alike: choose with --features", (wanted,))
+    reason = f"{len(scalars)} columns of one value that {wanted.dtype} takes remain after --keys, "
+    reason += f"and none of shape {shape_text(wanted.shape)}: name the model's columns with --features=A,B,…"
+    reason += " or the others with --keys=A,B,…"
+    raise table.error(reason, (wanted,))
+
+
+def _several_inputs(
+    table: _Table, inputs: tuple[InputSpec, ...], features: tuple[str, ...]
+) -> tuple[Feed, ...]:
+    names = tuple(spec.name for spec in inputs)
+    if not features:
+        absent = [name for name in names if name not in table.schema.names]
+        if absent:
+            hints = ", ".join(f"{name!r}{_closest(name, table.schema.names)}" for name in absent)
+            reason = f"no column for model input {hints}: rename the columns, or give them with --features"
+            raise table.error(reason, inputs)
+        return tuple(Feed(spec, (spec.name,)) for spec in inputs)
+    if len(features) != len(inputs):
+        reason = f"--features names {len(features)} columns for {len(inputs)} model inputs: name one for each"
+        raise table.error(reason, inputs)
+    if set(features) == set(names):
+        return tuple(Feed(spec, (spec.name,)) for spec in inputs)
+    for spec, feature in zip(inputs, features, strict=True):
+        if feature in names and feature != spec.name:
+            reason = f"--features gives column {feature!r} to model input {spec.name!r}, but another input "
+            reason += "has its name: put them in the model's order, or rename the column"
+            raise table.error(reason, inputs)
+    return tuple(Feed(spec, (name,)) for spec, name in zip(inputs, features, strict=True))
+
+
+def _first_batch(table: _Table, features: tuple[str, ...]) -> Feed:
+    """Bind a model that takes its shape from the first batch: the columns decide it."""
+    chosen: tuple[str, ...] = features
+    if not features:
+        scalars = table.scalars(_ANY_INPUT.dtype)
+        ways = [scalars] if scalars else []
+        ways += [(name,) for name in table.blocks(_ANY_INPUT.dtype)]
+        if len(ways) != 1:
+            choices = " or ".join(_short(way) for way in ways) or "no numeric column remains after --keys"
+            reason = f"the model takes its shape from its first batch, which may hold {choices}"
+            raise table.error(f"{reason}: name its columns with --features", ())
+        chosen = ways[0]
+    extents = table.cells(chosen[0]).extents if len(chosen) == 1 else ()
+    return Feed(replace(_ANY_INPUT, shape=extents or (len(chosen),)), chosen)
+
+
+def _feed_mismatches(schema: Any, feed: Feed, casts: Mapping[str, str]) -> Iterator[str]:
+    wanted = replace(feed.input, shape=()) if len(feed.columns) > 1 else feed.input
+    for name in feed.columns:
+        if times := _times(schema, name, f"model input {_input_text(feed.input)}"):
+            yield times
+            continue
+        column_type = schema.field(name).type
+        reason = misfit(column_type, wanted, casts.get(name))
+        if reason is not None:
+            line = (
+                f"column {name!r} {column_type} cannot feed model input {_input_text(feed.input)}: {reason}"
+            )
+            kind_fits = misfit(column_type, wanted, feed.input.dtype) is None
+            yield f"{line} (--cast {name}={feed.input.dtype} asks for it)" if kind_fits else line
+
+
+def _times(schema: Any, name: str, purpose: str) -> str:
+    """Say that ``schema`` has no column ``name`` or more than one; empty for exactly one."""
+    times = len(schema.get_all_field_indices(name))
+    if times == 1:
+        return ""
+    if times > 1:
+        return f"column {name!r} occurs {times} times, wanted once for {purpose}"
+    return f"column {name!r} is absent, wanted for {purpose}{_closest(name, schema.names)}"
+
+
+def _cast_types(schema: Any, casts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    asked: dict[str, str] = {}
+    for name, type_name in casts:
+        if name not in schema.names:
+            raise UsageError(f"--cast names {name!r}, which is no column{_closest(name, schema.names)}")
+        if name in asked:
+            raise UsageError(f"--cast names column {name!r} twice: leave one out")
+        if type_name not in CAST_TYPES:
+            hint = _closest(type_name, CAST_TYPES) or f" (there are {', '.join(CAST_TYPES)})"
+            raise UsageError(f"--cast {name}={type_name}: {type_name!r} is no type to cast to{hint}")
+        asked[name] = CAST_TYPES[type_name]
+    return asked
+
+
+def _closest(name: str, names: Iterable[str]) -> str:
+    known = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), list(known), n=3)
+    return f" (closest: {', '.join(repr(known[other]) for other in close)})" if close else ""
+
+
+def _input_text(spec: InputSpec) -> str:
+    return f"{spec.name!r} {spec.dtype} {shape_text(spec.shape)}"
+
+
+def _short(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"[{shown}, … {len(names)} columns]" if len(names) > 5 else f"[{shown}]"

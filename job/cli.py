@@ -1,0 +1,152 @@
+"""Subcommands, help and what people see: results on standard output, all else on standard error.
+
+A command imports what it needs inside its function, so that help never waits for Beam or
+TensorFlow, and so that their start-up noise is silenced before it is made.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from job import progress, quiet
+from job.errors import JobError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
+PROGRAM: Final = "python -m job"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: one line about it, and two functions of its own arguments."""
+
+    summary: str
+    run: Callable[[Sequence[str]], int]
+    help: Callable[[], str]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; nothing is raised.
+
+    ``argv`` is without the program's name and defaults to the process's arguments.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    try:
+        return _run(args, debug=debug)
+    except JobError as error:
+        return _fail(str(error), error.exit_code, debug=debug)
+    except KeyboardInterrupt:
+        progress.say("interrupted; the same command resumes where this one stopped")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort: one line, as for any other error
+        hint = "" if debug else "; run again with --debug for the traceback"
+        return _fail(f"{type(error).__name__}: {error}{hint}", 1, debug=debug)
+
+
+def _run(args: Sequence[str], *, debug: bool) -> int:
+    if not args:
+        raise UsageError(f"no command; use one of {', '.join(COMMANDS)}, or {PROGRAM} --help")
+    name, rest = args[0], args[1:]
+    if name in {"-h", "--help"}:
+        _print(_overview())
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}; use one of {', '.join(COMMANDS)}, or {PROGRAM} --help")
+    command = COMMANDS[name]
+    if {"-h", "--help"} & set(rest):
+        _print(command.help())
+        return 0
+    quiet.hush(debug=debug)
+    return command.run(rest)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND [flag …]\n\n"
+        "Nightly batch scoring: Parquet shards through a Keras model, back to Parquet.\n\n"
+        f"commands:\n{commands}\n\n"
+        f"{PROGRAM} COMMAND --help tells more.\n"
+    )
+
+
+def _score(args: Sequence[str]) -> int:
+    from job import options
+
+    spec, beam_args = options.parse(args)
+    # Only now, so that a wrong flag is told at once.
+    from job import launch
+
+    outcome = launch.score(spec, beam_args, announce=progress.say)
+    report = outcome.report
+    if outcome.already_published:
+        _print(f"already published: run {report.run_id[:12]} at {report.output}: nothing to do\n")
+    else:
+        _print(report.summary_table())
+    return 0
+
+
+def _score_help() -> str:
+    from job import options
+
+    return options.build_parser().format_help()
+
+
+def _report(args: Sequence[str]) -> int:
+    from job import commit, storage
+    from job.report import RunReport
+
+    outputs = [arg for arg in args if arg != "--debug"]
+    if len(outputs) != 1 or outputs[0].startswith("-"):
+        raise UsageError(f"report takes one output folder, not {' '.join(outputs) or 'none'}")
+    path = storage.join(outputs[0], commit.REPORT_JSON)
+    content = storage.read_bytes(path)
+    if content is None:
+        raise UsageError(f"{path}: no such file; nothing was published at {outputs[0]}")
+    _print(RunReport.from_json(content.decode(errors="replace"), path).summary_table())
+    return 0
+
+
+def _report_help() -> str:
+    return (
+        f"usage: {PROGRAM} report OUTPUT\n\n"
+        "Print the report of the run that was published at the folder OUTPUT.\n"
+        "The same as a page: OUTPUT/_report.html\n"
+    )
+
+
+def _print(what: str | Table) -> None:
+    """Write a result to standard output; a reader that has left does not turn success into failure."""
+    try:
+        if isinstance(what, str):
+            sys.stdout.write(what)
+        else:
+            from rich.console import Console
+
+            Console(highlight=False).print(what)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, exit_code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    progress.say(f"error: {' '.join(message.split())}")
+    return exit_code
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "score": Command("score shards and publish the predictions", _score, _score_help),
+    "report": Command("print the run report of an output", _report, _report_help),
+}

@@ -1,0 +1,188 @@
+"""What an Arrow column offers and what a model input takes: types only, no values.
+
+A column is seen as cells: one cell a row, each cell of some *extents* (``()`` for a number,
+``(3,)`` for a list of three, ``None`` for an extent that differs from row to row) over a
+*leaf* type. Dictionary encoding is a matter of storage and is looked through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
+
+from job.spec import InputSpec
+
+Kind = Literal["bool", "int", "float", "decimal", "text", "time", "null", "other"]
+Extents = tuple[int | None, ...]
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+NUMERIC: tuple[Kind, ...] = ("bool", "int", "float", "decimal")
+
+# What --cast may name: Arrow's names and the aliases Arrow itself understands.
+CAST_TYPES: dict[str, str] = {
+    **{name: name for name in (*INTEGERS, "bool", "float16", "float32", "float64", "string")},
+    "half": "float16",
+    "halffloat": "float16",
+    "float": "float32",
+    "double": "float64",
+    "utf8": "string",
+    "large_string": "string",
+}
+
+# By Arrow's type number, because a batch asks for the kind of every column.
+_KINDS: dict[int, Kind] = {
+    example.id: offered
+    for offered, examples in {
+        "bool": [pa.bool_()],
+        "int": [pa.type_for_alias(name) for name in INTEGERS],
+        "float": [pa.float16(), pa.float32(), pa.float64()],
+        "decimal": [pa.decimal32(1), pa.decimal64(1), pa.decimal128(1), pa.decimal256(1)],
+        "text": [pa.string(), pa.large_string(), pa.string_view(), pa.binary(1)]
+        + [pa.binary(), pa.large_binary(), pa.binary_view()],
+        "time": [pa.date32(), pa.date64(), pa.time32("s"), pa.time64("us")]
+        + [pa.timestamp("us"), pa.duration("us")],
+        "null": [pa.null()],
+    }.items()
+    for example in examples
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Extents of a column's cells and the type of what fills them.
+
+    ``tensor`` is the shape in memory of a ``fixed_shape_tensor`` column, which is stored as
+    one flat list a row, and ``order`` the axes in the order people see; both else empty.
+    """
+
+    extents: Extents
+    leaf: Any
+    tensor: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
+
+
+def layout(column_type: Any) -> Layout:
+    """Return the cells of a column of ``column_type``.
+
+    A tensor or another extension inside a list is left as the leaf, which then is of
+    kind ``other``: its own order of axes would be lost.
+    """
+    if isinstance(column_type, pa.FixedShapeTensorType):
+        stored = tuple(column_type.shape)
+        order = tuple(column_type.permutation or range(len(stored)))
+        leaf = _decoded(column_type.value_type)
+        return Layout(tuple(stored[axis] for axis in order), leaf, stored, order)
+    if isinstance(column_type, pa.BaseExtensionType):
+        column_type = column_type.storage_type
+    extents: list[int | None] = []
+    while True:
+        if types.is_fixed_size_list(column_type):
+            extents.append(column_type.list_size)
+        elif types.is_list(column_type) or types.is_large_list(column_type):
+            extents.append(None)
+        else:
+            return Layout(tuple(extents), _decoded(column_type))
+        column_type = column_type.value_type
+
+
+def _decoded(leaf: Any) -> Any:
+    return leaf.value_type if types.is_dictionary(leaf) else leaf
+
+
+def kind(leaf: Any) -> Kind:
+    """Return the family of a leaf type; ``other`` is what no model input can take."""
+    return _KINDS.get(leaf.id, "other")
+
+
+def takes(dtype: str, offered: Kind) -> bool:
+    """Say whether an input of ``dtype`` takes a leaf of kind ``offered`` without ``--cast``."""
+    if dtype == "string":
+        return offered == "text"
+    return offered in NUMERIC and dtype in (*FLOATS, *INTEGERS, "bool")
+
+
+def castable(leaf: Any, cast: str) -> bool:
+    """Say whether ``--cast`` can turn a leaf type into ``cast`` (a value of ``CAST_TYPES``)."""
+    offered = kind(leaf)
+    if offered == "other":
+        return False
+    if cast == "string" and offered != "text":
+        try:
+            pc.cast(pa.array([], leaf), pa.string())
+        except pa.ArrowNotImplementedError:
+            return False
+    return not (offered == "time" and cast == "bool")
+
+
+def align(extents: Extents, shape: Extents) -> Extents | None:
+    """Return how many items each level of a column must hold to fill cells of ``shape``.
+
+    ``None`` within the answer is an extent that only the data can tell; ``None`` as the
+    answer says that the column does not fit. Besides equal extents these fit: the same
+    extents with axes of one left out or put in, and one flat list of the product's width.
+    """
+    if len(extents) == len(shape) and all(map(_agree, extents, shape)):
+        return tuple(e if s is None else s for e, s in zip(extents, shape, strict=True))
+    known = [extent for extent in shape if extent is not None]
+    if len(extents) == 1 and shape and len(known) == len(shape):
+        width = math.prod(known)
+        if _agree(extents[0], width):
+            return (width,)
+    long_shape = [extent for extent in shape if extent != 1]
+    long_extents = [extent for extent in extents if extent != 1]
+    if len(long_extents) == len(long_shape) and all(map(_agree, long_extents, long_shape)):
+        wanted: Iterator[int | None] = iter(long_shape)
+        filled = ((e if (s := next(wanted)) is None else s) if e != 1 else 1 for e in extents)
+        return tuple(filled)
+    return () if not extents and all(extent in (None, 1) for extent in shape) else None
+
+
+def _agree(extent: int | None, wanted: int | None) -> bool:
+    return extent is None or wanted is None or extent == wanted
+
+
+def cell_shape(shape: Extents, extents: Extents, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """Return ``shape`` with its unknown extents filled from a column's ``counts``.
+
+    ``counts`` are the resolved ``align(extents, shape)``.
+    """
+    if len(shape) == len(extents):
+        return tuple(c if s is None else s for s, c in zip(shape, counts, strict=True))
+    long_counts = iter([c for e, c in zip(extents, counts, strict=True) if e != 1])
+    filled = []
+    for extent in shape:
+        count = 1 if extent == 1 else next(long_counts, 1)
+        filled.append(count if extent is None else extent)
+    return tuple(filled)
+
+
+def misfit(column_type: Any, wanted: InputSpec, cast: str | None) -> str | None:
+    """Say in a few words why a column cannot feed ``wanted``, or return ``None`` when it can."""
+    cells = layout(column_type)
+    if align(cells.extents, wanted.shape) is None:
+        return f"cells of shape {shape_text(cells.extents)} where {shape_text(wanted.shape)} is wanted"
+    return leaf_misfit(cells.leaf, wanted.dtype, cast)
+
+
+def leaf_misfit(leaf: Any, dtype: str, cast: str | None) -> str | None:
+    """Say in a few words why values of type ``leaf`` cannot feed ``dtype``, or return ``None``."""
+    if cast is None:
+        return None if takes(dtype, kind(leaf)) else f"{leaf} where {dtype} is wanted"
+    if not castable(leaf, cast):
+        return f"Arrow cannot cast {leaf} to {cast}"
+    if (cast == "string") != (dtype == "string"):
+        return f"cast to {cast} where {dtype} is wanted"
+    return None
+
+
+def shape_text(shape: Extents) -> str:
+    """Return a shape as people write it, with ``?`` for an unknown extent."""
+    inner = ", ".join("?" if extent is None else str(extent) for extent in shape)
+    return f"({inner},)" if len(shape) == 1 else f"({inner})"

@@ -1,0 +1,97 @@
+"""Every error the job raises on purpose, and the exit code each one ends with.
+
+::
+
+    JobError                      1   anything below, caught as one
+    ├── UsageError                2   your fault: a flag, or flags that contradict each other
+    ├── NoInputError              3   your fault: nothing matches --input
+    ├── PreflightError            4   found before the first prediction
+    │   ├── ModelError            4     the model cannot be had, read or trusted
+    │   ├── SchemaError           4     columns and model inputs do not fit
+    │   └── ShardError            4     the data's fault: a shard that cannot be read
+    ├── DataError                 5   the data's fault: rows that cannot be scored
+    ├── OutputConflictError       6   the output holds another run
+    ├── EngineError               7   the engine cannot be reached
+    ├── StorageError              1   reading or writing failed; the same command may succeed
+    └── StateUnknownError         1   an operation may or may not have happened; look first
+
+A message is one line: what, both values, where, and the fix.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class JobError(Exception):
+    """Base of every error raised on purpose; ``str(error)`` is one line for a person."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(JobError):
+    """A flag is wrong, or flags contradict each other."""
+
+    exit_code = 2
+
+
+class NoInputError(JobError):
+    """No shard matches the input."""
+
+    exit_code = 3
+
+
+class PreflightError(JobError):
+    """The run cannot succeed, and that was seen before the first prediction."""
+
+    exit_code = 4
+
+
+class ModelError(PreflightError):
+    """The model cannot be found, read, trusted or built."""
+
+
+class SchemaError(PreflightError):
+    """Columns and model inputs do not fit each other."""
+
+
+class ShardError(PreflightError):
+    """A shard cannot be read as Parquet."""
+
+
+class DataError(JobError):
+    """Rows that cannot be scored; nothing is published."""
+
+    exit_code = 5
+
+
+class OutputConflictError(JobError):
+    """The output folder holds something that this run must not touch."""
+
+    exit_code = 6
+
+
+class EngineError(JobError):
+    """The engine cannot be reached or refused the pipeline."""
+
+    exit_code = 7
+
+
+class StorageError(JobError):
+    """A read or a write failed; the same command may succeed when repeated."""
+
+
+class StateUnknownError(JobError):
+    """An operation may or may not have taken effect."""
+
+
+def by_name(name: str) -> type[JobError]:
+    """Return the error class called ``name``, or ``JobError`` when there is none.
+
+    Engines flatten exceptions into text, so a worker leaves the class name beside
+    the message and the launcher raises the same class again.
+    """
+    found = globals().get(name)
+    if isinstance(found, type) and issubclass(found, JobError):
+        return found
+    return JobError

@@ -1,0 +1,207 @@
+"""From a validated spec to a published night: what happens on the launching machine.
+
+List the shards, digest the model, name the run. If that run is published already, stop there: neither
+Keras nor Beam has been imported. Else load the model, read every footer, bind, plan, run the pipeline.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from job import artifact, commit, engines, planning, preflight, progress, quiet, staging, storage
+from job.errors import EngineError, JobError, UsageError
+from job.report import Outcome, RunReport
+from job.spec import ModelReference, Run, ScoringSpec, Shard
+
+_FOOTER_THREADS = 16
+_PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
+
+
+def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[str], None]) -> Outcome:
+    """Score a night and publish it.
+
+    Args:
+        spec: what to score with what, and where to.
+        beam_args: flags for Beam, untouched.
+        announce: told, in one line each, what a person may want to know while waiting.
+
+    Raises:
+        JobError: with the exit code that fits.
+    """
+    spec = _absolute(spec)
+    shards = list_shards(spec)
+    reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
+    run_id = commit.run_id(shards, reference.digest, _options_that_shape_output(spec))
+    done = commit.published(spec.output)
+    if done is not None and done["run_id"] == run_id:
+        commit.remove_staging(spec.output, run_id)
+        report = storage.read_bytes(storage.join(spec.output, commit.REPORT_JSON)) or b""
+        return Outcome(RunReport.from_json(report.decode()), already_published=True)
+    replacing = spec.if_exists == "replace"
+    commit.check_output(spec.output, run_id, replace=replacing)
+    _clear_leftovers(spec.output, run_id, replacing, announce)
+    return _run(spec, beam_args, shards, reference, run_id, announce)
+
+
+def list_shards(spec: ScoringSpec) -> list[Shard]:
+    """Return the shards that the inputs name, each once, sorted by path.
+
+    Raises:
+        NoInputError: an input matches nothing.
+        UsageError: the output lies in an input folder, so that tomorrow's input would hold tonight's output.
+    """
+    found = {info.path: info for pattern in spec.inputs for info in storage.listing(pattern)}
+    inside = f"{spec.output}/"
+    for info in found.values():
+        # A file that was named by itself or by a glob stands for no folder.
+        below = info.root and inside.startswith(f"{info.root.rstrip('/')}/")
+        if info.path.startswith(inside) or below:
+            raise UsageError(
+                f"--output={spec.output}: it and the input {info.root or info.path} lie within each other, "
+                f"so predictions would be read as features; choose a folder beside the input"
+            )
+    return [planning.shard_of(found[path]) for path in sorted(found)]
+
+
+def _run(
+    spec: ScoringSpec,
+    beam_args: Sequence[str],
+    shards: list[Shard],
+    reference: ModelReference,
+    run_id: str,
+    announce: Callable[[str], None],
+) -> Outcome:
+    storage.make_folder(spec.output)
+    footers = read_footers(shards)
+    with quiet.imports():
+        import apache_beam as beam
+
+        from job.pipeline import ScoreParquet
+        from job.scoring import ScoringTask
+
+    options = engines.beam_options(beam_args)
+    threads = engines.tensorflow_threads(options)
+    ready = preflight.check(spec, shards, footers, reference, threads)
+    splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows)
+    run = Run(
+        run_id=run_id,
+        output=spec.output,
+        model=reference,
+        signature=ready.signature,
+        shards=len(shards),
+        splits=len(splits),
+        rows=sum(split.rows for split in splits),
+        started_unix_s=_process_start_unix_s(),
+        versions=_versions(),
+    )
+    task = ScoringTask(
+        run=run,
+        binding=ready.binding,
+        keys=spec.keys,
+        partition_types=ready.partition_types,
+        predictions=ready.predictions,
+        batch_rows=spec.batch_size or 0,
+        row_group_rows=spec.row_group_rows,
+        compression=spec.compression,
+        device=spec.device,
+        threads=threads,
+    )
+    staging.clear_failures(spec.output, run_id)
+    plan = staging.write_plan(spec.output, run_id, splits)
+    receipts = staging.count_receipts(spec.output, run_id)
+    if receipts:
+        announce(f"resuming run {run_id[:12]}: {receipts} of {len(splits)} splits have their receipt")
+    with progress.shown(run.rows):
+        pipeline = beam.Pipeline(options=options)
+        pipeline | "Score Parquet" >> ScoreParquet(plan, task)
+        _wait(pipeline, run)
+    report = storage.read_bytes(storage.join(spec.output, commit.REPORT_JSON)) or b""
+    return Outcome(RunReport.from_json(report.decode()), already_published=False)
+
+
+def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
+    """Read every footer, several at a time.
+
+    Raises:
+        ShardError: a shard is no readable Parquet.
+    """
+    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
+        return list(pool.map(planning.read_footer, shards))
+
+
+def _wait(pipeline: object, run: Run) -> None:
+    try:
+        result = pipeline.run()  # type: ignore[attr-defined]
+        state = result.wait_until_finish()
+    except JobError:
+        raise
+    except Exception as e:
+        # A worker's own error, where it left one, says more than what the engine made of it.
+        raise (staging.failure(run.output, run.run_id) or e) from e
+    if state not in (None, "DONE"):
+        left = staging.failure(run.output, run.run_id)
+        raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
+
+
+def _absolute(spec: ScoringSpec) -> ScoringSpec:
+    """Return the spec with absolute paths: workers stand elsewhere, and run ids must not depend on where."""
+    inputs = tuple(
+        f"@{os.path.abspath(storage.local(i[1:]))}"
+        if i.startswith("@")
+        else os.path.abspath(storage.local(i))
+        for i in spec.inputs
+    )
+    is_builder = artifact.kind_of(spec.model) == "builder"
+    return replace(
+        spec,
+        inputs=inputs,
+        model=spec.model if is_builder else os.path.abspath(storage.local(spec.model)),
+        weights=spec.weights and os.path.abspath(storage.local(spec.weights)),
+        output=os.path.abspath(storage.local(spec.output)),
+    )
+
+
+def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:
+    return {
+        name: getattr(spec, name)
+        for name in (
+            *("keys", "features", "casts", "prediction_columns", "batch_size", "split_rows"),
+            *("compression", "row_group_rows", "device"),
+        )
+    }
+
+
+def _clear_leftovers(output: str, run_id: str, replacing: bool, announce: Callable[[str], None]) -> None:
+    for other in commit.leftovers(output, run_id):
+        if replacing:
+            commit.remove_staging(output, other)
+        else:
+            folder = storage.join(output, staging.STAGING, other)
+            announce(f"{folder}: left by another run; --if_exists=replace removes it")
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    found = [("python", platform.python_version())]
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found.append((package, version(package)))
+    return tuple(found)
+
+
+def _process_start_unix_s() -> float:
+    """Return when this process began, so that the report's times include start-up."""
+    try:
+        # Field 22 of proc_pid_stat(5): clock ticks from boot to the start of the process.
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - (uptime_s - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return time.time() - time.process_time()

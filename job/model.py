@@ -1,0 +1,135 @@
+"""Load once, predict many times.
+
+A worker process holds one ``LoadedModel`` for a reference, whatever the engine does with its DoFns:
+``acquire`` goes through Beam's ``Shared``. The predict step is ``Model.predict_on_batch``, which
+is the function ``Model.predict`` compiles, without its data adapter. It is traced once, with the
+batch axis left open, so that a ragged last batch compiles nothing.
+
+Memory: the weights once per process, and per scoring thread one batch of inputs, the layer outputs that
+it needs, and one batch of outputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from apache_beam.utils import shared
+
+from job import artifact, backend
+from job.batching import BatchSize
+from job.errors import ModelError
+from job.spec import CodedStrings, Device, InputSpec, ModelReference, Signature, Tensor
+
+_SHARED = shared.Shared()
+_LOADS = itertools.count(1)
+
+
+class LoadedModel:
+    """A model in this process. Safe to use from several threads.
+
+    Attributes:
+        signature: its inputs and outputs; empty ``inputs`` until ``build`` where it has no input shape.
+        batch: the batch size chosen for it, shared by all threads.
+        load: identifies this loading among all loadings of a run.
+        load_s: how long loading, building and tracing took, in seconds.
+        weights_digest: SHA-256 of the weights a builder made without ``--weights``; else empty.
+    """
+
+    def __init__(self, reference: ModelReference) -> None:
+        begin = time.perf_counter()
+        self._reference = reference
+        self._lock = threading.Lock()
+        self.batch = BatchSize()
+        self.load = f"{socket.gethostname()}:{os.getpid()}:{next(_LOADS)}"
+        self.weights_digest = ""
+        self._step = backend.load(reference)
+        self.signature = self._step.signature()
+        self._ready = False
+        self.load_s = time.perf_counter() - begin
+        if self.signature.inputs:
+            self.build(self.signature.inputs)
+
+    def build(self, inputs: Sequence[InputSpec]) -> None:
+        """Make the model ready to predict; later calls do nothing.
+
+        Args:
+            inputs: its inputs, which a model without an input shape learns from the columns.
+
+        Raises:
+            ModelError: the model cannot be built for them, or the weights do not fit.
+        """
+        with self._lock:
+            if self._ready:
+                return
+            begin = time.perf_counter()
+            self._step.build(inputs)
+            self.signature = Signature(tuple(inputs), self._step.outputs(), self.signature.named)
+            self.weights_digest = self._step.weights_digest()
+            self._ready = True
+            self.load_s += time.perf_counter() - begin
+
+    def predict(self, tensors: Sequence[Tensor], steady_rows: int = 0) -> list[np.ndarray]:
+        """Predict one batch.
+
+        Args:
+            tensors: one per input, in the signature's order, each ``(rows, *shape)``.
+            steady_rows: where another shape would be compiled anew (XLA, JAX), the batch is filled up to
+                this many rows, and the filling is cut off again.
+
+        Returns:
+            One array per output, in the signature's order, each ``(rows, *shape)``.
+        """
+        rows = len(tensors[0].codes if isinstance(tensors[0], CodedStrings) else tensors[0])
+        if self._step.recompiles and 0 < rows < steady_rows:
+            filled = [_fill(tensor, steady_rows) for tensor in tensors]
+            return [output[:rows] for output in self._step.predict(filled)]
+        return self._step.predict(tensors)
+
+    @property
+    def traces(self) -> int:
+        """Return how many times the predict step has been traced so far."""
+        return self._step.traces()
+
+
+def acquire(reference: ModelReference, *, device: Device = "auto", threads: int = 0) -> LoadedModel:
+    """Return this process's one copy of a model, loading it where that has not been done.
+
+    Args:
+        reference: the model; its artifact must still have the reference's digest.
+        device: where to run.
+        threads: TensorFlow's threads within one operation; 0 leaves the choice to TensorFlow. It cannot be
+            changed once TensorFlow has run an operation in this process.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not the artifact that the run was planned with.
+    """
+
+    def load() -> LoadedModel:
+        found = artifact.digest(reference.path, reference.weights)
+        if found != reference.digest:
+            raise ModelError(
+                f"{reference.path}: its SHA-256 is {found} here, the run was planned with "
+                f"{reference.digest}; put the artifact back or start a new run"
+            )
+        backend.configure(device, threads)
+        return LoadedModel(reference)
+
+    loaded: LoadedModel = _SHARED.acquire(load, tag=(reference, device))
+    return loaded
+
+
+def _fill(tensor: Tensor, rows: int) -> Tensor:
+    if isinstance(tensor, CodedStrings):
+        return CodedStrings(tensor.values, _fill_array(tensor.codes, rows))
+    return _fill_array(tensor, rows)
+
+
+def _fill_array(array: np.ndarray, rows: int) -> np.ndarray:
+    # The last row again: a value the model has seen cannot raise where zeros might.
+    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])

@@ -1,0 +1,62 @@
+"""The whole pipeline.
+
+::
+
+    plan.jsonl ▶ Read the plan      str       → Split     tens of bytes each
+               ▶ Spread the splits  Split     → Split     the only shuffle; no row is in it
+               ▶ Score the splits   Split     → Receipt   read ▶ bind ▶ predict ▶ write, in one place
+               ▶ Gather             Receipt   → [Receipt] hundreds of bytes each
+               ▶ Publish            [Receipt] → str       the report, as JSON; _SUCCESS is written last
+
+The graph holds the path of the plan and not the plan, so its size does not depend on the number of shards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import apache_beam as beam
+
+from job import commit, staging
+from job.errors import JobError
+from job.scoring import ScoreSplits, ScoringTask
+from job.spec import Receipt, Run
+
+
+@dataclass(eq=False)
+class ScoreParquet(beam.PTransform):  # type: ignore[misc]
+    """Score every split of a written plan and publish: ``PBegin`` → ``PCollection[str]`` of one report."""
+
+    plan: str
+    task: ScoringTask
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[str]:
+        """Wire the steps that the module's docstring draws."""
+        return (
+            begin
+            | "Name the plan" >> beam.Create([self.plan], reshuffle=False)
+            | "Read the plan" >> beam.FlatMap(staging.read_plan)
+            | "Spread the splits" >> beam.Reshuffle()
+            | "Score the splits" >> beam.ParDo(ScoreSplits(self.task))
+            | "Gather" >> beam.WithKeys(0)
+            | "Gather all receipts" >> beam.GroupByKey()
+            | "Publish" >> beam.MapTuple(Publish(self.task.run))
+        )
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Publishes a run when all its receipts are in; repeatable."""
+
+    run: Run
+
+    def __call__(self, _: int, receipts: Iterable[Receipt]) -> str:
+        """Return the run's report as JSON."""
+        run = self.run
+        try:
+            return commit.publish(run, receipts, now_unix_s=time.time()).to_json()
+        except JobError as e:
+            staging.write_failure(run.output, run.run_id, "", e)
+            raise

@@ -1,0 +1,184 @@
+"""Shards → splits. Everything here is arithmetic, but for ``read_footer``.
+
+A shard's rows are cut at row-group borders only, so that a split is read with one
+seek and never decodes a row that another split needs. A shard of no more than
+``split_rows`` rows is one split and one output file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from job.errors import SchemaError, ShardError
+from job.spec import Shard, Split
+from job.storage import FileInfo, local
+
+# Hive writes this folder name for a null partition value.
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+
+
+@dataclass(frozen=True, eq=False)
+class Footer:
+    """What a shard says of itself: its columns and the rows of each row group."""
+
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows in the shard."""
+        return sum(self.group_rows)
+
+
+def read_footer(shard: Shard) -> Footer:
+    """Read one shard's footer.
+
+    Raises:
+        ShardError: the file is no Parquet, is cut short, or cannot be read.
+    """
+    try:
+        with pq.ParquetFile(local(shard.path)) as file:
+            metadata = file.metadata
+            groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+            # The file's own Arrow schema, when it has one, names dictionaries, fixed sizes and tensors.
+            return Footer(file.schema_arrow, groups)
+    except FileNotFoundError as e:
+        raise ShardError(f"{shard.path}: was listed and is gone; run again when the input is complete") from e
+    except (pa.ArrowException, OSError, ValueError) as e:
+        reason = " ".join(str(e).split())
+        raise ShardError(
+            f"{shard.path}: {shard.size_bytes} bytes that are no readable Parquet file ({reason}); "
+            f"write it again or narrow --input"
+        ) from e
+
+
+def shard_of(info: FileInfo) -> Shard:
+    """Return the shard that a listed file is, with the Hive folders of its path."""
+    return Shard(info.path, info.size_bytes, info.stamp, hive_folders(info.path))
+
+
+def hive_folders(path: str) -> tuple[tuple[str, str], ...]:
+    """Return the ``name=value`` folders of a path, outermost first, URL-decoded.
+
+    >>> hive_folders("in/ds=2013-12-01/hour=07/a.parquet")
+    (('ds', '2013-12-01'), ('hour', '07'))
+    """
+    pairs = (folder.partition("=") for folder in PurePosixPath(path).parts[:-1])
+    return tuple((unquote(name), unquote(value)) for name, sign, value in pairs if sign and name)
+
+
+def partition_types(shards: Iterable[Shard]) -> dict[str, pa.DataType]:
+    """Return the type of each Hive column: int64 if every value is written as one, else string.
+
+    ``07`` is not how an integer is written, so a column that holds it stays text.
+    """
+    whole: dict[str, bool] = {}
+    for shard in shards:
+        for name, value in shard.partition:
+            is_int = value == HIVE_NULL or (value.removeprefix("-").isdecimal() and str(int(value)) == value)
+            whole[name] = whole.get(name, True) and is_int
+    return {name: pa.int64() if is_int else pa.string() for name, is_int in whole.items()}
+
+
+def partition_scalar(value: str, wanted: pa.DataType) -> pa.Scalar:
+    """Return a Hive folder's value as an Arrow scalar; Hive's null is a null."""
+    if value == HIVE_NULL:
+        return pa.scalar(None, wanted)
+    return pa.scalar(int(value) if pa.types.is_integer(wanted) else value, wanted)
+
+
+def with_partitions(
+    schema: pa.Schema, partition: tuple[tuple[str, str], ...], types: dict[str, pa.DataType]
+) -> pa.Schema:
+    """Return ``schema`` with the Hive columns that the file itself lacks."""
+    for name, _ in partition:
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, types[name]))
+    return schema
+
+
+def output_stems(shards: Sequence[Shard]) -> list[str]:
+    """Return each shard's output path, relative and without ``.parquet``, all distinct.
+
+    It is the shard's stem below its own Hive folders. Shards that would share one get a
+    digest of their path behind it, so that the name depends on that shard alone.
+    """
+    stems = [_stem(shard) for shard in shards]
+    seen = Counter(stem.casefold() for stem in stems)
+    return [
+        stem
+        if seen[stem.casefold()] == 1
+        else f"{stem}~{hashlib.sha256(shard.path.encode()).hexdigest()[:12]}"
+        for stem, shard in zip(stems, shards, strict=True)
+    ]
+
+
+def _stem(shard: Shard) -> str:
+    path = PurePosixPath(shard.path)
+    name = path.name
+    for suffix in _PARQUET_SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            name = name[: -len(suffix)]
+            break
+    # A name that began so would be skipped by every reader of the output.
+    name = name.lstrip("_.") or "part"
+    folders = [folder for folder in path.parts[:-1] if "=" in folder.lstrip("=")]
+    return "/".join([*folders, name])
+
+
+def cut(group_rows: Sequence[int], split_rows: int) -> list[range]:
+    """Return runs of row groups, in order, that hold about ``split_rows`` rows each.
+
+    A run ends where the next row group would take it past ``split_rows``. A row group larger
+    than that is a run by itself. No row groups are one empty run.
+
+    >>> cut([40, 40, 40], 100)
+    [range(0, 2), range(2, 3)]
+    """
+    runs: list[range] = []
+    start = rows = 0
+    for i, more in enumerate(group_rows):
+        if i > start and rows + more > split_rows:
+            runs.append(range(start, i))
+            start, rows = i, 0
+        rows += more
+    return [*runs, range(start, len(group_rows))]
+
+
+def splits_of(shard: Shard, stem: str, group_rows: Sequence[int], split_rows: int) -> list[Split]:
+    """Return a shard's splits; only a shard that is cut has row-group numbers in its names."""
+    runs = cut(group_rows, split_rows)
+    splits, first_row = [], 0
+    for run in runs:
+        rows = sum(group_rows[i] for i in run)
+        name = stem if len(runs) == 1 else f"{stem}-{run[0]:05d}-{run[-1]:05d}"
+        splits.append(Split(name, shard, tuple(run), first_row, rows))
+        first_row += rows
+    return splits
+
+
+def plan(
+    shards: Sequence[Shard], group_rows: Sequence[tuple[int, ...]], split_rows: int
+) -> tuple[Split, ...]:
+    """Return all splits of a run, in the order of its shards."""
+    stems = output_stems(shards)
+    splits = tuple(
+        split
+        for shard, stem, groups in zip(shards, stems, group_rows, strict=True)
+        for split in splits_of(shard, stem, groups, split_rows)
+    )
+    doubled = [name for name, n in Counter(s.name.casefold() for s in splits).items() if n > 1]
+    if doubled:
+        raise SchemaError(
+            f"two splits would be written to {doubled[0]}.parquet; rename one of the shards named like it"
+        )
+    return splits

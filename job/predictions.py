@@ -1,0 +1,167 @@
+"""Model outputs → Arrow columns: types fixed before the first prediction, values without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import types
+
+from job.columns import INTEGERS, shape_text
+from job.errors import DataError, SchemaError
+from job.spec import OutputSpec
+
+Output = NDArray[Any]
+
+_PLAIN: Final = ("float16", "float32", "float64", *INTEGERS, "bool", "string")
+
+# Types Arrow has no column for, every value of which is a float32.
+_NARROW_PREFIXES: Final = ("bfloat16", "float8_", "float4_", "float6_")
+
+
+def prediction_fields(outputs: Sequence[OutputSpec], names: Sequence[str] = ()) -> tuple[Any, ...]:
+    """Return one Arrow field per output, named after it or, in order, by ``names``.
+
+    An output of shape ``()`` or ``(1,)`` becomes a plain column, ``(k,)`` a fixed-size list of
+    k, further axes nested ones; an extent that is not known before the data a plain list.
+    One output of shape ``(k,)`` with k names becomes k plain columns. Raises ``SchemaError``
+    where names do not match the outputs or repeat, or a type has no Arrow column.
+    """
+    if len(names) > 1 and len(outputs) == 1 and outputs[0].shape == (len(names),):
+        fields = [pa.field(name, _leaf(outputs[0])) for name in names]
+    elif names and len(names) != len(outputs):
+        given, made = ", ".join(names), ", ".join(_output_text(output) for output in outputs)
+        raise SchemaError(
+            f"--prediction_columns gives {len(names)} names ({given}) for {len(outputs)} model outputs "
+            f"({made}): give one name for each, or k names for one output of shape (k,)"
+        )
+    else:
+        chosen = names or [output.name for output in outputs]
+        fields = [pa.field(name, _column_type(o)) for name, o in zip(chosen, outputs, strict=True)]
+    listed = [field.name for field in fields]
+    if twice := sorted({name for name in listed if listed.count(name) > 1}):
+        raise SchemaError(
+            f"prediction columns {', '.join(listed)} hold {', '.join(twice)} more than once: "
+            "give other names with --prediction_columns"
+        )
+    return tuple(fields)
+
+
+def check_names(fields: Sequence[Any], keys: Sequence[str]) -> None:
+    """Raise ``SchemaError`` where a key column and a prediction column have one name."""
+    for field in fields:
+        if field.name in keys:
+            raise SchemaError(
+                f"column {field.name!r} is both a key (--keys) and a prediction: "
+                "name the predictions with --prediction_columns, or leave the key out"
+            )
+
+
+def to_arrow(outputs: Sequence[Output], fields: Sequence[Any], rows: int) -> list[Any]:
+    """Return one Arrow array of ``rows`` per field.
+
+    ``outputs`` are the model's arrays, ``(rows, *shape)`` each, in the signature's order. The
+    arrays share memory with contiguous outputs. Raises ``DataError`` where their number,
+    rows, shapes or types are not what ``fields`` were made from, so that no row is lost or
+    lands beside another row's key.
+    """
+    if len(outputs) == 1 and len(fields) > 1:
+        wide = np.asarray(outputs[0])
+        _check_rows(wide, rows, fields[0].name)
+        if wide.shape != (rows, len(fields)):
+            raise _shape_error(wide, fields[0].name, f"({rows}, {len(fields)})")
+        return [_column(np.ascontiguousarray(wide[:, i]), f, rows) for i, f in enumerate(fields)]
+    if len(outputs) != len(fields):
+        named = ", ".join(field.name for field in fields)
+        raise DataError(f"the model gave {len(outputs)} outputs where {len(fields)} were declared ({named})")
+    return [_column(np.asarray(o), f, rows) for o, f in zip(outputs, fields, strict=True)]
+
+
+def _leaf(output: OutputSpec) -> Any:
+    if output.dtype.startswith(_NARROW_PREFIXES):
+        return pa.float32()
+    if output.dtype not in _PLAIN:
+        raise SchemaError(f"model output {_output_text(output)} has no Arrow type: cast it in the model")
+    return pa.string() if output.dtype == "string" else pa.from_numpy_dtype(np.dtype(output.dtype))
+
+
+def _column_type(output: OutputSpec) -> Any:
+    column_type = _leaf(output)
+    for extent in reversed(output.shape if output.shape != (1,) else ()):
+        column_type = pa.list_(column_type) if extent is None else pa.list_(column_type, extent)
+    return column_type
+
+
+def _column(output: Output, field: Any, rows: int) -> Any:
+    _check_rows(output, rows, field.name)
+    extents: list[int | None] = []
+    leaf = field.type
+    while types.is_list(leaf) or types.is_fixed_size_list(leaf):
+        extents.append(leaf.list_size if types.is_fixed_size_list(leaf) else None)
+        leaf = leaf.value_type
+    shape = output.shape[1:]
+    if not extents and shape == (1,):
+        shape = ()
+    agree = len(shape) == len(extents) and all(e in (None, s) for e, s in zip(extents, shape, strict=True))
+    if not agree:
+        declared = ", ".join("?" if extent is None else str(extent) for extent in (rows, *extents))
+        raise _shape_error(output, field.name, f"({declared})")
+    values = _values(np.ascontiguousarray(output).reshape(-1), leaf, field.name)
+    slots = [rows]
+    for size in shape:
+        slots.append(slots[-1] * size)
+    for extent, size, count in reversed(list(zip(extents, shape, slots[:-1], strict=True))):
+        if extent is not None:
+            values = pa.FixedSizeListArray.from_arrays(values, extent)
+            continue
+        if count * size > np.iinfo(np.int32).max:
+            raise DataError(
+                f"prediction {field.name!r} of shape {output.shape} has more values than a list column holds "
+                f"({np.iinfo(np.int32).max}): lower --batch_size"
+            )
+        offsets = np.arange(count + 1, dtype=np.int32) * np.int32(size)
+        values = pa.ListArray.from_arrays(offsets, values)
+    return values
+
+
+def _values(flat: Output, leaf: Any, name: str) -> Any:
+    if types.is_string(leaf):
+        return _text(flat, name)
+    wanted = np.dtype(leaf.to_pandas_dtype())
+    if flat.dtype != wanted and wanted == np.float32 and str(flat.dtype).startswith(_NARROW_PREFIXES):
+        flat = flat.astype(np.float32)
+    if flat.dtype != wanted:
+        raise DataError(f"the model gave {flat.dtype} for prediction {name!r} where {leaf} was declared")
+    return pa.array(flat, leaf)
+
+
+def _text(flat: Output, name: str) -> Any:
+    if flat.dtype.kind not in "OSU":
+        raise DataError(f"the model gave {flat.dtype} for prediction {name!r} where string was declared")
+    try:
+        return pa.array(flat.tolist(), pa.string())
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        reason = f"prediction {name!r} has a value that is not UTF-8 text ({error})"
+        raise DataError(f"{reason}: have the model give text or numbers") from error
+
+
+def _check_rows(output: Output, rows: int, name: str) -> None:
+    if output.ndim == 0 or output.shape[0] != rows:
+        raise DataError(
+            f"the model gave shape {output.shape} for prediction {name!r} where a batch has {rows} rows: "
+            "every output must have one item a row"
+        )
+
+
+def _shape_error(output: Output, name: str, declared: str) -> DataError:
+    return DataError(
+        f"the model gave shape {output.shape} for prediction {name!r} where {declared} was declared: "
+        "the model and its signature differ"
+    )
+
+
+def _output_text(output: OutputSpec) -> str:
+    return f"{output.name!r} {output.dtype} {shape_text(output.shape)}"

@@ -1,0 +1,217 @@
+"""How far a run is, for the person who waits for it; always on standard error.
+
+The scoring loop calls ``rows_done.add(rows)`` once per batch, in whatever thread; in the
+embedded engine those threads share this process, so the count is the run's. Other engines
+score elsewhere: the launcher polls them and calls :meth:`Progress.set`.
+
+On a terminal this is a bar; elsewhere a line every ten seconds, and none for a shorter run.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Clock = Callable[[], float]
+
+LINE_EVERY_S: Final = 10.0
+
+# Long enough to even out the pause while a file is closed, short enough that the first
+# seconds, when the model is traced, do not weigh on the estimate for an hour.
+RATE_WINDOW_S: Final = 30.0
+
+_LOOK_EVERY_S: Final = 0.5
+
+
+class RowCounter:
+    """A count of rows that many threads add to; about a microsecond per call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows = 0
+
+    def add(self, rows: int) -> None:
+        """Count ``rows`` more; an attempt that fails takes back what it added."""
+        with self._lock:
+            self._rows += rows
+
+    @property
+    def value(self) -> int:
+        """Rows counted since the process began."""
+        return self._rows
+
+
+rows_done: Final = RowCounter()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One look at a run. ``rows_per_s`` is recent and ``None`` before the first rows."""
+
+    rows: int
+    total_rows: int
+    elapsed_s: float
+    rows_per_s: float | None
+
+    @property
+    def share(self) -> float:
+        """Part of the rows that is done, 0 to 1; 1 where there are no rows."""
+        return self.rows / self.total_rows if self.total_rows else 1.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at the recent rate, or ``None`` while there is no rate."""
+        return (self.total_rows - self.rows) / self.rows_per_s if self.rows_per_s else None
+
+    def text(self) -> str:
+        """Return one plain line with every figure."""
+        # Rounded down: 100% must mean all of them.
+        parts = [f"{self.rows:,} of {self.total_rows:,} rows ({int(self.share * 100)}%)"]
+        if self.rows_per_s is not None:
+            parts.append(f"{self.rows_per_s:,.0f} rows/s")
+        if self.left_s is not None and self.rows < self.total_rows:
+            parts.append(f"{duration(self.left_s)} left")
+        return ", ".join([*parts, f"{duration(self.elapsed_s)} so far"])
+
+
+class Progress:
+    """Rows done out of ``total_rows``, and how fast of late.
+
+    ``reused_rows`` are done before the start and do not count as speed. Not for several
+    observers: :meth:`look` is called by one thread.
+    """
+
+    def __init__(
+        self, total_rows: int, reused_rows: int = 0, *, clock: Clock, counter: RowCounter = rows_done
+    ) -> None:
+        self._total_rows = total_rows
+        self._clock = clock
+        self._counter = counter
+        self._offset = reused_rows - counter.value
+        self._started_s = clock()
+        self._samples: deque[tuple[float, int]] = deque([(self._started_s, reused_rows)])
+
+    def set(self, rows: int) -> None:
+        """Say how many of the total rows are done, reused ones included."""
+        self._offset = rows - self._counter.value
+
+    def look(self) -> Snapshot:
+        """Return where the run stands now, and remember it for the rate."""
+        now_s = self._clock()
+        # An engine may score a split twice after a kill; more than all would be nonsense.
+        rows = max(0, min(self._counter.value + self._offset, self._total_rows))
+        self._samples.append((now_s, rows))
+        while len(self._samples) > 2 and self._samples[1][0] <= now_s - RATE_WINDOW_S:
+            self._samples.popleft()
+        first_s, first_rows = self._samples[0]
+        moved = rows > first_rows and now_s > first_s
+        rows_per_s = (rows - first_rows) / (now_s - first_s) if moved else None
+        return Snapshot(rows, self._total_rows, now_s - self._started_s, rows_per_s)
+
+
+class PlainLines:
+    """A line every :data:`LINE_EVERY_S` seconds, the first after as many; for logs and pipes."""
+
+    def __init__(self, progress: Progress, say: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._say = say
+        self._said_s = 0.0
+
+    def tick(self) -> None:
+        """Look, and say something if it is time."""
+        snapshot = self._progress.look()
+        if snapshot.elapsed_s - self._said_s >= LINE_EVERY_S:
+            self._said_s = snapshot.elapsed_s
+            self._say(snapshot.text())
+
+    def finish(self) -> None:
+        """Say how it ended, if anything was said before."""
+        if self._said_s:
+            self._say(self._progress.look().text())
+
+
+@functools.cache
+def console() -> Console:
+    """Return the one console on standard error, so that messages and the bar do not collide."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Write one line to standard error as it is, however wide the terminal."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def shown(total_rows: int, reused_rows: int = 0, *, clock: Clock = time.monotonic) -> Iterator[Progress]:
+    """Show progress while the body runs; ``reused_rows`` of ``total_rows`` are done already."""
+    progress = Progress(total_rows, reused_rows, clock=clock)
+    view = _bar(progress) if console().is_terminal else _lines(progress)
+    with view:
+        yield progress
+
+
+@contextmanager
+def _bar(progress: Progress) -> Iterator[None]:
+    from rich.live import Live
+
+    # Standard output is left alone: it may be a pipe that wants results only.
+    with Live(
+        console=console(),
+        get_renderable=lambda: render(progress.look()),
+        refresh_per_second=1 / _LOOK_EVERY_S,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        transient=True,
+    ):
+        yield
+
+
+@contextmanager
+def _lines(progress: Progress) -> Iterator[None]:
+    lines = PlainLines(progress, say)
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(_LOOK_EVERY_S):
+            lines.tick()
+
+    ticker = threading.Thread(target=run, name="progress", daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticker.join()
+    lines.finish()
+
+
+def render(snapshot: Snapshot) -> Table:
+    """Return a bar and the figures beside it."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    row = Table.grid(padding=(0, 1))
+    row.add_row(ProgressBar(total=1.0, completed=snapshot.share, width=24), snapshot.text())
+    return row
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: ``8s``, ``3m05s``, ``2h07m``."""
+    whole_s = round(seconds)
+    if whole_s < 60:
+        return f"{whole_s}s"
+    if whole_s < 3600:
+        return f"{whole_s // 60}m{whole_s % 60:02}s"
+    return f"{whole_s // 3600}h{whole_s % 3600 // 60:02}m"

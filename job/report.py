@@ -1,0 +1,287 @@
+"""What a run did, as people and schedulers read it: JSON, a table, a page.
+
+Every count and every timing comes from receipts, because engines lose what they are told
+in other ways. Names carry their units. :meth:`RunReport.to_json` is the file ``_report.json``;
+its keys are the field names below and stay as they are within :data:`VERSION`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from html import escape
+from typing import TYPE_CHECKING, Any, Final
+
+from job.errors import UsageError
+from job.spec import Receipt, Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+VERSION: Final = 1
+STAGES: Final = ("read", "bind", "predict", "write")
+
+
+@dataclass(frozen=True)
+class ModelLoad:
+    """One loading of the model in one process, and the seconds it took."""
+
+    load: str
+    worker: str
+    load_s: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run in figures.
+
+    Counts, loads and stage seconds are over all splits, reused ones included, since they
+    made the output together. ``wall_s`` and ``rows_per_s`` are of the last command alone:
+    the rows that it scored itself by its seconds, start-up included. ``first_batch_s`` is from
+    its start to its first predicted batch, ``None`` where nothing was left to predict. Stage
+    seconds are summed over threads, so they may exceed ``wall_s``. ``batch_rows`` are the
+    distinct batch sizes used, ascending.
+    """
+
+    run_id: str
+    output: str
+    model: str
+    model_sha256: str
+    weights_sha256: tuple[str, ...]
+    started_utc: str
+    wall_s: float
+    first_batch_s: float | None
+    rows_per_s: float
+    shards: int
+    splits: int
+    splits_reused: int
+    rows_read: int
+    rows_scored: int
+    rows_rejected: int
+    files: int
+    files_bytes: int
+    loads: tuple[ModelLoad, ...]
+    workers: tuple[str, ...]
+    batch_rows: tuple[int, ...]
+    batches: int
+    traces: int
+    read_s: float
+    bind_s: float
+    predict_s: float
+    write_s: float
+
+    @classmethod
+    def of(
+        cls, run: Run, receipts: Sequence[Receipt], *, ended_unix_s: float, splits_reused: int
+    ) -> RunReport:
+        """Add up the receipts of a run, one per split.
+
+        Raises:
+            ValueError: two receipts are for the same split, so rows would count twice.
+        """
+        names = {receipt.split.name for receipt in receipts}
+        if len(names) != len(receipts):
+            raise ValueError(f"{len(receipts)} receipts for {len(names)} splits in run {run.run_id}")
+        fresh = [receipt for receipt in receipts if not receipt.reused]
+        wall_s = ended_unix_s - run.started_unix_s
+        first_unix_s = min((r.first_batch_unix_s for r in fresh if r.batches), default=None)
+        scored_now = sum(receipt.rows_scored for receipt in fresh)
+        return cls(
+            run_id=run.run_id,
+            output=run.output,
+            model=run.model.path,
+            model_sha256=run.model.digest,
+            weights_sha256=_distinct(receipt.weights_digest for receipt in receipts),
+            started_utc=datetime.fromtimestamp(run.started_unix_s, UTC).isoformat(timespec="seconds"),
+            wall_s=wall_s,
+            first_batch_s=None if first_unix_s is None else first_unix_s - run.started_unix_s,
+            rows_per_s=scored_now / wall_s if wall_s > 0 else 0.0,
+            shards=run.shards,
+            splits=len(receipts),
+            splits_reused=splits_reused,
+            rows_read=sum(receipt.rows_read for receipt in receipts),
+            rows_scored=sum(receipt.rows_scored for receipt in receipts),
+            rows_rejected=sum(receipt.rows_rejected for receipt in receipts),
+            files=sum(receipt.file_bytes > 0 for receipt in receipts),
+            files_bytes=sum(receipt.file_bytes for receipt in receipts),
+            loads=_loads(receipts),
+            workers=_distinct(receipt.worker for receipt in receipts),
+            batch_rows=tuple(sorted({receipt.batch_rows for receipt in receipts if receipt.batches})),
+            batches=sum(receipt.batches for receipt in receipts),
+            traces=_traces(receipts),
+            **{f"{stage}_s": sum(getattr(r, f"{stage}_s") for r in receipts) for stage in STAGES},
+        )
+
+    @property
+    def load_s(self) -> float:
+        """Seconds spent loading the model, summed over loads."""
+        return sum(load.load_s for load in self.loads)
+
+    def to_json(self) -> str:
+        """Return ``_report.json``: one object, one field a line, equal for equal reports."""
+        return json.dumps({"report_version": VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "_report.json") -> RunReport:
+        """Read what :meth:`to_json` wrote; keys of a later version of the same format are ignored.
+
+        Raises:
+            UsageError: ``text`` is not such a report; the message names ``where``.
+        """
+        try:
+            data = json.loads(text)
+            if data["report_version"] != VERSION:
+                raise UsageError(
+                    f"{where} is report version {data['report_version']}; this job reads {VERSION}"
+                )
+            values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
+            values["loads"] = tuple(
+                ModelLoad(load["load"], load["worker"], load["load_s"]) for load in values["loads"]
+            )
+            for name in ("weights_sha256", "workers", "batch_rows"):
+                values[name] = tuple(values[name])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"{where} is not a run report ({type(error).__name__}: {error})") from error
+        return cls(**values)
+
+    def summary_table(self) -> Table:
+        """Return the run as two columns that stay readable in a narrow terminal or a pipe."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, value in self.lines().items():
+            # Text, because a path may hold what would read as markup.
+            table.add_row(Text(label, style="bold"), Text(value))
+        return table
+
+    def lines(self) -> Mapping[str, str]:
+        """Return label and value of every line of the table and the page, in order."""
+        lines = {
+            "rows": _join(
+                f"{self.rows_scored:,} scored of {self.rows_read:,} read", f"{self.rows_rejected:,} rejected"
+            ),
+            "from": f"{_count(self.shards, 'shard')} in {_count(self.splits, 'split')}",
+            "output": self.output,
+            "files": f"{_count(self.files, 'file')}, {_size(self.files_bytes)}",
+            "model": self.model,
+            "model SHA-256": self.model_sha256,
+            "weights SHA-256": ", ".join(self.weights_sha256),
+            "speed": f"{self.rows_per_s:,.0f} rows/s over {self.wall_s:,.1f} s, start-up included",
+            "first batch": "" if self.first_batch_s is None else f"after {self.first_batch_s:.1f} s",
+            "resumed": f"{_count(self.splits_reused, 'split')} done before, not scored again"
+            if self.splits_reused
+            else "",
+            "model loads": _join(
+                f"{len(self.loads)} in {_count(len(self.workers), 'worker')}",
+                f"{self.load_s:.1f} s",
+                f"{_count(self.traces, 'trace')} of the predict step",
+            ),
+            "batch size": _join(
+                f"{' and '.join(f'{rows:,}' for rows in self.batch_rows)} rows" if self.batch_rows else "",
+                _count(self.batches, "batch", "batches"),
+            ),
+            "thread seconds": _join(*(f"{stage} {getattr(self, f'{stage}_s'):.1f}" for stage in STAGES)),
+            "started": self.started_utc,
+            "run": self.run_id,
+        }
+        return {label: value for label, value in lines.items() if value}
+
+    def to_html(self) -> str:
+        """Return ``_report.html``: one page that needs nothing from elsewhere, all values escaped."""
+        rows = "\n".join(
+            f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>"
+            for label, value in self.lines().items()
+        )
+        seconds = {stage: getattr(self, f"{stage}_s") for stage in STAGES}
+        whole_s = sum(seconds.values())
+        bars = "\n".join(
+            f"<tr><th>{stage}</th><td>{value:.1f} s</td>"
+            f'<td class="bar"><i style="width:{100 * value / whole_s if whole_s else 0:.1f}%"></i></td></tr>'
+            for stage, value in seconds.items()
+        )
+        loads = "\n".join(
+            f"<tr><th>{escape(load.load)}</th><td>{escape(load.worker)}</td><td>{load.load_s:.1f} s</td></tr>"
+            for load in self.loads
+        )
+        return _PAGE.format(run=escape(self.run_id[:12]), rows=rows, bars=bars, loads=loads)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ``score`` ends with; ``already_published`` when the same run was there before."""
+
+    report: RunReport
+    already_published: bool
+
+
+_PAGE: Final = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Scoring run {run}</title>
+<style>
+:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; margin-bottom: 2rem; }}
+th, td {{ text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; overflow-wrap: anywhere; }}
+th {{ font-weight: 600; white-space: nowrap; }}
+tr {{ border-bottom: 1px solid #8884; }}
+.bar {{ width: 60%; }}
+.bar i {{ display: block; height: 1rem; margin-top: .25rem; background: #47a; }}
+</style>
+<h1>Scoring run {run}</h1>
+<table>
+{rows}
+</table>
+<h2>Seconds of work by stage, summed over threads</h2>
+<table>
+{bars}
+</table>
+<h2>Model loads</h2>
+<table>
+{loads}
+</table>
+</html>
+"""
+
+
+def _loads(receipts: Sequence[Receipt]) -> tuple[ModelLoad, ...]:
+    found: dict[str, ModelLoad] = {}
+    for receipt in sorted(receipts, key=lambda receipt: receipt.load_s):
+        # The last wins: a load grows while the first splits still build and trace the model.
+        found[receipt.load] = ModelLoad(receipt.load, receipt.worker, receipt.load_s)
+    return tuple(found[load] for load in sorted(found) if load)
+
+
+def _traces(receipts: Sequence[Receipt]) -> int:
+    # A receipt holds the traces of its load so far, so the last one of a load holds them all.
+    so_far: dict[str, int] = {}
+    for receipt in receipts:
+        so_far[receipt.load] = max(receipt.traces, so_far.get(receipt.load, 0))
+    return sum(so_far.values())
+
+
+def _distinct(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({value for value in values if value}))
+
+
+def _join(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

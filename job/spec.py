@@ -1,0 +1,214 @@
+"""The values that rooms hand to each other. No I/O, no engine, no Keras, no Arrow tables.
+
+* **shard**: one Parquet file of features.
+* **split**: a run of whole row groups of one shard; it is read, scored and written in one place.
+* **receipt**: what one finished split did; a split with a receipt is never scored again.
+* **run**: one set of shards, one model, one set of options; its id is a digest of these.
+
+Everything here is frozen and picklable, so it can cross any engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Device = Literal["auto", "cpu", "gpu"]
+IfExists = Literal["fail", "replace"]
+
+
+@dataclass(frozen=True)
+class ScoringSpec:
+    """What a person asked for, validated. ``batch_size`` is rows; ``None`` means ``auto``."""
+
+    inputs: tuple[str, ...]
+    model: str
+    output: str
+    weights: str | None = None
+    keys: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    casts: tuple[tuple[str, str], ...] = ()
+    prediction_columns: tuple[str, ...] = ()
+    batch_size: int | None = None
+    split_rows: int = 2_000_000
+    if_exists: IfExists = "fail"
+    model_sha256: str | None = None
+    trust_model: bool = False
+    device: Device = "auto"
+    compression: str = "zstd"
+    row_group_rows: int = 262_144
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file.
+
+    ``stamp`` changes when the file does (modification time in ns, or an object's
+    generation). ``partition`` holds its Hive folders in path order, as written in the
+    path after URL-decoding: ``(("ds", "2013-12-01"),)``.
+    """
+
+    path: str
+    size_bytes: int
+    stamp: str
+    partition: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """A run of whole row groups of one shard. ``name`` is unique in its run.
+
+    ``name`` is also the output file, relative to the output folder, without
+    ``.parquet``. ``first_row`` is the shard's row number of the split's first row.
+    """
+
+    name: str
+    shard: Shard
+    row_groups: tuple[int, ...]
+    first_row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One model input. ``shape`` leaves the batch axis out; ``None`` is an unknown extent.
+
+    ``dtype`` is Keras' name: ``float32``, ``bfloat16``, ``int64``, ``bool``, ``string`` …
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One model output; ``shape`` leaves the batch axis out."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives.
+
+    ``named`` says that the inputs carry names a person chose (a dict, or several
+    inputs), so that columns may be matched by name alone. ``inputs`` is empty for a
+    model that takes its shape from the first batch it sees.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    named: bool
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One model input and the columns that feed it.
+
+    One column (scalar, list or tensor) whose cells have the input's shape, or k scalar
+    columns side by side for an input of width k.
+    """
+
+    input: InputSpec
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CodedStrings:
+    """A string tensor as Arrow's dictionary encoding has it: ``values[codes]``.
+
+    ``values``: ``(distinct,) object`` of ``bytes``; ``codes``: ``(rows, …) int32``. Kept
+    apart so that a batch costs one Python object per distinct value, not per row.
+    """
+
+    values: NDArray[np.object_]
+    codes: NDArray[np.int32]
+
+
+Tensor = NDArray[np.generic] | CodedStrings
+
+
+@dataclass(frozen=True, eq=False)
+class RowFault:
+    """Rows of one batch that cannot be fed to the model, and why.
+
+    ``rows``: ``(faulty,) int64`` row numbers within the batch, ascending. ``code`` is one of
+    ``null``, ``overflow``, ``inexact``, ``range``, ``parse``, ``shape``; ``example`` is the
+    first offending value as text.
+    """
+
+    rows: NDArray[np.int64]
+    code: str
+    column: str
+    text: str
+    example: str
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Where a model comes from and how far it is trusted. ``digest`` is a SHA-256 in hex."""
+
+    path: str
+    weights: str | None
+    trusted: bool
+    digest: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as every worker and the publishing step know it.
+
+    ``started_unix_s`` is when the launching process began. ``versions`` are those of the packages on the
+    launcher. ``signature`` is the model's inputs and outputs as text.
+    """
+
+    run_id: str
+    output: str
+    model: ModelReference
+    signature: str
+    shards: int
+    splits: int
+    rows: int
+    started_unix_s: float
+    versions: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one finished split did; the attempt it names is the one that counts.
+
+    ``*_s`` are seconds of work, summed over the threads that did it. ``load`` identifies
+    one loading of the model in one process; the number of distinct ones is the number
+    of loads. ``weights_digest`` is a SHA-256 of the weights where a builder made them.
+    ``first_batch_unix_s`` is when the split's first batch had been predicted, 0 where there was
+    none. ``reused`` says that the run at hand found the receipt and did not score the split.
+    """
+
+    split: Split
+    run_id: str
+    attempt: str
+    rows_read: int
+    rows_scored: int
+    rows_rejected: int
+    file_bytes: int
+    file_sha256: str
+    batch_rows: int
+    batches: int
+    read_s: float
+    bind_s: float
+    predict_s: float
+    write_s: float
+    worker: str
+    load: str
+    load_s: float
+    traces: int
+    first_batch_unix_s: float
+    weights_digest: str
+    reused: bool = False

@@ -1,0 +1,130 @@
+"""What a run leaves in staging while it is under way: the plan, attempts, receipts, failures.
+
+The protocol they serve is told in ``job.commit``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from job import storage
+from job.errors import JobError, by_name
+from job.spec import Receipt, Shard, Split
+
+STAGING = "_staging"
+
+
+def folder_of(output: str, run: str) -> str:
+    """Return the folder that holds everything of a run until it is published."""
+    return storage.join(output, STAGING, run)
+
+
+def write_plan(output: str, run: str, splits: Iterable[Split]) -> str:
+    """Write the splits of a run and return the file's path. The same run writes the same plan."""
+    folder = folder_of(output, run)
+    for part in ("attempts", "receipts", "failures"):
+        storage.make_folder(storage.join(folder, part))
+    path = storage.join(folder, "plan.jsonl")
+    lines = [json.dumps(dataclasses.asdict(split)) for split in splits]
+    storage.write_atomic(path, "\n".join([*lines, ""]).encode())
+    return path
+
+
+def read_plan(path: str) -> Iterator[Split]:
+    """Yield the splits of a plan file."""
+    for line in (storage.read_bytes(path) or b"").splitlines():
+        yield _split(json.loads(line))
+
+
+def new_attempt(output: str, run: str, split: Split) -> str:
+    """Return the path of a new attempt's file, which no other attempt has; its folder exists."""
+    path = f"{storage.join(folder_of(output, run), 'attempts', split.name)}.{os.urandom(8).hex()}.parquet"
+    storage.make_folder(path.rpartition("/")[0])
+    return path
+
+
+def write_receipt(output: str, receipt: Receipt) -> None:
+    """Make an attempt the one that counts."""
+    path = _receipt_path(output, receipt.run_id, receipt.split)
+    storage.make_folder(path.rpartition("/")[0])
+    storage.write_atomic(path, json.dumps(dataclasses.asdict(receipt)).encode(), durable=False)
+
+
+def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
+    """Return a split's receipt, or ``None`` where it has none that can be relied on.
+
+    A torn receipt, or one whose attempt is neither in staging nor published, counts as none.
+    """
+    content = storage.read_bytes(_receipt_path(output, run, split))
+    if not content:
+        return None
+    try:
+        fields = json.loads(content)
+        receipt = Receipt(**{**fields, "split": _split(fields["split"])})
+    except (ValueError, TypeError, KeyError):
+        return None
+    if receipt.run_id != run or receipt.split != split:
+        return None
+    if storage.size_bytes(receipt.attempt) != receipt.file_bytes and not already_published(output, receipt):
+        return None
+    return receipt
+
+
+def count_receipts(output: str, run: str) -> int:
+    """Return how many splits of a run have a receipt."""
+    folder = storage.join(folder_of(output, run), "receipts")
+    return sum(info.path.endswith(".json") for info in storage.tree(folder))
+
+
+def write_failure(output: str, run: str, where: str, error: JobError) -> None:
+    """Leave a worker's error where the launcher finds it: engines flatten exceptions into text.
+
+    ``where`` is the split's name, or empty where no split is to blame.
+    """
+    path = storage.join(folder_of(output, run), "failures", f"{os.urandom(8).hex()}.json")
+    content = {"error": type(error).__name__, "message": str(error), "where": where}
+    storage.write_atomic(path, json.dumps(content).encode(), durable=False)
+
+
+def failure(output: str, run: str) -> JobError | None:
+    """Return the first error, by place, that a worker left; ``None`` where there is none."""
+    folder = storage.join(folder_of(output, run), "failures")
+    contents = [storage.read_bytes(storage.join(folder, name)) for name in storage.names(folder)]
+    found = sorted((json.loads(content) for content in contents if content), key=lambda f: str(f["where"]))
+    return by_name(found[0]["error"])(found[0]["message"]) if found else None
+
+
+def clear_failures(output: str, run: str) -> None:
+    """Forget the errors of an earlier try."""
+    storage.remove_tree(storage.join(folder_of(output, run), "failures"))
+
+
+def final_name(receipt: Receipt) -> str:
+    """Return the name of a receipt's file, relative to the output folder."""
+    return f"{receipt.split.name}.parquet"
+
+
+def already_published(output: str, receipt: Receipt) -> bool:
+    """Say whether a receipt's file has its final name already."""
+    final = storage.join(output, final_name(receipt))
+    return storage.size_bytes(final) == receipt.file_bytes and storage.sha256(final) == receipt.file_sha256
+
+
+def _receipt_path(output: str, run: str, split: Split) -> str:
+    return storage.join(folder_of(output, run), "receipts", f"{split.name}.json")
+
+
+def _split(fields: dict[str, Any]) -> Split:
+    shard = fields["shard"]
+    partition = tuple((name, value) for name, value in shard["partition"])
+    return Split(
+        **{
+            **fields,
+            "shard": Shard(**{**shard, "partition": partition}),
+            "row_groups": tuple(fields["row_groups"]),
+        }
+    )

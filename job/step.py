@@ -1,0 +1,34 @@
+"""What the job needs of a loaded model, whatever kind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from job.spec import InputSpec, OutputSpec, Signature, Tensor
+
+
+class Step(Protocol):
+    """One loaded model. ``recompiles`` says that every new batch shape costs a compilation."""
+
+    recompiles: bool
+
+    def signature(self) -> Signature:
+        """Return inputs and outputs; no inputs where the model has no input shape yet."""
+
+    def build(self, inputs: Sequence[InputSpec]) -> None:
+        """Ready the model for these inputs and trace its predict step."""
+
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """Return the outputs; after ``build``."""
+
+    def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Predict one batch; ``(rows, *shape)`` in and out."""
+
+    def traces(self) -> int:
+        """Return how often the predict step has been traced."""
+
+    def weights_digest(self) -> str:
+        """Return the SHA-256 of weights that no artifact pins, or nothing."""

@@ -1,0 +1,317 @@
+"""The one place that touches files.
+
+Paths are plain strings with ``/`` between the parts. Only the local file system is
+reached today; a path with a scheme other than ``file://`` is refused by name.
+
+Durability: ``HashingSink.seal`` and a durable ``write_atomic`` flush a file's content
+before anything refers to it; ``sync_folder`` flushes the names themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from job.errors import NoInputError, StorageError, UsageError
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file as a listing shows it.
+
+    ``stamp`` is its modification time in ns. ``root`` is the folder that was searched, empty for a file that
+    was named by itself.
+    """
+
+    path: str
+    size_bytes: int
+    stamp: str
+    root: str
+
+
+def local(path: str) -> str:
+    """Return ``path`` as the operating system wants it.
+
+    Raises:
+        UsageError: the path has a scheme that is not reached.
+    """
+    if path.startswith("file://"):
+        return path[len("file://") :]
+    scheme, separator, _ = path.partition("://")
+    if separator:
+        raise UsageError(f"{path}: the scheme {scheme}:// is not reached; use a local path")
+    return path
+
+
+def join(*parts: str) -> str:
+    """Join path parts with ``/``; empty parts are left out."""
+    return "/".join([parts[0].rstrip("/") or "/", *(p for p in parts[1:] if p)]).replace("//", "/")
+
+
+def listing(pattern: str) -> list[FileInfo]:
+    """Return the files that one ``--input`` value names, sorted by path.
+
+    A value is a file, a folder (searched to any depth), a glob (``**`` crosses
+    folders), or ``@list.txt`` with one of these per line. Names that begin with ``_`` or
+    ``.`` below the folder or glob are skipped, as Spark, Hive and Arrow do.
+
+    Raises:
+        NoInputError: nothing matches.
+        UsageError: the list or the path cannot be read.
+    """
+    if pattern.startswith("@"):
+        return [info for line in _lines(pattern[1:]) for info in listing(line)]
+    target = local(pattern)
+    # A name that exists is that name, even where it holds a glob's characters.
+    literal = os.path.lexists(target) or not glob.has_magic(target)
+    matches = [target] if literal else glob.iglob(target, recursive=True)
+    found = {info.path: info for match in matches for info in _walk(match)}
+    if not found:
+        raise NoInputError(f"--input={pattern}: no file matches; give a file, a folder, a glob or @list.txt")
+    return [found[path] for path in sorted(found)]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        text = Path(local(path)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"--input=@{path}: the list cannot be read: {_reason(e)}") from e
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise NoInputError(f"--input=@{path}: the list names no file")
+    return lines
+
+
+def _walk(top: str) -> Iterator[FileInfo]:
+    try:
+        status = os.stat(top)
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise StorageError(f"{top}: cannot be read: {_reason(e)}") from e
+    if not stat.S_ISDIR(status.st_mode):
+        yield FileInfo(os.path.normpath(top), status.st_size, str(status.st_mtime_ns), "")
+        return
+    pending = [top]
+    while pending:
+        folder = pending.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as e:
+            raise StorageError(f"{folder}: cannot be listed: {_reason(e)}") from e
+        for entry in entries:
+            if entry.name.startswith(("_", ".")):
+                continue
+            if entry.is_dir():
+                pending.append(entry.path)
+                continue
+            status = entry.stat()
+            yield FileInfo(os.path.normpath(entry.path), status.st_size, str(status.st_mtime_ns), top)
+
+
+def exists(path: str) -> bool:
+    """Say whether a file or a folder is there."""
+    return os.path.exists(local(path))
+
+
+def is_folder(path: str) -> bool:
+    """Say whether ``path`` is a folder."""
+    return os.path.isdir(local(path))
+
+
+def describe(path: str) -> FileInfo | None:
+    """Return a file as a listing would show it now, or ``None`` where there is no such file."""
+    try:
+        status = os.stat(local(path))
+    except FileNotFoundError:
+        return None
+    return FileInfo(path, status.st_size, str(status.st_mtime_ns), "")
+
+
+def size_bytes(path: str) -> int | None:
+    """Return a file's size, or ``None`` where there is no such file."""
+    try:
+        return os.stat(local(path)).st_size
+    except FileNotFoundError:
+        return None
+
+
+def tree(path: str) -> list[FileInfo]:
+    """Return every file below a folder, hidden ones too, sorted by path; empty if it is absent."""
+    found = []
+    for folder, _, names in os.walk(local(path)):
+        for name in names:
+            full = os.path.join(folder, name)
+            status = os.stat(full)
+            found.append(FileInfo(full, status.st_size, str(status.st_mtime_ns), path))
+    return sorted(found, key=lambda info: info.path)
+
+
+def names(path: str) -> list[str]:
+    """Return the sorted names in a folder; empty if it is absent."""
+    try:
+        return sorted(os.listdir(local(path)))
+    except FileNotFoundError:
+        return []
+
+
+def read_bytes(path: str) -> bytes | None:
+    """Return a small file's content, or ``None`` where there is no such file."""
+    try:
+        return Path(local(path)).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise StorageError(f"{path}: cannot be read: {_reason(e)}") from e
+
+
+def sha256(path: str) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    with open(local(path), "rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def make_folder(path: str) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        UsageError: the place cannot be written.
+    """
+    try:
+        os.makedirs(local(path), exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"{path}: the folder cannot be made: {_reason(e)}; choose another --output") from e
+
+
+def write_atomic(path: str, content: bytes, *, durable: bool = True) -> None:
+    """Write a small file so that a reader sees all of it or none.
+
+    With ``durable`` that holds after a power cut as well; without it the file may then
+    be empty or absent, which its reader must be able to live with.
+    """
+    aside = f"{path}.{os.urandom(6).hex()}.tmp"
+    try:
+        with open(local(aside), "xb") as sink:
+            sink.write(content)
+            sink.flush()
+            if durable:
+                os.fsync(sink.fileno())
+        os.replace(local(aside), local(path))
+        if durable:
+            sync_folder(os.path.dirname(local(path)) or ".")
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            os.unlink(local(aside))
+        raise StorageError(f"{path}: cannot be written: {_reason(e)}") from e
+
+
+class HashingSink:
+    """A new file that keeps the SHA-256 and the length of what is written to it.
+
+    Hashing on the way saves reading every output file again. Closing without ``seal``
+    leaves the file unflushed: it is then an abandoned attempt.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._digest = hashlib.sha256()
+        self._file: BinaryIO = open(local(path), "xb")  # noqa: SIM115 - closed by close()
+        self.bytes_written = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Append ``data`` and return its length in bytes."""
+        self._digest.update(data)
+        written = self._file.write(data)
+        self.bytes_written += written
+        return written
+
+    def tell(self) -> int:
+        """Return the number of bytes written so far."""
+        return self.bytes_written
+
+    def flush(self) -> None:
+        """Hand buffered bytes to the operating system."""
+        self._file.flush()
+
+    def seal(self) -> str:
+        """Flush the content to the disk, close, and return its SHA-256 in hex."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Close; safe to call twice."""
+        self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        return self._file.closed
+
+
+def rename(source: str, target: str) -> None:
+    """Give a file another name, over whatever had it.
+
+    Raises:
+        StorageError: it failed, and ``source`` is still there.
+        FileNotFoundError: there is no ``source``.
+    """
+    try:
+        os.replace(local(source), local(target))
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        raise StorageError(f"{source}: cannot become {target}: {_reason(e)}") from e
+
+
+def sync_folder(path: str) -> None:
+    """Flush a folder's names to the disk, where the file system can."""
+    descriptor = os.open(local(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        # Some network file systems cannot sync folders and say so; they are durable by themselves.
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: str) -> None:
+    """Remove a file; nothing happens where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(local(path))
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder and all below it; nothing happens where there is none."""
+    shutil.rmtree(local(path), ignore_errors=True)
+
+
+def remove_empty_folder(path: str) -> None:
+    """Remove a folder if it is there and empty."""
+    with contextlib.suppress(OSError):
+        os.rmdir(local(path))
+
+
+def remove_empty_folders(path: str) -> None:
+    """Remove the empty folders below ``path``, and not ``path`` itself."""
+    for folder, _, _ in os.walk(local(path), topdown=False):
+        if folder != local(path):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
