@@ -47,7 +47,7 @@ def numbers(values: Any, dtype: str, cast: str | None = None) -> tuple[Numbers, 
             if not faults:
                 return distinct[values.indices.to_numpy()], ()
         # A fault of a dictionary value counts only where a row uses it.
-        values = values.dictionary_decode()
+        values = _decoded(values)
     first = cast or dtype
     values, faults = _without_nulls(values)
     array, more = _natural(values, first)
@@ -65,11 +65,11 @@ def strings(values: Any) -> tuple[CodedStrings, Faults]:
     faults: Faults = ()
     if types.is_dictionary(values.type):
         if len(values.dictionary) > len(values) or values.dictionary.null_count:
-            values = values.dictionary_decode()
+            values = _decoded(values)
         elif kind(values.type.value_type) != "text":
             written, more = _written(values.dictionary)
             plain = more or written.null_count
-            values = values.dictionary_decode() if plain else _dictionary(values.indices, written)
+            values = _decoded(values) if plain else _dictionary(values.indices, written)
     if kind(values.type) != "text" and not types.is_dictionary(values.type):
         values, faults = _written(values)
     if not types.is_dictionary(values.type):
@@ -85,6 +85,13 @@ def strings(values: Any) -> tuple[CodedStrings, Faults]:
         codes = codes.cast(pa.int64()).fill_null(len(distinct))
         distinct = np.append(distinct, np.array([b""], object))
     return CodedStrings(distinct, codes.to_numpy().astype(np.int32, copy=False)), faults
+
+
+def _decoded(values: Any) -> Any:
+    if kind(values.type.value_type) == "text":
+        # Arrow decodes dictionaries of plain strings, not of string views.
+        values = _dictionary(values.indices, values.dictionary.cast(pa.large_binary()))
+    return values.dictionary_decode()
 
 
 def _dictionary(indices: Any, dictionary: Any) -> Any:

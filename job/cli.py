@@ -75,7 +75,7 @@ def _overview() -> str:
         f"usage: {PROGRAM} COMMAND [flag …]\n\n"
         "Nightly batch scoring: Parquet shards through a Keras model, back to Parquet.\n\n"
         f"commands:\n{commands}\n\n"
-        f"{PROGRAM} COMMAND --help tells more.\n"
+        f"{PROGRAM} COMMAND --help tells more; with --debug, an error comes with its traceback.\n"
     )
 
 

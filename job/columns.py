@@ -165,9 +165,14 @@ def cell_shape(shape: Extents, extents: Extents, counts: tuple[int, ...]) -> tup
 
 def misfit(column_type: Any, wanted: InputSpec, cast: str | None) -> str | None:
     """Say in a few words why a column cannot feed ``wanted``, or return ``None`` when it can."""
+    if not wanted.shape and column_type.id in _KINDS:
+        return leaf_misfit(column_type, wanted.dtype, cast)
     cells = layout(column_type)
     if align(cells.extents, wanted.shape) is None:
         return f"cells of shape {shape_text(cells.extents)} where {shape_text(wanted.shape)} is wanted"
+    if cells.extents and (types.is_string_view(cells.leaf) or types.is_binary_view(cells.leaf)):
+        # Arrow cannot take rows out of these, so one null list could not be set aside.
+        return f"lists of {cells.leaf}, which Arrow cannot take apart: store them as lists of string"
     return leaf_misfit(cells.leaf, wanted.dtype, cast)
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from job import artifact, commit, engines, planning, preflight, progress, quiet, staging, storage
+from job import artifact, commit, engines, listing, planning, preflight, progress, quiet, staging, storage
 from job.errors import EngineError, JobError, UsageError
 from job.report import Outcome, RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard
@@ -58,7 +58,7 @@ def list_shards(spec: ScoringSpec) -> list[Shard]:
         NoInputError: an input matches nothing.
         UsageError: the output lies in an input folder, so that tomorrow's input would hold tonight's output.
     """
-    found = {info.path: info for pattern in spec.inputs for info in storage.listing(pattern)}
+    found = {info.path: info for pattern in spec.inputs for info in listing.listing(pattern)}
     inside = f"{spec.output}/"
     for info in found.values():
         # A file that was named by itself or by a glob stands for no folder.
@@ -116,10 +116,11 @@ def _run(
     )
     staging.clear_failures(spec.output, run_id)
     plan = staging.write_plan(spec.output, run_id, splits)
-    receipts = staging.count_receipts(spec.output, run_id)
-    if receipts:
-        announce(f"resuming run {run_id[:12]}: {receipts} of {len(splits)} splits have their receipt")
-    with progress.shown(run.rows):
+    finished = staging.finished(spec.output, run_id)
+    reused_rows = sum(split.rows for split in splits if split.name in finished)
+    if finished:
+        announce(f"resuming run {run_id[:12]}: {len(finished)} of {len(splits)} splits have their receipt")
+    with progress.shown(run.rows, reused_rows):
         pipeline = beam.Pipeline(options=options)
         pipeline | "Score Parquet" >> ScoreParquet(plan, task)
         _wait(pipeline, run)

@@ -26,7 +26,7 @@ from job.spec import Receipt, Run
 
 
 @dataclass(eq=False)
-class ScoreParquet(beam.PTransform):  # type: ignore[misc]
+class ScoreParquet(beam.PTransform):
     """Score every split of a written plan and publish: ``PBegin`` → ``PCollection[str]`` of one report."""
 
     plan: str

@@ -198,12 +198,14 @@ def _lines(progress: Progress) -> Iterator[None]:
 
 
 def render(snapshot: Snapshot) -> Table:
-    """Return a bar and the figures beside it."""
+    """Return one line: the figures, and a bar in the room that they leave."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    row = Table.grid(padding=(0, 1))
-    row.add_row(ProgressBar(total=1.0, completed=snapshot.share, width=24), snapshot.text())
+    row = Table.grid(padding=(0, 1), expand=True)
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True)
+    row.add_row(ProgressBar(total=1.0, completed=snapshot.share), snapshot.text())
     return row
 
 

@@ -49,6 +49,7 @@ class SavedModelStep:
         self._specs = dict(sorted(self._function.structured_input_signature[1].items()))
 
     def signature(self) -> Signature:
+        """Return the serving signature's inputs, sorted by name."""
         inputs = tuple(input_spec(name, spec) for name, spec in self._specs.items())
         return Signature(inputs, (), named=len(inputs) > 1)
 
@@ -56,10 +57,12 @@ class SavedModelStep:
         """Nothing to do: the graph is in the artifact."""
 
     def outputs(self) -> tuple[OutputSpec, ...]:
+        """Return the serving signature's outputs, sorted by name."""
         outputs = sorted(self._function.structured_outputs.items())
         return tuple(OutputSpec(name, tuple(spec.shape[1:]), spec.dtype.name) for name, spec in outputs)
 
     def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Predict one batch; ``(rows, *shape)`` in and out."""
         import tensorflow as tf
 
         feed = {name: tf.convert_to_tensor(feedable(t)) for name, t in zip(self._specs, tensors, strict=True)}
@@ -67,9 +70,11 @@ class SavedModelStep:
         return [outputs[name].numpy() for name in sorted(outputs)]
 
     def traces(self) -> int:
+        """Return 1: the graph was traced when it was saved."""
         return 1
 
     def weights_digest(self) -> str:
+        """Return nothing: the artifact's digest covers its weights."""
         return ""
 
 

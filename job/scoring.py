@@ -79,6 +79,15 @@ def score_split(split: Split, task: ScoringTask, loaded: model.LoadedModel) -> R
         StorageError: the attempt cannot be written.
     """
     tally = _Tally()
+    try:
+        return _score(split, task, loaded, tally)
+    except BaseException:
+        # Another attempt will count these rows again.
+        progress.rows_done.add(-tally.rows)
+        raise
+
+
+def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally) -> Receipt:
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
     overlap = split.rows > chunk_rows(task)
     with closing(_open(split)) as file:
@@ -260,7 +269,7 @@ def _one_line(error: BaseException) -> str:
 
 
 @dataclass(eq=False)
-class ScoreSplits(beam.DoFn):  # type: ignore[misc]
+class ScoreSplits(beam.DoFn):
     """``Split`` → ``Receipt``; a split that has a receipt is not scored again."""
 
     task: ScoringTask

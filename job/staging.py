@@ -74,10 +74,11 @@ def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
     return receipt
 
 
-def count_receipts(output: str, run: str) -> int:
-    """Return how many splits of a run have a receipt."""
+def finished(output: str, run: str) -> set[str]:
+    """Return the names of the splits of a run that have a receipt, as a listing shows them."""
     folder = storage.join(folder_of(output, run), "receipts")
-    return sum(info.path.endswith(".json") for info in storage.tree(folder))
+    paths = (info.path.removeprefix(f"{folder}/") for info in storage.tree(folder))
+    return {path.removesuffix(".json") for path in paths if path.endswith(".json")}
 
 
 def write_failure(output: str, run: str, where: str, error: JobError) -> None:

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import os
 import shutil
-import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from job.errors import NoInputError, StorageError, UsageError
+from job.errors import StorageError, UsageError
 
 
 @dataclass(frozen=True)
@@ -55,68 +52,6 @@ def local(path: str) -> str:
 def join(*parts: str) -> str:
     """Join path parts with ``/``; empty parts are left out."""
     return "/".join([parts[0].rstrip("/") or "/", *(p for p in parts[1:] if p)]).replace("//", "/")
-
-
-def listing(pattern: str) -> list[FileInfo]:
-    """Return the files that one ``--input`` value names, sorted by path.
-
-    A value is a file, a folder (searched to any depth), a glob (``**`` crosses
-    folders), or ``@list.txt`` with one of these per line. Names that begin with ``_`` or
-    ``.`` below the folder or glob are skipped, as Spark, Hive and Arrow do.
-
-    Raises:
-        NoInputError: nothing matches.
-        UsageError: the list or the path cannot be read.
-    """
-    if pattern.startswith("@"):
-        return [info for line in _lines(pattern[1:]) for info in listing(line)]
-    target = local(pattern)
-    # A name that exists is that name, even where it holds a glob's characters.
-    literal = os.path.lexists(target) or not glob.has_magic(target)
-    matches = [target] if literal else glob.iglob(target, recursive=True)
-    found = {info.path: info for match in matches for info in _walk(match)}
-    if not found:
-        raise NoInputError(f"--input={pattern}: no file matches; give a file, a folder, a glob or @list.txt")
-    return [found[path] for path in sorted(found)]
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        text = Path(local(path)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"--input=@{path}: the list cannot be read: {_reason(e)}") from e
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    if not lines:
-        raise NoInputError(f"--input=@{path}: the list names no file")
-    return lines
-
-
-def _walk(top: str) -> Iterator[FileInfo]:
-    try:
-        status = os.stat(top)
-    except FileNotFoundError:
-        return
-    except OSError as e:
-        raise StorageError(f"{top}: cannot be read: {_reason(e)}") from e
-    if not stat.S_ISDIR(status.st_mode):
-        yield FileInfo(os.path.normpath(top), status.st_size, str(status.st_mtime_ns), "")
-        return
-    pending = [top]
-    while pending:
-        folder = pending.pop()
-        try:
-            entries = list(os.scandir(folder))
-        except OSError as e:
-            raise StorageError(f"{folder}: cannot be listed: {_reason(e)}") from e
-        for entry in entries:
-            if entry.name.startswith(("_", ".")):
-                continue
-            if entry.is_dir():
-                pending.append(entry.path)
-                continue
-            status = entry.stat()
-            yield FileInfo(os.path.normpath(entry.path), status.st_size, str(status.st_mtime_ns), top)
 
 
 def exists(path: str) -> bool:
@@ -172,7 +107,7 @@ def read_bytes(path: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as e:
-        raise StorageError(f"{path}: cannot be read: {_reason(e)}") from e
+        raise StorageError(f"{path}: cannot be read: {reason(e)}") from e
 
 
 def sha256(path: str) -> str:
@@ -190,7 +125,7 @@ def make_folder(path: str) -> None:
     try:
         os.makedirs(local(path), exist_ok=True)
     except OSError as e:
-        raise UsageError(f"{path}: the folder cannot be made: {_reason(e)}; choose another --output") from e
+        raise UsageError(f"{path}: the folder cannot be made: {reason(e)}; choose another --output") from e
 
 
 def write_atomic(path: str, content: bytes, *, durable: bool = True) -> None:
@@ -212,7 +147,7 @@ def write_atomic(path: str, content: bytes, *, durable: bool = True) -> None:
     except OSError as e:
         with contextlib.suppress(OSError):
             os.unlink(local(aside))
-        raise StorageError(f"{path}: cannot be written: {_reason(e)}") from e
+        raise StorageError(f"{path}: cannot be written: {reason(e)}") from e
 
 
 class HashingSink:
@@ -272,7 +207,7 @@ def rename(source: str, target: str) -> None:
     except FileNotFoundError:
         raise
     except OSError as e:
-        raise StorageError(f"{source}: cannot become {target}: {_reason(e)}") from e
+        raise StorageError(f"{source}: cannot become {target}: {reason(e)}") from e
 
 
 def sync_folder(path: str) -> None:
@@ -313,5 +248,6 @@ def remove_empty_folders(path: str) -> None:
                 os.rmdir(folder)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return what the operating system says of an error, without number and path."""
     return getattr(error, "strerror", None) or str(error)

@@ -35,7 +35,8 @@ def feed_tensor(batch: Any, feed: Feed, casts: Mapping[str, str]) -> tuple[Tenso
     ``--cast`` types. The tensor may share the batch's memory and be read-only. Raises
     ``SchemaError`` where a column is absent or of a type that cannot feed the input.
     """
-    columns = [_column(batch, name, feed, casts.get(name)) for name in feed.columns]
+    cell = replace(feed.input, shape=()) if len(feed.columns) > 1 else feed.input
+    columns = [_column(batch, name, cell, casts.get(name)) for name in feed.columns]
     if len(columns) == 1:
         tensor, faults = _cells(columns[0], feed.input, casts.get(feed.columns[0]))
         return tensor, _row_faults(feed.columns[0], faults)
@@ -44,14 +45,13 @@ def feed_tensor(batch: Any, feed: Feed, casts: Mapping[str, str]) -> tuple[Tenso
     return _numbers_side_by_side(columns, feed, casts)
 
 
-def _column(batch: Any, name: str, feed: Feed, cast: str | None) -> Any:
+def _column(batch: Any, name: str, wanted: InputSpec, cast: str | None) -> Any:
     index = batch.schema.get_field_index(name)
     if index < 0:
-        raise SchemaError(f"column {name!r} of model input {feed.input.name!r} is absent from a batch")
+        raise SchemaError(f"column {name!r} of model input {wanted.name!r} is absent from a batch")
     column = batch.column(index)
-    wanted = InputSpec(feed.input.name, (), feed.input.dtype) if len(feed.columns) > 1 else feed.input
     if reason := misfit(column.type, wanted, cast):
-        raise SchemaError(f"column {name!r} cannot feed model input {feed.input.name!r}: {reason}")
+        raise SchemaError(f"column {name!r} cannot feed model input {wanted.name!r}: {reason}")
     return column
 
 

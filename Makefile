@@ -1,0 +1,63 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CHECKED := job models benchmarks tests
+
+.PHONY: help install demo test test-fast lint format bench lock clean
+
+help: ## list every chore
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## build .venv from the lock file
+
+$(INSTALLED): requirements.lock pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(INSTALLED) ## score a night of real flights, and show how far off the predictions are
+	$(BIN)/python -m models.flights features --output data/features
+	$(BIN)/python -m models train flights --features data/features --output data/models/flights.keras
+	$(BIN)/python -m job score --input 'data/features/ds=2013-12-*' --model data/models/flights.keras \
+	  --keys flight_id --output data/predictions --if_exists=replace
+	$(BIN)/python -m models.flights evaluate --features data/features --predictions data/predictions
+
+test: $(INSTALLED) ## run every test
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED) ## run the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(INSTALLED) ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CHECKED)
+
+format: $(INSTALLED) ## put the code into the common format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## measure the job against a hand-tuned loop without Beam (needs 10 GB, an hour)
+	$(BIN)/python -m benchmarks.run
+
+# COMPILE keeps the versions that are in the files already; `make lock UPGRADE=--upgrade` takes the newest.
+# Addresses and annotations stay out: the files must serve whichever index a machine uses.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --generate-hashes \
+  --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 $(UPGRADE) pyproject.toml
+
+lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
+	test -x $(BIN)/uv || $(MAKE) install
+	$(COMPILE) --extra demo --extra dev --output-file requirements.lock
+	$(COMPILE) --constraint requirements.lock --output-file requirements-worker.lock
+
+clean: ## remove what the chores made, except .venv and data
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,55 @@
+"""Receipts with real files behind them, for tests of staging and publishing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from job import staging
+from job.spec import ModelReference, Receipt, Run, Shard, Split
+
+RUN_ID = "a" * 64
+
+
+def split(name: str, rows: int = 3) -> Split:
+    return Split(name, Shard(f"/in/{name}.parquet", 10, "1", (("ds", "1"),)), (0, 1), 0, rows)
+
+
+def run_of(output: Path, splits: Sequence[Split], run_id: str = RUN_ID) -> Run:
+    rows = sum(s.rows for s in splits)
+    model = ModelReference("/m.keras", None, False, "d" * 64)
+    return Run(
+        run_id, str(output), model, "x → y", len(splits), len(splits), rows, 1000.0, (("python", "3"),)
+    )
+
+
+def receipt(output: Path, one: Split, content: bytes = b"predictions", **changes: Any) -> Receipt:
+    """Write an attempt with ``content`` and return the receipt for it, not yet written."""
+    run_id = changes.pop("run_id", RUN_ID)
+    attempt = staging.new_attempt(str(output), run_id, one)
+    Path(attempt).write_bytes(content)
+    fields: dict[str, Any] = {
+        "split": one,
+        "run_id": run_id,
+        "attempt": attempt,
+        "rows_read": one.rows,
+        "rows_scored": one.rows,
+        "rows_rejected": 0,
+        "file_bytes": len(content),
+        "file_sha256": hashlib.sha256(content).hexdigest(),
+        "batch_rows": 2,
+        "batches": 2,
+        "read_s": 0.1,
+        "bind_s": 0.1,
+        "predict_s": 0.1,
+        "write_s": 0.1,
+        "worker": "host:1",
+        "load": "host:1:1",
+        "load_s": 1.0,
+        "traces": 1,
+        "first_batch_unix_s": 1002.0,
+        "weights_digest": "",
+    }
+    return Receipt(**{**fields, **changes})

@@ -1,0 +1,217 @@
+"""What people see: exit codes, one-line messages, standard output against standard error."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from test_report import REPORT
+
+from job import cli, errors, quiet
+from job.report import Outcome
+from job.spec import ScoringSpec
+
+ROOT = Path(__file__).parents[1]
+REQUIRED = ("--input=a", "--model=m.keras", "--output=o")
+
+
+def job(*args: str, program: tuple[str, ...] = ("-m", "job")) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *program, *args], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+Score = Callable[..., Outcome]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], None]:
+    """Puts a function in the launcher's place, and leaves this process's logging alone."""
+
+    def put(score: Score) -> None:
+        launch = ModuleType("job.launch")
+        launch.score = score  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "job.launch", launch)
+        monkeypatch.setattr("job.launch", launch, raising=False)
+
+    monkeypatch.setattr(quiet, "hush", lambda *, debug: None)
+    return put
+
+
+def raising(error: BaseException) -> Score:
+    def score(*args: object, **kwargs: object) -> Outcome:
+        raise error
+
+    return score
+
+
+def test_help_lists_the_commands_that_exist() -> None:
+    done = job("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = [
+        line.split()[0] for line in done.stdout.partition("commands:\n")[2].splitlines() if line[:2] == "  "
+    ]
+    assert listed == list(cli.COMMANDS) == ["score", "report"]
+
+
+@pytest.mark.parametrize("command", ["score", "report"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_every_command_has_help(command: str, flag: str) -> None:
+    done = job(command, flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: python -m job {command} ")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["score", "--help"]])
+def test_help_imports_nothing_slow(args: list[str]) -> None:
+    program = (
+        f"import sys; from job import cli; code = cli.main({args}); "
+        "slow = {'apache_beam', 'keras', 'pyarrow', 'rich', 'tensorflow'} & set(sys.modules); "
+        "print(slow, file=sys.stderr); sys.exit(code)"
+    )
+    done = job(program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "set()\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "no command; use one of score, report, or python -m job --help"),
+        (["scoer"], "unknown command 'scoer'; use one of score, report, or python -m job --help"),
+        (
+            ["score", *REQUIRED, "--batch_size=0"],
+            "--batch_size=0: must be a whole number of rows from 1, or auto",
+        ),
+        (["score", *REQUIRED, "--outptu=x"], "unknown flag --outptu; did you mean --output?"),
+        (["score", *REQUIRED, "--runer", "X"], "unknown flag --runer; did you mean --runner?"),
+        (["report"], "report takes one output folder, not none"),
+        (["report", "a", "b"], "report takes one output folder, not a b"),
+        (["report", "--all"], "report takes one output folder, not --all"),
+    ],
+)
+def test_wrong_usage_is_one_line_on_standard_error_and_exit_code_2(args: list[str], message: str) -> None:
+    done = job(*args)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_debug_adds_the_traceback() -> None:
+    done = job("score", *REQUIRED, "--batch_size=0", "--debug")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.splitlines()[-1].startswith("error: --batch_size=0: ")
+
+
+def test_score_hands_over_the_spec_and_prints_the_table(
+    launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def score(spec: ScoringSpec, beam_args: tuple[str, ...], *, announce: Callable[[str], None]) -> Outcome:
+        announce(f"{spec.model} {spec.batch_size} {beam_args}")
+        return Outcome(REPORT, already_published=False)
+
+    launched(score)
+    assert cli.main(["score", *REQUIRED, "--batch_size=7", "--", "--x"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "m.keras 7 ('--x',)\n"
+    assert "1,730 scored of 1,750 read, 20 rejected" in out
+    assert "/data/out" in out
+
+
+def test_an_output_that_is_there_already_is_said_in_one_line(
+    launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(lambda *args, **kwargs: Outcome(REPORT, already_published=True))
+    assert cli.main(["score", *REQUIRED]) == 0
+    assert capsys.readouterr() == ("already published: run abababababab at /data/out: nothing to do\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.JobError, 1),
+        (errors.UsageError, 2),
+        (errors.NoInputError, 3),
+        (errors.PreflightError, 4),
+        (errors.ModelError, 4),
+        (errors.SchemaError, 4),
+        (errors.ShardError, 4),
+        (errors.DataError, 5),
+        (errors.OutputConflictError, 6),
+        (errors.EngineError, 7),
+        (errors.StorageError, 1),
+        (errors.StateUnknownError, 1),
+    ],
+)
+def test_every_error_ends_with_its_exit_code_and_one_line(
+    error: type[errors.JobError],
+    code: int,
+    launched: Callable[[Score], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    launched(raising(error("column [price]\nis   missing")))
+    assert cli.main(["score", *REQUIRED]) == code
+    assert capsys.readouterr() == ("", "error: column [price] is missing\n")
+
+
+def test_an_unexpected_error_is_one_line_and_points_to_debug(
+    launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(raising(ZeroDivisionError("a surprise")))
+    assert cli.main(["score", *REQUIRED]) == 1
+    expected = "error: ZeroDivisionError: a surprise; run again with --debug for the traceback\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_an_unexpected_error_with_debug_shows_where(
+    launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(raising(ZeroDivisionError("a surprise")))
+    assert cli.main(["score", *REQUIRED, "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("error: ZeroDivisionError: a surprise\n")
+
+
+def test_an_interrupt_says_that_the_same_command_resumes(
+    launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(raising(KeyboardInterrupt()))
+    assert cli.main(["score", *REQUIRED]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command resumes where this one stopped\n"
+
+
+def test_report_prints_the_table_of_an_output(tmp_path: Path) -> None:
+    report = dataclasses.replace(REPORT, output=str(tmp_path))
+    (tmp_path / "_report.json").write_text(report.to_json(), encoding="utf-8")
+    done = job("report", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1,730 scored of 1,750 read, 20 rejected" in done.stdout
+
+
+def test_report_of_an_output_without_one_says_so(tmp_path: Path) -> None:
+    done = job("report", str(tmp_path))
+    assert done.returncode == 2
+    expected = f"error: {tmp_path}/_report.json: no such file; nothing was published at {tmp_path}\n"
+    assert (done.stdout, done.stderr) == ("", expected)
+
+
+def test_a_reader_that_left_does_not_turn_success_into_failure() -> None:
+    program = (
+        "import os, sys; from job import cli; "
+        "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1); sys.exit(cli.main(['--help']))"
+    )
+    done = job(program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_console_script_is_the_module_with_its_exit_code() -> None:
+    script = Path(sys.executable).with_name("scoring-job")
+    if not script.exists():
+        pytest.skip("the package is not installed here")
+    done = subprocess.run([script], cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 2

@@ -1,0 +1,226 @@
+"""Promises 1 to 3: complete, all or nothing, once; publishing repeated from every point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job import commit, staging, storage
+from job.errors import DataError, OutputConflictError, StateUnknownError
+from job.report import RunReport
+from job.spec import Receipt, Run, Shard
+from tests.receipts import RUN_ID, receipt, run_of, split
+
+SPLITS = [split("a", 3), split("ds=1/b", 4), split("ds=1/c", 0)]
+NOW = 1010.0
+
+
+def staged(output: Path, run_id: str = RUN_ID) -> tuple[Run, list[Receipt]]:
+    run = run_of(output, SPLITS, run_id)
+    staging.write_plan(str(output), run_id, SPLITS)
+    receipts = [receipt(output, s, f"{run_id[:1]} {s.name}".encode(), run_id=run_id) for s in SPLITS]
+    for one in receipts:
+        staging.write_receipt(str(output), one)
+    return run, receipts
+
+
+def tree(output: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(output)): p.read_bytes() for p in sorted(output.rglob("*")) if p.is_file()}
+
+
+def test_a_published_night(tmp_path: Path) -> None:
+    run, receipts = staged(tmp_path)
+    report = commit.publish(run, reversed(receipts), now_unix_s=NOW)
+    files = tree(tmp_path)
+    assert sorted(files) == [
+        *("_SUCCESS", "_manifest.json", "_report.html", "_report.json"),
+        *("a.parquet", "ds=1/b.parquet", "ds=1/c.parquet"),
+    ]
+    assert files["ds=1/b.parquet"] == b"a ds=1/b"
+    assert RunReport.from_json(files["_report.json"].decode()) == report
+    assert (report.rows_scored, report.wall_s, report.first_batch_s) == (7, 10.0, 2.0)
+    manifest = commit.published(str(tmp_path))
+    assert manifest is not None
+    assert (manifest["run_id"], manifest["rows_scored"], manifest["rows_read"]) == (RUN_ID, 7, 7)
+    assert [f["path"] for f in manifest["files"]] == ["a.parquet", "ds=1/b.parquet", "ds=1/c.parquet"]
+    for entry in manifest["files"]:
+        assert storage.sha256(f"{tmp_path}/{entry['path']}") == entry["sha256"]
+        assert (tmp_path / entry["path"]).stat().st_size == entry["bytes"]
+    assert manifest["files"][1]["shard"] == "/in/ds=1/b.parquet"
+
+
+Change = Callable[[list[Receipt]], list[Receipt]]
+WRONG: dict[str, tuple[Change, str]] = {
+    "a split has no receipt": (lambda r: r[1:], "2 of 3 splits have a receipt"),
+    "a split has two": (lambda r: [*r, r[0]], "3 of 3 splits have a receipt"),
+    "a row was lost": (
+        lambda r: [replace(r[0], rows_scored=2), *r[1:]],
+        "holds 3 rows, 3 were read, 2 scored",
+    ),
+    "a row was doubled": (lambda r: [replace(r[0], rows_scored=4), *r[1:]], "3 were read, 4 scored"),
+    "a row was not read": (lambda r: [replace(r[0], rows_read=2, rows_scored=2), *r[1:]], "2 were read"),
+    "the plan has other rows": (
+        lambda r: [replace(r[0], split=split("a", 2), rows_read=2, rows_scored=2), *r[1:]],
+        "7 rows were planned and 6 read",
+    ),
+    "workers built two models": (
+        lambda r: [replace(r[0], weights_digest="f" * 64), *r[1:]],
+        "give --weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_nothing_is_published_when_it_does_not_add_up(tmp_path: Path, case: str) -> None:
+    change, message = WRONG[case]
+    run, receipts = staged(tmp_path)
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match=message):
+        commit.publish(run, change(receipts), now_unix_s=NOW)
+    assert tree(tmp_path) == before
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> list[str]:
+    """Let that many changes to the file system happen, then fail every one, as a dead process would."""
+    done: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        real = getattr(storage, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if len(done) >= steps:
+                raise StoppedError
+            done.append(name)
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in ("rename", "remove", "remove_tree", "write_atomic", "make_folder", "remove_empty_folders"):
+        monkeypatch.setattr(storage, name, counted(name))
+    return done
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: bool) -> None:
+    def prepared(output: Path) -> tuple[Run, list[Receipt]]:
+        if replacing:
+            old = [*SPLITS, split("gone/d", 1)]
+            run = run_of(output, old, "b" * 64)
+            commit.publish(run, [receipt(output, s, b"old", run_id="b" * 64) for s in old], now_unix_s=NOW)
+            commit.check_output(str(output), RUN_ID, replace=True)
+        return staged(output)
+
+    whole = tmp_path / "whole"
+    commit.publish(*prepared(whole), now_unix_s=NOW)
+    expected = tree(whole)
+    steps = 0
+    while True:
+        output = tmp_path / f"cut{steps}"
+        run, receipts = prepared(output)
+        with pytest.MonkeyPatch.context() as patch:
+            done = stop_after(patch, steps)
+            try:
+                commit.publish(run, receipts, now_unix_s=NOW)
+            except StoppedError:
+                pass
+            else:
+                break
+        finished = commit.published(str(output))
+        if finished is not None and finished["run_id"] == RUN_ID:
+            commit.remove_staging(str(output), RUN_ID)
+        else:
+            commit.check_output(str(output), RUN_ID, replace=replacing)
+            found = [staging.read_receipt(str(output), RUN_ID, s) for s in SPLITS]
+            assert found == receipts
+            commit.publish(run, receipts, now_unix_s=NOW)
+        got = tree(output)
+        assert sorted(got) == sorted(expected)
+        data = [name for name in got if name.endswith(".parquet")]
+        assert {name: got[name] for name in data} == {name: expected[name] for name in data}
+        assert json.loads(got["_manifest.json"]) == json.loads(expected["_manifest.json"])
+        steps += 1
+    assert steps == len(done) > 10
+
+
+def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
+    old = run_of(tmp_path, SPLITS, "b" * 64)
+    commit.publish(old, [receipt(tmp_path, s, b"old", run_id="b" * 64) for s in SPLITS], now_unix_s=NOW)
+    run, receipts = staged(tmp_path)
+    seen: list[bool] = []
+    real = storage.rename
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            storage, "rename", lambda a, b: (seen.append((tmp_path / "_SUCCESS").exists()), real(a, b))
+        )
+        commit.publish(run, receipts, now_unix_s=NOW)
+    assert seen == [False, False, False]
+    assert (tmp_path / "_SUCCESS").exists()
+
+
+def test_a_file_that_is_nowhere_is_an_unknown_state(tmp_path: Path) -> None:
+    run, receipts = staged(tmp_path)
+    Path(receipts[1].attempt).unlink()
+    with pytest.raises(StateUnknownError, match="neither there nor published"):
+        commit.publish(run, receipts, now_unix_s=NOW)
+    assert not (tmp_path / "_SUCCESS").exists()
+
+
+def test_another_run_is_refused_and_replaced(tmp_path: Path) -> None:
+    commit.publish(*staged(tmp_path), now_unix_s=NOW)
+    other = "c" * 64
+    with pytest.raises(OutputConflictError, match="holds run aaaaaaaaaaaa, this is run cccccccccccc"):
+        commit.check_output(str(tmp_path), other, replace=False)
+    commit.check_output(str(tmp_path), other, replace=True)
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_files_that_no_run_wrote_are_never_touched(tmp_path: Path, replacing: bool) -> None:
+    (tmp_path / "precious.parquet").write_bytes(b"x")
+    with pytest.raises(
+        OutputConflictError, match=r"1 file\(s\) that no run of this job wrote.*precious.parquet"
+    ):
+        commit.check_output(str(tmp_path), RUN_ID, replace=replacing)
+
+
+def test_leftovers(tmp_path: Path) -> None:
+    assert commit.leftovers(str(tmp_path), RUN_ID) == []
+    staged(tmp_path)
+    staged(tmp_path, "b" * 64)
+    assert commit.leftovers(str(tmp_path), RUN_ID) == ["b" * 64]
+    commit.remove_staging(str(tmp_path), "b" * 64)
+    commit.remove_staging(str(tmp_path), RUN_ID)
+    assert tree(tmp_path) == {}
+    assert not (tmp_path / "_staging").exists()
+
+
+def test_the_run_id_depends_on_every_input() -> None:
+    shard, options = Shard("/a", 1, "1"), {"keys": ("x",), "batch_size": None}
+    ids = {
+        commit.run_id([shard], "m", options),
+        commit.run_id([replace(shard, path="/b")], "m", options),
+        commit.run_id([replace(shard, size_bytes=2)], "m", options),
+        commit.run_id([replace(shard, stamp="2")], "m", options),
+        commit.run_id([shard, shard], "m", options),
+        commit.run_id([shard], "n", options),
+        commit.run_id([shard], "m", {**options, "keys": ()}),
+        commit.run_id([shard], "m", {**options, "batch_size": 1}),
+    }
+    assert len(ids) == 8
+    assert commit.run_id([shard], "m", dict(reversed(options.items()))) in ids
+
+
+def test_a_manifest_that_is_none_is_an_unknown_state(tmp_path: Path) -> None:
+    (tmp_path / "_SUCCESS").touch()
+    assert commit.published(str(tmp_path)) is None
+    (tmp_path / "_manifest.json").write_text("{")
+    with pytest.raises(StateUnknownError, match="no manifest"):
+        commit.published(str(tmp_path))

@@ -1,0 +1,64 @@
+"""What Beam's ``--setup_file`` ships to workers: a source distribution that installs and imports."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive, made from a copy so that the checkout stays clean."""
+    project = tmp_path_factory.mktemp("project")
+    for name in ("pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, project)
+    for package in ("job", "models"):
+        shutil.copytree(ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__"))
+    # The very call that Beam's stager makes.
+    command = [sys.executable, "setup.py", "sdist", "--dist-dir", "dist"]
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+    (archive,) = (project / "dist").iterdir()
+    return archive
+
+
+def test_the_sdist_holds_every_module(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    expected = {
+        str(path.relative_to(ROOT)) for name in ("job", "models") for path in (ROOT / name).rglob("*.py")
+    }
+    assert len(expected) > 2
+    assert expected <= held
+    assert {"pyproject.toml", "setup.py"} <= held
+
+
+def test_the_sdist_installs_and_imports(sdist: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(target),
+    ]
+    subprocess.run([sys.executable, *install, str(sdist)], check=True, capture_output=True)
+    program = "import job.spec, models; print(job.spec.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.strip()).is_relative_to(target)

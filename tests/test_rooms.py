@@ -1,0 +1,188 @@
+"""The shape of the repository: who may import whom, how large things may grow, what files may say."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Imports go down this list only. A line is one room: the first module is its door, the modules after
+# it were split off for size. `python -m job` enters at the top.
+ORDER = (
+    ("__main__",),
+    ("cli",),
+    ("options",),
+    ("launch", "preflight"),
+    ("engines",),
+    ("pipeline",),
+    ("scoring", "writing"),
+    ("planning", "listing"),
+    ("handler",),
+    ("binding", "tensors", "casting", "rounding"),
+    ("predictions",),
+    ("columns",),
+    ("rejects",),
+    ("model", "backend", "saved_model", "step", "artifact", "batching"),
+    ("commit", "staging"),
+    ("storage",),
+    ("report",),
+    ("metrics",),
+    ("progress",),
+    ("nightly",),
+    ("quiet",),
+    ("spec",),
+    ("errors",),
+)
+RANK = {module: rank for rank, module in enumerate(module for room in ORDER for module in room)}
+MODEL_ROOM = next(set(room) for room in ORDER if room[0] == "model")
+BACKENDS = {"keras", "tensorflow", "tf_keras", "torch", "jax"}
+SLOW_IMPORTS = {"apache_beam", "keras", "tensorflow"}
+LOCAL = {"job", "models", "benchmarks"}
+DISTRIBUTION = {"apache_beam": "apache-beam", "google": "protobuf", "ml_dtypes": "ml-dtypes"}
+MODULE_LINES = 300
+FUNCTION_LINES = 50
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every imported module by its full dotted name; ``from job import spec`` gives ``job.spec``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms_used(path: Path) -> set[str]:
+    dotted = (name.split(".") for name in imported(ast.parse(path.read_text())))
+    return {parts[1] for parts in dotted if parts[0] == "job" and len(parts) > 1}
+
+
+JOB = sources("job")
+LIMITED = sources("job", "models", "benchmarks", "tests")
+
+
+@pytest.mark.parametrize("path", JOB, ids=names(JOB))
+def test_imports_go_down_the_list(path: Path) -> None:
+    module = path.stem
+    if module == "__init__":
+        assert not rooms_used(path), "the package itself imports no room"
+        return
+    assert module in RANK, f"{module} has no place in ORDER"
+    unlisted = rooms_used(path) - set(RANK)
+    assert not unlisted, f"{module} imports {unlisted}, which are no modules of ORDER"
+    upward = [other for other in rooms_used(path) if RANK[other] <= RANK[module]]
+    assert not upward, f"{module} imports {upward}, which are not below it"
+
+
+def test_the_order_is_read_from_imports_of_both_kinds() -> None:
+    tree = ast.parse("import job.spec\nfrom job import errors\nfrom job.model import load\nimport os.path")
+    assert list(imported(tree)) == ["job.spec", "job.errors", "job.model.load", "os.path"]
+
+
+@pytest.mark.parametrize("path", JOB, ids=names(JOB))
+def test_only_the_model_room_imports_a_backend(path: Path) -> None:
+    used = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))} & BACKENDS
+    assert not used or path.stem in MODEL_ROOM, f"{path.stem} imports {used}"
+
+
+@pytest.mark.parametrize("path", LIMITED, ids=names(LIMITED))
+def test_modules_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= MODULE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < FUNCTION_LINES, node.name
+
+
+@pytest.mark.parametrize("module", ["job.cli", "job.__main__"])
+def test_help_does_not_wait_for_slow_imports(module: str) -> None:
+    program = f"import sys, {module}; print(sorted({SLOW_IMPORTS} & set(sys.modules)))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def committed() -> list[Path]:
+    """Files that are, or will be, under version control."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_registry_or_a_machine() -> None:
+    # Put together from pieces, or this file would be the first one found.
+    forbidden = re.compile("|".join(["py" + r"pi\.", "pythonhosted" + r"\.", "/" + "work/", "/" + "root/"]))
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in committed()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if forbidden.search(line)
+    ]
+    assert len(committed()) > 10
+    assert not found, "\n".join(found)
+
+
+def project() -> dict[str, list[str]]:
+    """Names of the direct dependencies, normalised, by group; ``""`` is the run-time group."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"": table["dependencies"], **table["optional-dependencies"]}
+    pattern = re.compile(r"[A-Za-z0-9._-]+")
+    return {
+        group: [match.group().lower().replace("_", "-") for line in lines if (match := pattern.match(line))]
+        for group, lines in groups.items()
+    }
+
+
+def pins(lock: str) -> dict[str, str]:
+    text = (ROOT / lock).read_text()
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+) \\$", text, flags=re.MULTILINE))
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    groups = project()
+    assert {name for group in groups.values() for name in group} <= set(pins("requirements.lock"))
+    assert set(groups[""]) <= set(pins("requirements-worker.lock"))
+
+
+def test_the_worker_gets_the_versions_that_were_tested() -> None:
+    assert pins("requirements-worker.lock").items() <= pins("requirements.lock").items()
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-worker.lock"])
+def test_every_pin_has_hashes_and_nothing_else(lock: str) -> None:
+    lines = [line for line in (ROOT / lock).read_text().splitlines() if not line.startswith("#")]
+    allowed = re.compile(r"[a-z0-9._-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?")
+    assert [line for line in lines if not allowed.fullmatch(line)] == []
+    assert len(pins(lock)) == sum("==" in line for line in lines) > 40
+
+
+@pytest.mark.parametrize("path", JOB + sources("models"), ids=names(JOB + sources("models")))
+def test_every_import_is_declared(path: Path) -> None:
+    groups = project()
+    declared = set(groups[""]) | (set(groups["demo"]) if path.parts[-2] == "models" else set())
+    used = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+    third_party = used - LOCAL - set(sys.stdlib_module_names)
+    assert {DISTRIBUTION.get(name, name) for name in third_party} <= declared
