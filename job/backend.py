@@ -13,7 +13,7 @@ import numpy as np
 
 from job import artifact, quiet, storage
 from job.errors import JobError, ModelError, PreflightError
-from job.saved_model import SavedModelStep, feedable, input_spec, one_line
+from job.saved_model import SavedModelStep, feedable, input_spec
 from job.spec import CodedStrings, Device, InputSpec, ModelReference, OutputSpec, Signature, Tensor
 from job.step import Step
 
@@ -101,7 +101,9 @@ class _KerasStep:
             raise
         except Exception as e:
             shapes = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in inputs)
-            raise ModelError(f"{self._reference.path}: it cannot be built for {shapes}: {one_line(e)}") from e
+            raise ModelError(
+                f"{self._reference.path}: it cannot be built for {shapes}: {storage.one_line(e)}"
+            ) from e
         self._outputs = tuple(
             OutputSpec(name, tuple(tensor.shape[1:]), keras.backend.standardize_dtype(tensor.dtype))
             for name, tensor in zip(names, flat, strict=True)
@@ -181,7 +183,7 @@ def _keras_model(reference: ModelReference) -> Any:
         return keras.models.load_model(storage.local(path), compile=False, safe_mode=not reference.trusted)
     except Exception as e:
         raise ModelError(
-            f"--model={path}: Keras {keras.__version__} cannot load it: {one_line(e)}; "
+            f"--model={path}: Keras {keras.__version__} cannot load it: {storage.one_line(e)}; "
             f"a model with classes of its own is scored as --model=package.module:function --weights=…"
         ) from e
 
@@ -192,7 +194,7 @@ def _built(path: str, keras: Any) -> Any:
         builder = getattr(importlib.import_module(module), name)
         model = builder()
     except Exception as e:
-        raise ModelError(f"--model={path}: the builder failed: {one_line(e)}") from e
+        raise ModelError(f"--model={path}: the builder failed: {storage.one_line(e)}") from e
     if not isinstance(model, keras.Model):
         raise ModelError(f"--model={path}: it returned {type(model).__name__}, not a keras.Model")
     return model

@@ -143,6 +143,8 @@ class _Table:
             if name not in self.schema.names:
                 reason = f"{flag} names {name!r}, which is no column{_closest(name, self.schema.names)}"
                 raise self.error(reason, inputs)
+            if times := _times(self.schema, name, flag):
+                raise self.error(times, inputs)
 
     def error(self, reason: str, inputs: Sequence[InputSpec]) -> SchemaError:
         """Return an error that lists both sides on one line."""
@@ -164,11 +166,11 @@ def _one_input(table: _Table, wanted: InputSpec, features: tuple[str, ...], *, n
             reason = f"--features names {len(features)} columns for model input {_input_text(wanted)}"
             raise table.error(f"{reason}: name as many as it is wide", (wanted,))
         return Feed(wanted, features)
-    if wanted.name in table.schema.names:
-        # A name the framework made up may be a column's by accident: then it must fit to count.
-        column_type = table.schema.field(wanted.name).type
-        if named or misfit(column_type, wanted, table.casts.get(wanted.name)) is None:
-            return Feed(wanted, (wanted.name,))
+    same_name = Feed(wanted, (wanted.name,))
+    # A name the framework made up may be a column's by accident: then it must fit to count.
+    fits = not any(_feed_mismatches(table.schema, same_name, table.casts))
+    if wanted.name in table.schema.names and (named or fits):
+        return same_name
     scalars = table.scalars(wanted.dtype)
     ways: list[tuple[str, ...]] = [(name,) for name in table.lists(wanted)]
     if width is not None and len(scalars) == width:

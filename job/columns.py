@@ -36,22 +36,20 @@ CAST_TYPES: dict[str, str] = {
     "large_string": "string",
 }
 
-# By Arrow's type number, because a batch asks for the kind of every column.
-_KINDS: dict[int, Kind] = {
-    example.id: offered
-    for offered, examples in {
-        "bool": [pa.bool_()],
-        "int": [pa.type_for_alias(name) for name in INTEGERS],
-        "float": [pa.float16(), pa.float32(), pa.float64()],
-        "decimal": [pa.decimal32(1), pa.decimal64(1), pa.decimal128(1), pa.decimal256(1)],
-        "text": [pa.string(), pa.large_string(), pa.string_view(), pa.binary(1)]
-        + [pa.binary(), pa.large_binary(), pa.binary_view()],
-        "time": [pa.date32(), pa.date64(), pa.time32("s"), pa.time64("us")]
-        + [pa.timestamp("us"), pa.duration("us")],
-        "null": [pa.null()],
-    }.items()
-    for example in examples
-}
+_EXAMPLES: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
+    ("bool", (pa.bool_(),)),
+    ("int", tuple(pa.type_for_alias(name) for name in INTEGERS)),
+    ("float", (pa.float16(), pa.float32(), pa.float64())),
+    ("decimal", (pa.decimal32(1), pa.decimal64(1), pa.decimal128(1), pa.decimal256(1))),
+    ("text", (pa.string(), pa.large_string(), pa.string_view(), pa.binary(1))),
+    ("text", (pa.binary(), pa.large_binary(), pa.binary_view())),
+    ("time", (pa.date32(), pa.date64(), pa.time32("s"), pa.time64("us"))),
+    ("time", (pa.timestamp("us"), pa.duration("us"))),
+    ("null", (pa.null(),)),
+)
+
+# By Arrow's type number: a batch asks for the kind of every column.
+_KINDS: dict[int, Kind] = {example.id: offered for offered, examples in _EXAMPLES for example in examples}
 
 
 @dataclass(frozen=True)

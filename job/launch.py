@@ -15,11 +15,15 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job import artifact, commit, engines, listing, planning, preflight, progress, quiet, staging, storage
 from job.errors import EngineError, JobError, UsageError
 from job.report import Outcome, RunReport
-from job.spec import ModelReference, Run, ScoringSpec, Shard
+from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
+
+if TYPE_CHECKING:
+    from job.scoring import ScoringTask
 
 _FOOTER_THREADS = 16
 _PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
@@ -85,10 +89,33 @@ def _run(
         import apache_beam as beam
 
         from job.pipeline import ScoreParquet
-        from job.scoring import ScoringTask
 
     options = engines.beam_options(beam_args)
-    threads = engines.tensorflow_threads(options)
+    task, splits = _prepare(spec, shards, footers, reference, run_id, engines.tensorflow_threads(options))
+    staging.clear_failures(spec.output, run_id)
+    plan = staging.write_plan(spec.output, run_id, splits)
+    finished = staging.finished(spec.output, run_id)
+    if finished:
+        announce(f"resuming run {run_id[:12]}: {len(finished)} of {len(splits)} splits have their receipt")
+    reused_rows = sum(split.rows for split in splits if split.name in finished)
+    with progress.shown(task.run.rows, reused_rows):
+        pipeline = beam.Pipeline(options=options)
+        pipeline | "Score Parquet" >> ScoreParquet(plan, task)
+        _wait(pipeline, task.run)
+    report = storage.read_bytes(storage.join(spec.output, commit.REPORT_JSON)) or b""
+    return Outcome(RunReport.from_json(report.decode()), already_published=False)
+
+
+def _prepare(
+    spec: ScoringSpec,
+    shards: list[Shard],
+    footers: list[planning.Footer],
+    reference: ModelReference,
+    run_id: str,
+    threads: int,
+) -> tuple[ScoringTask, tuple[Split, ...]]:
+    from job.scoring import ScoringTask
+
     ready = preflight.check(spec, shards, footers, reference, threads)
     splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows)
     run = Run(
@@ -114,18 +141,7 @@ def _run(
         device=spec.device,
         threads=threads,
     )
-    staging.clear_failures(spec.output, run_id)
-    plan = staging.write_plan(spec.output, run_id, splits)
-    finished = staging.finished(spec.output, run_id)
-    reused_rows = sum(split.rows for split in splits if split.name in finished)
-    if finished:
-        announce(f"resuming run {run_id[:12]}: {len(finished)} of {len(splits)} splits have their receipt")
-    with progress.shown(run.rows, reused_rows):
-        pipeline = beam.Pipeline(options=options)
-        pipeline | "Score Parquet" >> ScoreParquet(plan, task)
-        _wait(pipeline, run)
-    report = storage.read_bytes(storage.join(spec.output, commit.REPORT_JSON)) or b""
-    return Outcome(RunReport.from_json(report.decode()), already_published=False)
+    return task, splits
 
 
 def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:

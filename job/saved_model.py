@@ -40,7 +40,7 @@ class SavedModelStep:
         try:
             self._owner = tf.saved_model.load(folder)
         except (OSError, ValueError, tf.errors.OpError) as e:
-            raise ModelError(f"--model={folder}: it cannot be loaded: {one_line(e)}") from e
+            raise ModelError(f"--model={folder}: it cannot be loaded: {storage.one_line(e)}") from e
         signatures = self._owner.signatures
         name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
         if name is None:
@@ -87,7 +87,7 @@ def _check_operations(folder: str) -> None:
     try:
         message.ParseFromString(content)
     except DecodeError as e:
-        raise ModelError(f"--model={folder}: saved_model.pb is damaged: {one_line(e)}") from e
+        raise ModelError(f"--model={folder}: saved_model.pb is damaged: {storage.one_line(e)}") from e
     found = set()
     for graph in message.meta_graphs:
         found |= {node.op for node in graph.graph_def.node}
@@ -114,8 +114,3 @@ def feedable(tensor: Tensor) -> Any:
 
     values = tensor.values if len(tensor.values) else np.array([b""], dtype=object)
     return tf.gather(tf.constant(values, dtype=tf.string), tensor.codes)
-
-
-def one_line(error: BaseException) -> str:
-    """Return a library's error as one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

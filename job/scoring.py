@@ -14,27 +14,20 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from job import model, planning, progress, staging, storage
+from job import model, progress, staging, storage
 from job.binding import Binding, to_tensors
 from job.errors import DataError, JobError, ShardError
 from job.predictions import to_arrow
-from job.spec import Device, Receipt, Run, Split
+from job.reading import SplitReader, chunk_rows
+from job.spec import Device, Receipt, RowFault, Run, Split
 from job.writing import PartWriter
-
-CHUNK_BYTES = 32 << 20
-# Enough rows for the largest batch that is ever tried.
-CHUNK_ROWS = 65_536
-# Bytes that a string cell is taken for when a chunk is sized.
-_STRING_BYTES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +51,14 @@ class ScoringTask:
 
 @dataclass
 class _Tally:
-    """What has been done so far; each time is added by one thread only."""
+    """What has been done so far, in one thread."""
 
     rows: int = 0
     batches: int = 0
     batch_rows: int = 0
-    read_s: float = 0.0
     bind_s: float = 0.0
     predict_s: float = 0.0
     first_batch_unix_s: float = 0.0
-    clock: Callable[[], float] = field(default=time.perf_counter)
 
 
 def score_split(split: Split, task: ScoringTask, loaded: model.LoadedModel) -> Receipt:
@@ -89,15 +80,17 @@ def score_split(split: Split, task: ScoringTask, loaded: model.LoadedModel) -> R
 
 def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally) -> Receipt:
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
-    overlap = split.rows > chunk_rows(task)
-    with closing(_open(split)) as file:
-        kept = [name for name in task.keys if name in file.schema_arrow.names]
-        fields = [*(file.schema_arrow.field(name) for name in kept), *task.predictions]
+    rows_at_once = chunk_rows(task.binding.feeds, task.batch_rows)
+    overlap = split.rows > rows_at_once
+    with SplitReader(split, task.partition_types) as reader:
+        kept = [name for name in task.keys if name in reader.schema.names]
+        fields = [*(reader.schema.field(name) for name in kept), *task.predictions]
         schema = pa.schema(fields, metadata=_metadata(task.run))
         with PartWriter(attempt, schema, task.row_group_rows, task.compression, overlap=overlap) as writer:
-            chunks = _read(file, split, task, tally)
-            for chunk in _ahead(chunks) if overlap else chunks:
-                _score_chunk(chunk, kept, split, task, loaded, writer, tally)
+            for chunk in reader.chunks(task.binding.columns, task.keys, rows_at_once):
+                for piece in _batches(chunk, task, loaded, tally):
+                    outputs = _predict(piece, split, task, loaded, tally)
+                    writer.append([*(piece.column(name) for name in kept), *outputs])
             if tally.rows != split.rows:
                 raise ShardError(
                     f"{split.shard.path}: split {split.name} held {split.rows} rows when it was planned and "
@@ -115,7 +108,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         file_sha256=part.sha256,
         batch_rows=tally.batch_rows,
         batches=tally.batches,
-        read_s=tally.read_s,
+        read_s=reader.read_s,
         bind_s=tally.bind_s,
         predict_s=tally.predict_s,
         write_s=part.write_s,
@@ -128,120 +121,52 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
     )
 
 
-def chunk_rows(task: ScoringTask) -> int:
-    """Return how many rows are read at once: whole batches, and no more than ``CHUNK_BYTES``."""
-    row_bytes = 1
-    for feed in task.binding.feeds:
-        cells = 1
-        for extent in feed.input.shape:
-            cells *= extent or 1
-        row_bytes += cells * _cell_bytes(feed.input.dtype)
-    fitting = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
-    if task.batch_rows:
-        return task.batch_rows * max(1, fitting // task.batch_rows)
-    # A power of two, so that every batch size which is tried divides it.
-    return 1 << (fitting.bit_length() - 1)
-
-
-def _cell_bytes(dtype: str) -> int:
-    if dtype == "string":
-        return _STRING_BYTES
-    digits = "".join(c for c in dtype if c.isdigit())
-    return max(1, int(digits) // 8) if digits else 1
-
-
-def _open(split: Split) -> pq.ParquetFile:
-    shard = split.shard
-    try:
-        found = storage.describe(shard.path)
-        if found is None or (found.size_bytes, found.stamp) != (shard.size_bytes, shard.stamp):
-            raise ShardError(
-                f"{shard.path}: it is not the file that was planned ({shard.size_bytes} bytes of time "
-                f"{shard.stamp}); run again to plan anew"
-            )
-        return pq.ParquetFile(storage.local(shard.path))
-    except (pa.ArrowException, OSError) as e:
-        raise ShardError(f"{shard.path}: cannot be opened: {_one_line(e)}") from e
-
-
-def _read(file: pq.ParquetFile, split: Split, task: ScoringTask, tally: _Tally) -> Iterator[pa.RecordBatch]:
-    present = set(file.schema_arrow.names)
-    wanted = [name for name in dict.fromkeys((*task.binding.columns, *task.keys)) if name in present]
-    folders = [
-        (name, planning.partition_scalar(value, task.partition_types[name]))
-        for name, value in split.shard.partition
-        if name not in present and name in task.binding.columns
-    ]
-    begin = tally.clock()
-    try:
-        # Threads of Arrow's own would compete with the scoring threads for the same cores.
-        batches = file.iter_batches(chunk_rows(task), list(split.row_groups), wanted, use_threads=False)
-        for batch in batches:
-            for name, scalar in folders:
-                batch = batch.append_column(name, pa.repeat(scalar, batch.num_rows))
-            tally.read_s += tally.clock() - begin
-            yield batch
-            begin = tally.clock()
-    except (pa.ArrowException, OSError) as e:
-        raise ShardError(
-            f"{split.shard.path}: row groups {split.row_groups[0]} to {split.row_groups[-1]} cannot be read "
-            f"({_one_line(e)}); write the shard again"
-        ) from e
-
-
-def _ahead(chunks: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield the same chunks, reading one ahead in a thread."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        pending = pool.submit(next, chunks, None)
-        while (chunk := pending.result()) is not None:
-            pending = pool.submit(next, chunks, None)
-            yield chunk
-
-
-def _score_chunk(
-    chunk: pa.RecordBatch,
-    kept: Sequence[str],
-    split: Split,
-    task: ScoringTask,
-    loaded: model.LoadedModel,
-    writer: PartWriter,
-    tally: _Tally,
-) -> None:
+def _batches(
+    chunk: pa.RecordBatch, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally
+) -> Iterator[pa.RecordBatch]:
+    """Yield a chunk's rows a batch at a time, choosing the batch size on the first of them."""
     if not chunk.num_rows:
         return
     tally.batch_rows = max(tally.batch_rows, _batch_rows(chunk, task, loaded))
-    batch_rows = tally.batch_rows
-    for start in range(0, chunk.num_rows, batch_rows):
-        piece = chunk.slice(start, batch_rows)
-        first_row = split.first_row + tally.rows
-        begin = tally.clock()
-        tensors, faults = to_tensors(piece, task.binding)
-        if faults:
-            fault = faults[0]
-            raise DataError(
-                f"{split.shard.path}: row {first_row + int(fault.rows[0])}, column {fault.column}: "
-                f"{fault.text} ({fault.code}, value {fault.example}); {len(fault.rows)} such row(s) in this "
-                f"batch; mend the shard or use --cast"
-            )
-        bound = tally.clock()
-        try:
-            outputs = loaded.predict(tensors, batch_rows)
-        except JobError:
-            raise
-        except Exception as e:
-            raise DataError(
-                f"{split.shard.path}: the model failed on rows {first_row} to "
-                f"{first_row + piece.num_rows - 1}: {_one_line(e)}"
-            ) from e
-        tally.predict_s += tally.clock() - bound
-        tally.first_batch_unix_s = tally.first_batch_unix_s or time.time()
-        columns = [piece.column(name) for name in kept]
-        columns += to_arrow(outputs, task.predictions, piece.num_rows)
-        tally.bind_s += bound - begin
-        writer.append(columns)
-        tally.rows += piece.num_rows
-        tally.batches += 1
-        progress.rows_done.add(piece.num_rows)
+    for start in range(0, chunk.num_rows, tally.batch_rows):
+        yield chunk.slice(start, tally.batch_rows)
+
+
+def _predict(
+    piece: pa.RecordBatch, split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally
+) -> list[pa.Array]:
+    """Predict one batch and return its prediction columns, each ``(rows,)``."""
+    first_row = split.first_row + tally.rows
+    begin = time.perf_counter()
+    tensors, faults = to_tensors(piece, task.binding)
+    if faults:
+        raise _fault_error(faults[0], split, first_row)
+    bound = time.perf_counter()
+    try:
+        outputs = loaded.predict(tensors, tally.batch_rows)
+    except JobError:
+        raise
+    except Exception as e:
+        raise DataError(
+            f"{split.shard.path}: the model failed on rows {first_row} to {first_row + piece.num_rows - 1}: "
+            f"{storage.one_line(e)}"
+        ) from e
+    tally.predict_s += time.perf_counter() - bound
+    tally.first_batch_unix_s = tally.first_batch_unix_s or time.time()
+    columns = to_arrow(outputs, task.predictions, piece.num_rows)
+    tally.bind_s += bound - begin
+    tally.rows += piece.num_rows
+    tally.batches += 1
+    progress.rows_done.add(piece.num_rows)
+    return columns
+
+
+def _fault_error(fault: RowFault, split: Split, first_row: int) -> DataError:
+    return DataError(
+        f"{split.shard.path}: row {first_row + int(fault.rows[0])}, column {fault.column}: {fault.text} "
+        f"({fault.code}, value {fault.example}); {len(fault.rows)} such row(s) in this batch; "
+        f"mend the shard or use --cast"
+    )
 
 
 def _batch_rows(chunk: pa.RecordBatch, task: ScoringTask, loaded: model.LoadedModel) -> int:
@@ -262,10 +187,6 @@ def _metadata(run: Run) -> dict[str, str]:
         "scoring_job.model_sha256": run.model.digest,
         "scoring_job.signature": run.signature,
     }
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 @dataclass(eq=False)
