@@ -7,6 +7,7 @@ rows/s, 16,384 score 5.4 million, and 65,536 fall back to 2.4 million because th
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -35,7 +36,8 @@ class BatchSize:
 
         Args:
             available_rows: rows at hand for the measurement.
-            predict: predicts that many of the rows at hand; its result is thrown away.
+            predict: predicts that many of the rows at hand; its result is thrown away. A number of rows at
+                which it raises ends the search, and is not chosen.
         """
         with self._lock:
             # Four times more rows than were ever tried can show another optimum.
@@ -49,13 +51,17 @@ class BatchSize:
         return self._tried_rows >= CANDIDATE_ROWS[-1]
 
     def _measure(self, available_rows: int, predict: Callable[[int], object]) -> int:
-        best_rows, best_rate, worse = 1, 0.0, 0
-        predict(min(available_rows, CANDIDATE_ROWS[0]))
+        best_rows, best_rate, worse = CANDIDATE_ROWS[0], 0.0, 0
+        with contextlib.suppress(Exception):
+            predict(best_rows)
         begin = self._clock()
         for rows in CANDIDATE_ROWS:
             if rows > available_rows or worse == 2 or self._clock() - begin > _BUDGET_S:
                 break
-            rate = rows / max(self._fastest_s(rows, predict), 1e-9)
+            try:
+                rate = rows / max(self._fastest_s(rows, predict), 1e-9)
+            except Exception:  # noqa: BLE001 - too large for the memory, or a row that the scoring loop will name
+                break
             if rate > best_rate * _WORTHWHILE:
                 best_rows, best_rate, worse = rows, rate, 0
             else:

@@ -34,6 +34,9 @@ _READABLE = {
     **{dtype: r"^\d+$" if dtype.startswith("u") else r"^-?\d+$" for dtype in INTEGERS},
 }
 
+# Arrow does not fail to write such a time, it writes this.
+_BEYOND_CALENDAR = "<value out of range"
+
 
 def numbers(values: Any, dtype: str, cast: str | None = None) -> tuple[Numbers, Faults]:
     """Return Arrow ``values`` as ``(n,) dtype`` and the faults among them.
@@ -195,7 +198,7 @@ def _parsed(raw: Any, dtype: str) -> tuple[Numbers, Faults]:
     except pa.ArrowInvalid:
         readable = pc.match_substring_regex(raw, _READABLE.get(dtype, _FLOAT_TEXT))
         usable = pc.if_else(readable, raw, pa.scalar(b"0", raw.type))
-        parsed, bad = _cast_bisecting(usable, wanted, b"0")
+        parsed, bad = _cast_bisecting(usable, wanted)
         bad |= ~readable.to_numpy(zero_copy_only=False)
     faults = faults_at(bad, "parse", f"text that cannot be read as {dtype}", raw)
     if dtype == "bool":
@@ -210,14 +213,20 @@ def _parsed(raw: Any, dtype: str) -> tuple[Numbers, Faults]:
 
 
 def _written(values: Any) -> tuple[Any, Faults]:
-    """Return values as Arrow writes them, null where it cannot (a year no calendar has)."""
-    array, bad = _cast_bisecting(values, pa.string(), None)
-    shown = _raw_time(values) if kind(values.type) == "time" else values
-    return array, faults_at(bad, "parse", "a value that cannot be written as text", shown)
+    """Return values as Arrow writes them, null where it writes that it cannot."""
+    array = values.cast(pa.string())
+    if kind(values.type) != "time":
+        return array, ()
+    beyond = pc.starts_with(array, _BEYOND_CALENDAR).fill_null(False)
+    bad = beyond.to_numpy(zero_copy_only=False)
+    if not bad.any():
+        return array, ()
+    array = pc.if_else(beyond, pa.scalar(None, pa.string()), array)
+    return array, faults_at(bad, "range", "a time that no calendar has into text", _raw_time(values))
 
 
-def _cast_bisecting(values: Any, wanted: Any, filler: bytes | None) -> tuple[Any, NDArray[np.bool_]]:
-    """Cast what can be cast; the rest becomes ``filler``'s cast and is marked."""
+def _cast_bisecting(values: Any, wanted: Any) -> tuple[Any, NDArray[np.bool_]]:
+    """Cast text, where what cannot be read becomes zero and is marked."""
     bad = np.zeros(len(values), np.bool_)
     spans = [(0, len(values))]
     while spans:
@@ -231,5 +240,5 @@ def _cast_bisecting(values: Any, wanted: Any, filler: bytes | None) -> tuple[Any
             else:
                 spans += [(start, middle), (middle, stop)]
     if bad.any():
-        values = pc.if_else(pa.array(bad), pa.scalar(filler, values.type), values)
+        values = pc.if_else(pa.array(bad), pa.scalar(b"0", values.type), values)
     return values.cast(wanted), bad

@@ -92,6 +92,11 @@ class LoadedModel:
         return self._step.predict(tensors)
 
     @property
+    def digest(self) -> str:
+        """Return the SHA-256 of the artifact, in hex."""
+        return self._reference.digest
+
+    @property
     def traces(self) -> int:
         """Return how many times the predict step has been traced so far."""
         return self._step.traces()

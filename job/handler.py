@@ -1,0 +1,108 @@
+"""``KerasModelHandler``: this job's binding and predict step for Beam's own ``RunInference``.
+
+For pipelines that have record batches already. Elements are Arrow record batches, never rows: a dict per row
+was measured three orders of magnitude slower.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+
+from job import artifact, model
+from job.binding import bind, to_tensors
+from job.errors import DataError
+from job.predictions import prediction_fields, to_arrow
+from job.spec import Device
+
+
+class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.LoadedModel]):
+    """Record batch in, ``PredictionResult(record batch, prediction columns, model digest)`` out.
+
+    Each batch is bound by its own schema, as ``score`` binds a shard's, and predicted ``batch_size``
+    rows at a time. A row that cannot be fed to the model fails its batch.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        weights: str | None = None,
+        trust_model: bool = False,
+        model_sha256: str | None = None,
+        keys: Sequence[str] = (),
+        features: Sequence[str] = (),
+        casts: Sequence[tuple[str, str]] = (),
+        prediction_columns: Sequence[str] = (),
+        batch_size: int = 16_384,
+        device: Device = "auto",
+    ) -> None:
+        """Take what the flags of ``score`` by the same names mean; nothing is read before ``load_model``."""
+        super().__init__(max_batch_size=1)
+        self._artifact = (model_path, weights, trust_model, model_sha256)
+        self._bind = functools.partial(bind, keys=keys, features=features, casts=casts)
+        self._prediction_columns = tuple(prediction_columns)
+        self._batch_rows = batch_size
+        self._device = device
+
+    def load_model(self) -> model.LoadedModel:
+        """Return this process's one copy of the model.
+
+        Raises:
+            ModelError: it is absent, no model, not trusted enough, or has another SHA-256.
+        """
+        path, weights, trusted, sha256 = self._artifact
+        reference = artifact.resolve(path, weights, trusted=trusted, sha256=sha256)
+        return model.acquire(reference, device=self._device)
+
+    def run_inference(
+        self,
+        batch: Sequence[pa.RecordBatch],
+        model: model.LoadedModel,
+        inference_args: dict[str, Any] | None = None,  # noqa: ARG002 - Beam passes it; Keras takes none
+    ) -> Iterable[PredictionResult]:
+        """Predict record batches, one result each, in order.
+
+        Raises:
+            SchemaError: a batch's columns do not fit the model's inputs.
+            DataError: a row cannot be fed to the model.
+        """
+        for records in batch:
+            yield PredictionResult(records, self._predict(records, model), model.digest)
+
+    def _predict(self, records: pa.RecordBatch, loaded: model.LoadedModel) -> pa.RecordBatch:
+        binding = self._bind(records.schema, loaded.signature)
+        loaded.build([feed.input for feed in binding.feeds])
+        fields = prediction_fields(loaded.signature.outputs, self._prediction_columns)
+        pieces: Iterator[pa.RecordBatch] = (
+            records.slice(start, self._batch_rows)
+            for start in range(0, max(records.num_rows, 1), self._batch_rows)
+        )
+        predicted = []
+        for piece in pieces:
+            tensors, faults = to_tensors(piece, binding)
+            if faults:
+                fault = faults[0]
+                raise DataError(
+                    f"column {fault.column}: {fault.text} ({fault.code}, value {fault.example}) in "
+                    f"{len(fault.rows)} row(s) of a record batch; drop them before RunInference"
+                )
+            columns = to_arrow(loaded.predict(tensors, self._batch_rows), fields, piece.num_rows)
+            predicted.append(pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)))
+        return pa.concat_batches(predicted)
+
+    def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
+        """Return the batches' size in Arrow buffers, in bytes."""
+        return sum(records.nbytes for records in batch)
+
+    def get_metrics_namespace(self) -> str:
+        """Return the name under which ``RunInference`` counts."""
+        return "KerasModelHandler"
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        """Return that elements are not to be put together: each is a batch already."""
+        return {"max_batch_size": 1}

@@ -1,0 +1,90 @@
+"""``RunInference`` on record batches, against plain ``Model.predict``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import keras
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.ml.inference.base import RunInference
+
+from job.errors import DataError, ModelError
+from job.handler import KerasModelHandler
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[str, Any]:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="tanh")])
+    path = str(tmp_path / "m.keras")
+    model.save(path)
+    return path, model
+
+
+def records(rows: int, seed: int = 0) -> pa.RecordBatch:
+    values = np.random.default_rng(seed).random((rows, 2), dtype=np.float32)
+    return pa.record_batch({"id": np.arange(rows), "a": values[:, 0], "b": values[:, 1]})
+
+
+def oracle(model: Any, batch: pa.RecordBatch) -> np.ndarray:
+    features = np.stack([batch["a"].to_numpy(), batch["b"].to_numpy()], axis=1)
+    return np.asarray(model.predict(features, verbose=0))
+
+
+def test_each_batch_is_predicted(saved: tuple[str, Any]) -> None:
+    path, model = saved
+    batches = [records(rows, seed=rows) for rows in (1, 7, 40)]
+    handler = KerasModelHandler(path, keys=["id"], batch_size=16)
+    results = list(handler.run_inference(batches, handler.load_model()))
+    for batch, result in zip(batches, results, strict=True):
+        assert result.example is batch
+        assert result.model_id == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        predicted = np.stack(result.inference.column(0).to_pylist())
+        np.testing.assert_allclose(predicted, oracle(model, batch), rtol=1e-6)
+    assert handler.get_num_bytes(batches) == sum(batch.nbytes for batch in batches)
+
+
+def test_in_a_pipeline(saved: tuple[str, Any], tmp_path: Path) -> None:
+    path, model = saved
+    batches = [records(rows, seed=rows) for rows in (1, 7, 40)]
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        _ = (
+            pipeline
+            | beam.Create(batches)
+            | RunInference(KerasModelHandler(path, keys=["id"], prediction_columns=["x", "y", "z"]))
+            | beam.Map(lambda result: result.inference.to_pydict())
+            | beam.combiners.ToList()
+            | beam.Map(lambda found: (tmp_path / "found.json").write_text(json.dumps(found)))
+        )
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert sorted(len(one["x"]) for one in found) == [1, 7, 40]
+    for batch in batches:
+        (one,) = [one for one in found if len(one["x"]) == batch.num_rows]
+        predicted = np.stack([one["x"], one["y"], one["z"]], axis=1)
+        np.testing.assert_allclose(predicted, oracle(model, batch), rtol=1e-6)
+
+
+def test_no_rows_give_no_rows_of_the_same_columns(saved: tuple[str, Any]) -> None:
+    handler = KerasModelHandler(saved[0], keys=["id"], prediction_columns=["x", "y", "z"])
+    (result,) = handler.run_inference([records(0)], handler.load_model())
+    assert result.inference.schema.names == ["x", "y", "z"]
+    assert result.inference.num_rows == 0
+
+
+def test_a_bad_row_is_named(saved: tuple[str, Any]) -> None:
+    handler = KerasModelHandler(saved[0])
+    batch = pa.record_batch({"a": [1.0, None], "b": [1.0, 2.0]})
+    with pytest.raises(DataError, match=r"column a.*null.*1 row"):
+        list(handler.run_inference([batch], handler.load_model()))
+
+
+def test_nothing_is_read_before_the_model_is_wanted() -> None:
+    handler = KerasModelHandler("/nowhere.keras")
+    with pytest.raises(ModelError, match=r"/nowhere\.keras"):
+        handler.load_model()
