@@ -93,16 +93,18 @@ def digest(path: str, weights: str | None) -> str:
 
 
 def _folder_parts(path: str) -> dict[str, str]:
-    return {info.path.removeprefix(path): storage.sha256(info.path) for info in storage.tree(path)}
+    return {info.path.removeprefix(path).lstrip("/"): storage.sha256(info.path) for info in storage.tree(path)}
 
 
 def _builder_parts(path: str) -> dict[str, str]:
     module, _, _ = path.partition(":")
     try:
         found = importlib.util.find_spec(module)
-    except (ImportError, ValueError) as e:
+    except Exception as e:
+        # Finding a module runs the packages around it.
+        reason = " ".join(f"{type(e).__name__}: {e}".split())
         raise ModelError(
-            f"--model={path}: module {module} cannot be imported ({e}); install it or set PYTHONPATH"
+            f"--model={path}: module {module} cannot be imported ({reason}); install it or set PYTHONPATH"
         ) from e
     if found is None:
         raise ModelError(f"--model={path}: there is no module {module}; install it or set PYTHONPATH")

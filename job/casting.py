@@ -31,7 +31,8 @@ _INT64_SCALE = 18
 _FLOAT_TEXT = r"(?i)^[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan(\([0-9a-z_]*\))?|inf(inity)?)$"
 _READABLE = {
     "bool": r"(?i)^(0|1|true|false)$",
-    **{dtype: r"^\d+$" if dtype.startswith("u") else r"^-?\d+$" for dtype in INTEGERS},
+    "int64": r"^-?0*\d{1,19}$",
+    "uint64": r"^0*\d{1,20}$",
 }
 
 # Arrow does not fail to write such a time, it writes this.
@@ -188,7 +189,12 @@ def _int64_digits(values: Any) -> NDArray[np.int64] | None:
 
 
 def _parsed(raw: Any, dtype: str) -> tuple[Numbers, Faults]:
-    """Read ``raw`` (binary, no nulls) as ``dtype``; hexadecimal is refused, for Arrow wraps it."""
+    """Read ``raw`` (binary, no nulls) as ``dtype``, integers as the widest of their sign.
+
+    Hexadecimal is refused: Arrow would wrap it around.
+    """
+    if dtype in INTEGERS:
+        dtype = "uint64" if dtype.startswith("u") else "int64"
     wanted = pa.bool_() if dtype == "bool" else pa.from_numpy_dtype(numpy_type(dtype))
     bad = np.zeros(len(raw), np.bool_)
     try:

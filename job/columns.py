@@ -69,16 +69,14 @@ class Layout:
 def layout(column_type: Any) -> Layout:
     """Return the cells of a column of ``column_type``.
 
-    A tensor or another extension inside a list is left as the leaf, which then is of
-    kind ``other``: its own order of axes would be lost.
+    Other extension types, and a tensor inside a list, are left as the leaf, which then is of
+    kind ``other``: what they mean, or their order of axes, would be lost.
     """
     if isinstance(column_type, pa.FixedShapeTensorType):
         stored = tuple(column_type.shape)
         order = tuple(column_type.permutation or range(len(stored)))
         leaf = _decoded(column_type.value_type)
         return Layout(tuple(stored[axis] for axis in order), leaf, stored, order)
-    if isinstance(column_type, pa.BaseExtensionType):
-        column_type = column_type.storage_type
     extents: list[int | None] = []
     while True:
         if types.is_fixed_size_list(column_type):

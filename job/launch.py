@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from job import artifact, commit, engines, listing, planning, preflight, progress, quiet, staging, storage
 from job.errors import EngineError, JobError, UsageError
 from job.report import Outcome, RunReport
@@ -150,8 +152,19 @@ def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
     Raises:
         ShardError: a shard is no readable Parquet.
     """
+    known: list[pa.Schema] = []
+
+    def read(shard: Shard) -> planning.Footer:
+        footer = planning.read_footer(shard)
+        # Shards by the thousand share a few schemas; one object for each keeps them small.
+        for schema in known:
+            if schema.equals(footer.schema, check_metadata=True):
+                return replace(footer, schema=schema)
+        known.append(footer.schema)
+        return footer
+
     with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
-        return list(pool.map(planning.read_footer, shards))
+        return list(pool.map(read, shards))
 
 
 def _wait(pipeline: object, run: Run) -> None:

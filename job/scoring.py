@@ -118,6 +118,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         traces=loaded.traces,
         weights_digest=loaded.weights_digest,
         first_batch_unix_s=tally.first_batch_unix_s,
+        boot_id=storage.boot_id(),
     )
 
 

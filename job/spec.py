@@ -187,8 +187,9 @@ class Receipt:
     ``*_s`` are seconds of work, summed over the threads that did it. ``load`` identifies
     one loading of the model in one process; the number of distinct ones is the number
     of loads. ``weights_digest`` is a SHA-256 of the weights where a builder made them.
-    ``first_batch_unix_s`` is when the split's first batch had been predicted, 0 where there was
-    none. ``reused`` says that the run at hand found the receipt and did not score the split.
+    ``first_batch_unix_s`` is when the split's first batch had been predicted, 0 where there was none.
+    ``boot_id`` is the writing machine's, see ``storage.boot_id``. ``reused`` says that the run at hand found
+    the receipt and did not score the split.
     """
 
     split: Split
@@ -211,4 +212,5 @@ class Receipt:
     traces: int
     first_batch_unix_s: float
     weights_digest: str
+    boot_id: str
     reused: bool = False

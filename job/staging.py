@@ -69,9 +69,15 @@ def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
         return None
     if receipt.run_id != run or receipt.split != split:
         return None
-    if storage.size_bytes(receipt.attempt) != receipt.file_bytes and not already_published(output, receipt):
-        return None
-    return receipt
+    return receipt if _is_whole(receipt) or already_published(output, receipt) else None
+
+
+def _is_whole(receipt: Receipt) -> bool:
+    if storage.size_bytes(receipt.attempt) != receipt.file_bytes:
+        return False
+    # Attempts are not flushed one by one. Only a restart can have cost what was not on the disk yet.
+    same_boot = receipt.boot_id and receipt.boot_id == storage.boot_id()
+    return bool(same_boot) or storage.sha256(receipt.attempt) == receipt.file_sha256
 
 
 def finished(output: str, run: str) -> set[str]:

@@ -66,7 +66,9 @@ class PartWriter:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
-        # Without finish() the file stays behind as an abandoned attempt that no receipt names.
+        # Without finish() the file stays behind as an abandoned attempt that no receipt names. Arrow would try
+        # to end it when the writer is collected, and complain on standard error that it cannot.
+        self._file.is_open = False
         self._sink.close()
 
     def append(self, columns: Sequence[pa.Array]) -> None:
@@ -101,7 +103,7 @@ class PartWriter:
         table = pa.Table.from_batches(self._batches, self._schema)
         # Whole row groups only, while more rows may come: the rest would be a group too small to be useful.
         rows = table.num_rows
-        if not last and rows > self._row_group_rows and self._held_bytes < ROW_GROUP_BYTES:
+        if not last and rows > self._row_group_rows:
             rows -= rows % self._row_group_rows
         rest = table.slice(rows)
         table = table.slice(0, rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from job import staging
+from job import staging, storage
 from job.spec import ModelReference, Receipt, Run, Shard, Split
 
 RUN_ID = "a" * 64
@@ -51,5 +51,6 @@ def receipt(output: Path, one: Split, content: bytes = b"predictions", **changes
         "traces": 1,
         "first_batch_unix_s": 1002.0,
         "weights_digest": "",
+        "boot_id": storage.boot_id(),
     }
     return Receipt(**{**fields, **changes})

@@ -98,6 +98,7 @@ REFUSED: list[tuple[Any, Signature, dict[str, Any], list[str]]] = [
     ([("a", pa.timestamp("us"))], model(("a", (1,), "float32")), {"features": ["a"]}, ["--cast a=float32"]),
     ([("a", pa.string())], model(("a", (1,), "int32"), named=True), {}, ["string", "--cast a=int32"]),
     ([("a", F32)], model(("a", (1,), "string"), named=True), {}, ["float", "--cast a=string"]),
+    ([("a", pa.string())], model(("a", (1,), "bfloat16"), named=True), {}, ["--cast a=float32"]),
     ([("a", pa.struct([("z", F32)]))], model(("a", (1,), "float32"), named=True), {}, ["struct<z: float>"]),
     ([("a", F32), ("a", F32)], model(("a", (1,), "float32"), named=True), {}, ["'a' occurs 2 times"]),
     ([("a", F32)], model(("a", (1,), "complex64"), named=True), {}, ["complex64"]),
@@ -117,6 +118,13 @@ def test_what_does_not_fit_lists_both_sides(
     if "twice" not in message:
         assert signature.inputs[0].name in message
         assert columns[-1][0] in message
+
+
+def test_a_cast_is_offered_only_where_it_helps() -> None:
+    for column_type, dtype in ((F32, "complex64"), (pa.struct([]), "float32")):
+        with pytest.raises(SchemaError) as caught:
+            bind(pa.schema([("a", column_type)]), model(("a", (1,), dtype), named=True))
+        assert "--cast" not in str(caught.value)
 
 
 def test_hive_columns_remain_unless_they_are_keys() -> None:

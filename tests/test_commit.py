@@ -157,10 +157,13 @@ def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
     run, receipts = staged(tmp_path)
     seen: list[bool] = []
     real = storage.rename
+
+    def look_and_rename(source: str, target: str) -> None:
+        seen.append((tmp_path / "_SUCCESS").exists())
+        real(source, target)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            storage, "rename", lambda a, b: (seen.append((tmp_path / "_SUCCESS").exists()), real(a, b))
-        )
+        patch.setattr(storage, "rename", look_and_rename)
         commit.publish(run, receipts, now_unix_s=NOW)
     assert seen == [False, False, False]
     assert (tmp_path / "_SUCCESS").exists()

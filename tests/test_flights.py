@@ -17,9 +17,6 @@ import pytest
 from models import flights, flights_data
 from models.__main__ import main as models_main
 
-# Keras 3.15 reads its variables into numpy 2 in the old way when it saves and loads them.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:

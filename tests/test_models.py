@@ -14,9 +14,6 @@ import pytest
 import models
 from models import artifacts, custom_layer, custom_loss
 
-# Keras 3.15 reads its variables into numpy 2 in the old way when it saves and loads them.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 KERAS_FILES = ("sequential", "functional", "classifier", "custom_loss", "custom_training_loop")
 GENERATED = (*KERAS_FILES, "custom_layer")
 

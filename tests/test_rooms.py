@@ -23,7 +23,7 @@ ORDER = (
     ("launch", "preflight"),
     ("engines",),
     ("pipeline",),
-    ("scoring", "writing"),
+    ("scoring", "reading", "writing"),
     ("planning", "listing"),
     ("handler",),
     ("binding", "tensors", "casting", "rounding"),

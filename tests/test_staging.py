@@ -85,6 +85,15 @@ def test_a_receipt_whose_file_is_published_still_counts(tmp_path: Path) -> None:
     assert staging.read_receipt(str(tmp_path), RUN_ID, split("a")) is None
 
 
+def test_after_a_restart_a_receipt_counts_if_its_file_is_what_it_says(tmp_path: Path) -> None:
+    for boot_id in ("another boot", ""):
+        written = receipt(tmp_path, split("a"), b"predictions", boot_id=boot_id)
+        staging.write_receipt(str(tmp_path), written)
+        assert staging.read_receipt(str(tmp_path), RUN_ID, split("a")) == written
+        Path(written.attempt).write_bytes(b"\0" * 11)
+        assert staging.read_receipt(str(tmp_path), RUN_ID, split("a")) is None
+
+
 def test_the_launcher_gets_the_workers_error(tmp_path: Path) -> None:
     staging.write_plan(str(tmp_path), RUN_ID, [])
     assert staging.failure(str(tmp_path), RUN_ID) is None

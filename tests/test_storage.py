@@ -54,8 +54,7 @@ def test_hashing_sink(tmp_path: Path) -> None:
     sink = storage.HashingSink(f"{tmp_path}/x")
     sink.write(b"one")
     sink.write(memoryview(b"two"))
-    assert sink.tell() == 6
-    assert not sink.closed
+    assert (sink.tell(), sink.closed) == (6, False)
     assert sink.seal() == hashlib.sha256(b"onetwo").hexdigest() == storage.sha256(f"{tmp_path}/x")
     assert sink.closed
     with pytest.raises(FileExistsError):

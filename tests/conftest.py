@@ -1,0 +1,24 @@
+"""What all tests share: silence from C++, and one night in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Read when TensorFlow is imported, so set before any test module does that.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import pytest
+from tests.nights import Night
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Raised inside TensorFlow's own array conversion, with NumPy 2, and no business of ours.
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Night:
+    """A folder for shards, a model and an output, and the job to run on them."""
+    return Night(tmp_path)

@@ -1,0 +1,121 @@
+"""One night: shards in, predictions out, and beside them what plain pyarrow and one ``Model.predict`` say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import pytest
+
+    from job.report import RunReport
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Night:
+    """A folder with ``in/``, ``out/`` and whatever a model is saved as."""
+
+    folder: Path
+
+    @property
+    def input(self) -> Path:
+        return self.folder / "in"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    def shard(self, name: str, table: pa.Table, *, group_rows: int | None = None) -> Path:
+        """Write ``in/<name>.parquet``; ``name`` may hold folders."""
+        path = self.input / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path, row_group_size=group_rows)
+        return path
+
+    def args(self, model: str | Path, *flags: str) -> list[str]:
+        return [f"--input={self.input}", f"--model={model}", f"--output={self.output}", *flags]
+
+    def score(self, model: str | Path, *flags: str) -> RunReport:
+        """Run the job in this process and return its report; errors are raised as they are."""
+        from job import launch, options
+
+        spec, beam_args = options.parse(self.args(model, *flags))
+        outcome = launch.score(spec, beam_args, announce=lambda line: None)
+        assert not outcome.already_published
+        return outcome.report
+
+    def files(self) -> list[Path]:
+        """The visible files of the output, in the order of their shards and rows."""
+        return visible(self.output)
+
+    def scored(self) -> pa.Table:
+        """What was published, file by file, with the columns that the files hold themselves."""
+        return pa.concat_tables([pq.ParquetFile(path).read() for path in self.files()])
+
+    def manifest(self) -> dict[str, Any]:
+        return dict(json.loads((self.output / "_manifest.json").read_text()))
+
+
+def visible(folder: Path) -> list[Path]:
+    """The files that Spark, Hive and Arrow see in a folder."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(p for p in found if not any(x[0] in "_." for x in p.relative_to(folder).parts))
+
+
+def run_cli(capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """Run a command line in this process and return exit code, output and error output."""
+    from job import cli
+
+    capfd.readouterr()
+    code = cli.main(list(argv))
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+def features(rows: int, width: int = 4, *, seed: int = 0, first_id: int = 0) -> pa.Table:
+    """Columns ``id int64`` and ``f0`` … ``float32``; ids count up from ``first_id``."""
+    values = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+    columns = {f"f{i}": values[:, i] for i in range(width)}
+    return pa.table({"id": np.arange(first_id, first_id + rows), **columns})
+
+
+def matrix(table: pa.Table, names: Sequence[str] = ("f0", "f1", "f2", "f3")) -> Array:
+    """The named columns side by side: ``(rows, columns)``."""
+    return np.stack([table.column(name).to_numpy() for name in names], axis=1)
+
+
+def dense(width: int = 4, units: int = 1, *, name: str = "score", seed: int = 0) -> Any:
+    """A small model: ``(rows, width)`` to ``(rows, units)``."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.layers.Input((width,)),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Dense(units, name=name),
+        ]
+    )
+
+
+def saved(model: Any, path: Path) -> Path:
+    model.save(path)
+    return path
+
+
+def module(folder: Path, name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Write a module, make it importable, and return its name."""
+    (folder / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name

@@ -1,0 +1,116 @@
+"""The batch size, with a clock that only moves when a batch is predicted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from job.batching import CANDIDATE_ROWS, BatchSize
+
+
+class Machine:
+    """Predicts batches in a set number of seconds each, and keeps what it was asked for."""
+
+    def __init__(self, seconds: Mapping[int, float], *, too_large: int = 10**9) -> None:
+        self.now_s = 0.0
+        self.calls: list[int] = []
+        self._seconds = seconds
+        self._too_large = too_large
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def predict(self, rows: int) -> None:
+        self.calls.append(rows)
+        if rows >= self._too_large:
+            raise MemoryError(rows)
+        self.now_s += self._seconds[rows]
+
+
+# Rows a second:             6,400      23,273       85,333        256,000
+SMALL: Mapping[int, float] = {64: 0.01, 256: 0.011, 1024: 0.012, 4096: 0.016}
+
+
+@pytest.mark.parametrize(
+    ("large", "available_rows", "best_rows", "tried_up_to"),
+    [
+        # 273,067, 256,000, 256,000: two in a row that are no better end the search before 65,536.
+        ({8192: 0.030, 16384: 0.064, 32768: 0.128}, 65_536, 8192, 32768),
+        # 264,258 and 266,407 are less than 5 % above 256,000: not worth the memory.
+        ({8192: 0.031, 16384: 0.0615}, 65_536, 4096, 16384),
+        # 264,258 is not, but 273,067 is: one that is no better does not end the search.
+        ({8192: 0.031, 16384: 0.060, 32768: 0.120, 65536: 0.240}, 65_536, 16384, 65536),
+        # Each twice as fast as the one before.
+        ({8192: 0.016, 16384: 0.016, 32768: 0.016, 65536: 0.016}, 65_536, 65536, 65536),
+        # Nothing larger than what is at hand is tried.
+        ({}, 8191, 4096, 4096),
+        ({}, 1024, 1024, 1024),
+    ],
+)
+def test_the_fastest_worthwhile_batch_is_chosen(
+    large: dict[int, float], available_rows: int, best_rows: int, tried_up_to: int
+) -> None:
+    machine = Machine({**SMALL, **large})
+    assert BatchSize(machine.clock).choose(available_rows, machine.predict) == best_rows
+    tried = [rows for rows in CANDIDATE_ROWS if rows <= tried_up_to]
+    # Once to warm up, then three times each.
+    assert machine.calls == [64, *(rows for rows in tried for _ in range(3))]
+
+
+@pytest.mark.parametrize(("available_rows", "expected"), [(0, 1), (1, 1), (700, 700), (1023, 1023)])
+def test_few_rows_go_through_as_one_batch_and_are_not_measured(available_rows: int, expected: int) -> None:
+    machine = Machine({})
+    assert BatchSize(machine.clock).choose(available_rows, machine.predict) == expected
+    assert machine.calls == []
+
+
+def test_a_slow_model_is_measured_for_about_two_seconds() -> None:
+    machine = Machine({64: 0.9, 256: 0.9, 1024: 0.9, 4096: 0.9})
+    batch = BatchSize(machine.clock)
+    assert batch.choose(65_536, machine.predict) == 1024
+    # 0.9 s is more than an eighth of the two seconds: no repeats. At 2.7 s the fourth is not begun.
+    assert machine.calls == [64, 64, 256, 1024]
+
+
+def test_the_choice_is_remembered_until_four_times_the_rows_are_at_hand() -> None:
+    machine = Machine({**SMALL, 8192: 0.016, 16384: 0.016, 32768: 0.016, 65536: 0.016})
+    batch = BatchSize(machine.clock)
+    assert batch.choose(2000, machine.predict) == 1024
+    before = len(machine.calls)
+    assert batch.choose(7999, machine.predict) == 1024
+    assert batch.choose(10, machine.predict) == 1024
+    assert len(machine.calls) == before
+    assert batch.choose(8000, machine.predict) == 4096
+    assert batch.choose(65_536, machine.predict) == 65_536
+    before = len(machine.calls)
+    assert batch.choose(1_000_000, machine.predict) == 65_536
+    assert len(machine.calls) == before, "no more rows than 65,536 are ever tried"
+
+
+def test_a_batch_that_cannot_be_predicted_ends_the_search_and_not_the_run() -> None:
+    machine = Machine({**SMALL, 8192: 0.016}, too_large=8192)
+    assert BatchSize(machine.clock).choose(65_536, machine.predict) == 4096
+    assert machine.calls[-1] == 8192
+
+
+def test_a_model_that_fails_on_every_row_is_left_to_the_scoring_loop() -> None:
+    machine = Machine({}, too_large=1)
+    assert 1 <= BatchSize(machine.clock).choose(5000, machine.predict) <= 5000
+
+
+def test_threads_measure_once() -> None:
+    machine = Machine({**SMALL, 8192: 0.030, 16384: 0.064, 32768: 0.128})
+    batch = BatchSize(machine.clock)
+    chosen: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: chosen.append(batch.choose(65_536, machine.predict)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert chosen == [8192] * 4
+    assert len(machine.calls) == 1 + 3 * 7
