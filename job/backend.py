@@ -75,9 +75,13 @@ class _KerasStep:
         self._outputs: tuple[OutputSpec, ...] = ()
 
     def signature(self) -> Signature:
+        import keras
+
         if not (self._model.built and getattr(self._model, "inputs", None)):
             return Signature((), (), named=False)
-        self._structure = self._model.input if hasattr(self._model, "input_names") else self._model.inputs
+        # A functional model keeps the dict or list it was made with; a Sequential has one input.
+        sequential = isinstance(self._model, keras.Sequential)
+        self._structure = self._model.inputs if sequential else self._model.input
         if isinstance(self._structure, dict):
             names = sorted(self._structure)
             tensors = [self._structure[name] for name in names]

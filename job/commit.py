@@ -124,8 +124,7 @@ def publish(run: Run, receipts: Iterable[Receipt], *, now_unix_s: float) -> RunR
         storage.remove_empty_folders(run.output)
     for folder in sorted(folders):
         storage.sync_folder(folder)
-    reused = sum(receipt.reused for receipt in counted)
-    report = RunReport.of(run, counted, ended_unix_s=now_unix_s, splits_reused=reused)
+    report = RunReport.of(run, counted, ended_unix_s=now_unix_s)
     storage.write_atomic(storage.join(run.output, REPORT_JSON), report.to_json().encode())
     storage.write_atomic(storage.join(run.output, REPORT_HTML), report.to_html().encode())
     content = json.dumps(_manifest_of(run, counted), indent=1)

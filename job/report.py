@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 VERSION: Final = 1
+# Shards smaller than a batch are batches of their own size, and nobody reads hundreds of sizes.
+_MOST_LISTED: Final = 3
 STAGES: Final = ("read", "bind", "predict", "write")
 
 
@@ -73,9 +75,7 @@ class RunReport:
     write_s: float
 
     @classmethod
-    def of(
-        cls, run: Run, receipts: Sequence[Receipt], *, ended_unix_s: float, splits_reused: int
-    ) -> RunReport:
+    def of(cls, run: Run, receipts: Sequence[Receipt], *, ended_unix_s: float) -> RunReport:
         """Add up the receipts of a run, one per split.
 
         Raises:
@@ -100,7 +100,7 @@ class RunReport:
             rows_per_s=scored_now / wall_s if wall_s > 0 else 0.0,
             shards=run.shards,
             splits=len(receipts),
-            splits_reused=splits_reused,
+            splits_reused=sum(receipt.reused for receipt in receipts),
             rows_read=sum(receipt.rows_read for receipt in receipts),
             rows_scored=sum(receipt.rows_scored for receipt in receipts),
             rows_rejected=sum(receipt.rows_rejected for receipt in receipts),
@@ -182,7 +182,7 @@ class RunReport:
                 f"{_count(self.traces, 'trace')} of the predict step",
             ),
             "batch size": _join(
-                f"{' and '.join(f'{rows:,}' for rows in self.batch_rows)} rows" if self.batch_rows else "",
+                f"{_span(self.batch_rows)} rows" if self.batch_rows else "",
                 _count(self.batches, "batch", "batches"),
             ),
             "thread seconds": _join(*(f"{stage} {getattr(self, f'{stage}_s'):.1f}" for stage in STAGES)),
@@ -268,6 +268,13 @@ def _traces(receipts: Sequence[Receipt]) -> int:
 
 def _distinct(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({value for value in values if value}))
+
+
+def _span(values: Sequence[int]) -> str:
+    """Return ascending values as text: each of a few, the ends of many."""
+    if len(values) > _MOST_LISTED:
+        return f"{values[0]:,} to {values[-1]:,}"
+    return " and ".join(f"{value:,}" for value in values)
 
 
 def _join(*parts: str) -> str:

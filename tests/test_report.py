@@ -51,6 +51,7 @@ def receipt(name: str, **changes: object) -> Receipt:
         traces=1,
         first_batch_unix_s=STARTED_UNIX_S + 8,
         weights_digest="",
+        boot_id="",
     )
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
@@ -83,7 +84,7 @@ RECEIPTS = [
         reused=True,
     ),
 ]
-REPORT = RunReport.of(RUN, RECEIPTS, ended_unix_s=STARTED_UNIX_S + 20, splits_reused=1)
+REPORT = RunReport.of(RUN, RECEIPTS, ended_unix_s=STARTED_UNIX_S + 20)
 
 
 def text_of(report: RunReport, width: int) -> str:
@@ -111,14 +112,14 @@ def test_first_batch_is_the_earliest_of_this_command() -> None:
 
 def test_where_all_was_reused_there_is_no_first_batch_and_no_speed() -> None:
     reused = [dataclasses.replace(each, reused=True) for each in RECEIPTS]
-    report = RunReport.of(RUN, reused, ended_unix_s=STARTED_UNIX_S + 2, splits_reused=3)
+    report = RunReport.of(RUN, reused, ended_unix_s=STARTED_UNIX_S + 2)
     assert (report.first_batch_s, report.rows_per_s, report.rows_scored) == (None, 0.0, 1_730)
     assert "first batch" not in report.lines()
 
 
 def test_a_split_without_rows_has_no_first_batch() -> None:
     empty = receipt("p3", rows_read=0, rows_scored=0, batches=0, batch_rows=999, first_batch_unix_s=0.0)
-    report = RunReport.of(RUN, [RECEIPTS[0], empty], ended_unix_s=STARTED_UNIX_S + 20, splits_reused=0)
+    report = RunReport.of(RUN, [RECEIPTS[0], empty], ended_unix_s=STARTED_UNIX_S + 20)
     assert (report.first_batch_s, report.batch_rows, report.files) == (8.0, (256,), 2)
 
 
@@ -136,7 +137,7 @@ def test_traces_are_the_last_count_of_each_load() -> None:
 
 
 def test_a_night_without_rows_divides_nothing_by_nothing() -> None:
-    report = RunReport.of(RUN, [], ended_unix_s=STARTED_UNIX_S, splits_reused=0)
+    report = RunReport.of(RUN, [], ended_unix_s=STARTED_UNIX_S)
     assert (report.rows_per_s, report.loads, report.first_batch_s) == (0.0, (), None)
     assert "width:0.0%" in report.to_html()
     assert "0 scored of 0 read" in text_of(report, 80)
@@ -144,7 +145,7 @@ def test_a_night_without_rows_divides_nothing_by_nothing() -> None:
 
 def test_two_receipts_of_one_split_are_refused() -> None:
     with pytest.raises(ValueError, match="4 receipts for 3 splits"):
-        RunReport.of(RUN, [*RECEIPTS, RECEIPTS[0]], ended_unix_s=STARTED_UNIX_S + 1, splits_reused=0)
+        RunReport.of(RUN, [*RECEIPTS, RECEIPTS[0]], ended_unix_s=STARTED_UNIX_S + 1)
 
 
 def test_json_comes_back_equal() -> None:
@@ -254,3 +255,10 @@ def test_sizes_are_said_in_decimal_units() -> None:
         "3 files, 1.0 TB",
         "3 files, 10000.0 TB",
     ]
+
+
+def test_few_batch_sizes_are_listed_and_many_are_a_span() -> None:
+    few = dataclasses.replace(REPORT, batch_rows=(128, 256, 4_096))
+    many = dataclasses.replace(REPORT, batch_rows=(50, 60, 70, 1_001))
+    assert few.lines()["batch size"].startswith("128 and 256 and 4,096 rows")
+    assert many.lines()["batch size"].startswith("50 to 1,001 rows")

@@ -1,0 +1,300 @@
+"""Keras models behind their small face: signatures, feeding, outputs, trust."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from job import backend
+from job.errors import ModelError, PreflightError
+from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec, Signature
+from job.step import Step
+from tests.nights import dense, module, saved
+
+X = InputSpec("x", (4,), "float32")
+
+
+def load(path: Path | str, weights: str | None = None, *, trusted: bool = False) -> Step:
+    return backend.load(ModelReference(str(path), weights, trusted, "0" * 64))
+
+
+def built(path: Path | str, *inputs: InputSpec, weights: str | None = None, trusted: bool = False) -> Step:
+    step = load(path, weights, trusted=trusted)
+    step.build(inputs or step.signature().inputs)
+    return step
+
+
+def two_inputs() -> Any:
+    keras.utils.set_random_seed(0)
+    left, right = keras.Input((2,), name="left"), keras.Input((3,), name="right", dtype="int32")
+    joined = keras.layers.Concatenate()([left, keras.ops.cast(right, "float32")])
+    return keras.Model([left, right], keras.layers.Dense(1, name="sum")(joined))
+
+
+def dict_inputs() -> Any:
+    keras.utils.set_random_seed(0)
+    inputs = {name: keras.Input((1,), name=f"layer_{name}") for name in ("zeta", "alpha")}
+    weighted = inputs["zeta"] * 10.0 + inputs["alpha"]
+    return keras.Model(inputs, keras.layers.Identity(name="value")(weighted))
+
+
+def dict_outputs() -> Any:
+    x = keras.Input((2,), name="x")
+    return keras.Model(x, {"wide": keras.layers.Dense(3)(x), "narrow": keras.layers.Dense(1)(x)})
+
+
+def list_outputs() -> Any:
+    x = keras.Input((2,), name="x")
+    return keras.Model(x, [keras.layers.Dense(3, name="b")(x), keras.layers.Dense(1, name="a")(x)])
+
+
+def one_in_a_list() -> Any:
+    x = keras.Input((2,), name="x")
+    return keras.Model([x], [keras.layers.Dense(1, name="y")(x)])
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "outputs", "named"),
+    [
+        (lambda: dense(4, 3), [("(4,)", "float32")], [OutputSpec("prediction", (3,), "float32")], False),
+        (
+            two_inputs,
+            [("left", (2,), "float32"), ("right", (3,), "int32")],
+            [OutputSpec("sum", (1,), "float32")],
+            True,
+        ),
+        # In the order of their names, which is the order in which Keras flattens a dict.
+        (
+            dict_inputs,
+            [("alpha", (1,), "float32"), ("zeta", (1,), "float32")],
+            [OutputSpec("value", (1,), "float32")],
+            True,
+        ),
+        (
+            dict_outputs,
+            [("x", (2,), "float32")],
+            [OutputSpec("narrow", (1,), "float32"), OutputSpec("wide", (3,), "float32")],
+            False,
+        ),
+        (
+            list_outputs,
+            [("x", (2,), "float32")],
+            [OutputSpec("b", (3,), "float32"), OutputSpec("a", (1,), "float32")],
+            False,
+        ),
+        (one_in_a_list, [("x", (2,), "float32")], [OutputSpec("y", (1,), "float32")], False),
+    ],
+)
+def test_signature_and_outputs(
+    tmp_path: Path, make: Callable[[], Any], inputs: list[Any], outputs: list[OutputSpec], named: bool
+) -> None:
+    step = built(saved(make(), tmp_path / "m.keras"))
+    signature = step.signature()
+    if len(inputs[0]) == 3:
+        assert signature.inputs == tuple(InputSpec(*spec) for spec in inputs)
+    assert (signature.named, step.outputs()) == (named, tuple(outputs))
+    rows = [np.ones((5, *[e or 1 for e in spec.shape]), spec.dtype) for spec in signature.inputs]
+    predicted = step.predict(rows)
+    assert [p.shape for p in predicted] == [(5, *output.shape) for output in outputs]
+    assert [str(p.dtype) for p in predicted] == [output.dtype for output in outputs]
+    assert step.traces() == 1
+
+
+def test_dict_inputs_are_fed_by_name_and_not_by_place(tmp_path: Path) -> None:
+    step = built(saved(dict_inputs(), tmp_path / "m.keras"))
+    alpha, zeta = np.full((2, 1), 7, np.float32), np.full((2, 1), 1, np.float32)
+    np.testing.assert_array_equal(step.predict([alpha, zeta])[0], [[17], [17]])
+
+
+def test_keras_still_has_the_trap_that_extra_columns_fall_into() -> None:
+    """The reason why nothing but the declared inputs is passed; when this fails the reason is gone."""
+    model = dict_inputs()
+    fed = {"alpha": np.full((2, 1), 7, np.float32), "zeta": np.full((2, 1), 1, np.float32)}
+    assert model.predict_on_batch(fed)[0, 0] == 17
+    with pytest.warns(UserWarning, match="structure"):
+        wrong = model.predict_on_batch({"ID": np.full((2, 1), 5, np.float32), **fed})
+    assert wrong[0, 0] != 17
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_number_of_tensors_must_be_that_of_the_inputs(tmp_path: Path, rows: int) -> None:
+    step = built(saved(dict_inputs(), tmp_path / "m.keras"))
+    cells = np.ones((rows, 1), np.float32)
+    for wrong in ([cells], [cells] * 3):
+        with pytest.raises(ValueError, match="argument"):
+            step.predict(wrong)
+
+
+def test_ragged_batches_are_traced_once_and_equal_plain_predict(tmp_path: Path) -> None:
+    model = dense(4)
+    step = built(saved(model, tmp_path / "m.keras"))
+    x = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    for rows in (1, 2, 7, 64, 99, 100):
+        np.testing.assert_array_equal(
+            step.predict([x[:rows]])[0], model.predict(x[:rows], batch_size=rows, verbose=0)
+        )
+    assert step.traces() == 1
+
+
+def test_strings_are_gathered_by_code(tmp_path: Path) -> None:
+    x = keras.Input((), dtype="string", name="city")
+    lookup = keras.layers.StringLookup(vocabulary=["Rome", "Oslo"])
+    step = built(saved(keras.Model(x, lookup(x)), tmp_path / "m.keras"))
+    assert step.signature().inputs == (InputSpec("city", (), "string"),)
+    values = np.array([b"Oslo", b"Lima", b"Rome"], dtype=object)
+    cities = CodedStrings(values, np.array([0, 0, 2, 1, 2], np.int32))
+    np.testing.assert_array_equal(step.predict([cities])[0], [2, 2, 1, 0, 1])
+    none = CodedStrings(np.array([], dtype=object), np.array([], np.int32))
+    assert step.predict([none])[0].shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int8", "uint8", "int64", "bool"])
+def test_inputs_of_every_type(tmp_path: Path, dtype: str) -> None:
+    x = keras.Input((2,), name="x", dtype=dtype)
+    model = keras.Model(x, keras.ops.cast(x, "float32") * 2.0)
+    step = built(saved(model, tmp_path / "m.keras"))
+    assert step.signature().inputs == (InputSpec("x", (2,), dtype),)
+    fed = keras.ops.convert_to_numpy(keras.ops.cast([[0, 1]], dtype))
+    np.testing.assert_array_equal(step.predict([fed])[0], [[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("policy", "output"),
+    [
+        ("float16", "float16"),
+        ("bfloat16", "bfloat16"),
+        ("mixed_float16", "float16"),
+        ("mixed_bfloat16", "bfloat16"),
+        ("float64", "float64"),
+    ],
+)
+def test_precision_policies(tmp_path: Path, policy: str, output: str) -> None:
+    x = keras.Input((2,), name="x")
+    model = keras.Model(x, keras.layers.Dense(1, name="y", dtype=policy)(x))
+    step = built(saved(model, tmp_path / "m.keras"))
+    assert step.outputs() == (OutputSpec("y", (1,), output),)
+    fed = np.ones((3, 2), np.float32)
+    predicted = step.predict([fed])[0]
+    assert str(predicted.dtype) == output
+    np.testing.assert_array_equal(predicted, model.predict(fed, verbose=0))
+
+
+def test_a_model_without_an_input_shape_learns_it_from_the_columns() -> None:
+    step = load("models.custom_layer:build")
+    assert step.signature() == Signature((), (), named=False)
+    step.build([X])
+    assert step.outputs() == (OutputSpec("prediction", (1,), "float32"),)
+    assert step.predict([np.ones((3, 4), np.float32)])[0].shape == (3, 1)
+    assert step.traces() == 1
+
+
+def test_weights_reach_the_built_model_and_need_no_digest_of_their_own(tmp_path: Path) -> None:
+    from models import custom_layer
+
+    keras.utils.set_random_seed(5)
+    model = custom_layer.build()
+    x = np.ones((3, 4), np.float32)
+    expected = model.predict(x, batch_size=3, verbose=0)
+    model.save_weights(tmp_path / "a.weights.h5")
+    keras.utils.set_random_seed(6)
+    step = built("models.custom_layer:build", X, weights=str(tmp_path / "a.weights.h5"))
+    np.testing.assert_array_equal(step.predict([x])[0], expected)
+    assert step.weights_digest() == ""
+
+
+@pytest.mark.parametrize("content", ["other", "garbage"])
+def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.weights.h5"
+    if content == "garbage":
+        path.write_bytes(b"garbage")
+    else:
+        dense(4).save_weights(path)
+    with pytest.raises(ModelError, match=r"cannot be built for x float32\[4\]") as error:
+        built("models.custom_layer:build", X, weights=str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_only_a_builder_without_weights_has_a_weights_digest(tmp_path: Path) -> None:
+    assert built(saved(dense(4), tmp_path / "m.keras")).weights_digest() == ""
+    keras.utils.set_random_seed(1)
+    one = built("models.custom_layer:build", X).weights_digest()
+    keras.utils.set_random_seed(1)
+    same = built("models.custom_layer:build", X).weights_digest()
+    other = built("models.custom_layer:build", X).weights_digest()
+    assert one == same != other
+    assert len(one) == 64
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def build():\n    raise RuntimeError('no\\n licence')\n", "the builder failed: RuntimeError: no lic"),
+        ("def build():\n    return 3\n", "it returned int, not a keras.Model"),
+        ("def make():\n    return 3\n", "the builder failed: AttributeError: .*'build'"),
+        ("build = 3\n", "the builder failed: TypeError"),
+        ("def build(width):\n    return width\n", "the builder failed: TypeError: .*'width'"),
+        ("import no_such_package\n", "the builder failed: ModuleNotFoundError: .*no_such_package"),
+    ],
+)
+def test_a_builder_that_fails_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    name = module(tmp_path, "backend_builder", source, monkeypatch)
+    with pytest.raises(ModelError, match=message) as error:
+        load(f"{name}:build")
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_that_is_not_installed_points_to_the_builder(tmp_path: Path) -> None:
+    class Own(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x
+
+    path = saved(keras.Sequential([keras.layers.Input((4,)), Own()]), tmp_path / "m.keras")
+    with pytest.raises(ModelError, match=r"cannot load it: .*--model=package\.module:function --weights=…"):
+        load(path)
+
+
+def test_safe_mode_is_on_unless_trusted(tmp_path: Path) -> None:
+    x = keras.Input((4,), name="x")
+    path = saved(keras.Model(x, keras.layers.Lambda(lambda x: x * 2)(x)), tmp_path / "m.keras")
+    with pytest.raises(ModelError, match="cannot load it"):
+        load(path)
+    step = built(path, trusted=True)
+    np.testing.assert_array_equal(step.predict([np.ones((1, 4), np.float32)])[0], [[2] * 4])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: keras.Model({"a": x, "b": [keras.Input((1,)), keras.Input((1,))]}, x),
+        lambda x: keras.Model([x, {"b": keras.Input((1,))}], x),
+    ],
+)
+def test_inputs_within_inputs_are_refused_in_one_line(tmp_path: Path, make: Callable[[Any], Any]) -> None:
+    path = saved(make(keras.Input((1,), name="x")), tmp_path / "m.keras")
+    with pytest.raises(ModelError, match="inputs within inputs"):
+        load(path).signature()
+
+
+def test_outputs_within_outputs_are_refused_in_one_line(tmp_path: Path) -> None:
+    x = keras.Input((4,), name="x")
+    path = saved(keras.Model(x, {"a": x, "b": [x, x]}), tmp_path / "m.keras")
+    with pytest.raises(ModelError, match="outputs within outputs"):
+        built(path)
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_runs() -> None:
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("there is a GPU")
+    with pytest.raises(PreflightError, match=r"--device=gpu: TensorFlow sees no GPU here"):
+        backend.configure("gpu", 0)
+    backend.configure("cpu", 1)
+    backend.configure("auto", 0)
