@@ -7,6 +7,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+FEATURES := data/features/_made
+FLIGHTS := data/models/flights.keras
 CHECKED := job models benchmarks tests
 
 .PHONY: help install demo test test-fast lint format bench lock clean
@@ -22,12 +24,17 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-demo: $(INSTALLED) ## score a night of real flights, and show how far off the predictions are
-	$(BIN)/python -m models.flights features --output data/features
-	$(BIN)/python -m models train flights --features data/features --output data/models/flights.keras
-	$(BIN)/python -m job score --input 'data/features/ds=2013-12-*' --model data/models/flights.keras \
+demo: $(FLIGHTS) ## score a night of real flights, and show how far off the predictions are
+	$(BIN)/python -m job score --input 'data/features/ds=2013-12-*' --model $(FLIGHTS) \
 	  --keys flight_id --output data/predictions --if_exists=replace
 	$(BIN)/python -m models.flights evaluate --features data/features --predictions data/predictions
+
+$(FLIGHTS): $(FEATURES) models/flights.py models/artifacts.py
+	$(BIN)/python -m models train flights --features data/features --output $@
+
+$(FEATURES): models/flights_data.py | $(INSTALLED)
+	$(BIN)/python -m models.flights features --output data/features
+	touch $@
 
 test: $(INSTALLED) ## run every test
 	$(BIN)/python -m pytest

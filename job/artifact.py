@@ -93,7 +93,9 @@ def digest(path: str, weights: str | None) -> str:
 
 
 def _folder_parts(path: str) -> dict[str, str]:
-    return {info.path.removeprefix(path).lstrip("/"): storage.sha256(info.path) for info in storage.tree(path)}
+    return {
+        info.path.removeprefix(path).lstrip("/"): storage.sha256(info.path) for info in storage.tree(path)
+    }
 
 
 def _builder_parts(path: str) -> dict[str, str]:

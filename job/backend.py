@@ -82,6 +82,7 @@ class _KerasStep:
         # A functional model keeps the dict or list it was made with; a Sequential has one input.
         sequential = isinstance(self._model, keras.Sequential)
         self._structure = self._model.inputs if sequential else self._model.input
+        self._check_flat("inputs", self._structure)
         if isinstance(self._structure, dict):
             names = sorted(self._structure)
             tensors = [self._structure[name] for name in names]
@@ -131,6 +132,7 @@ class _KerasStep:
 
         symbolic = [keras.KerasTensor((None, *spec.shape), spec.dtype, name=spec.name) for spec in inputs]
         outputs = self._model.compute_output_spec(self._pack(symbolic))
+        self._check_flat("outputs", outputs)
         if isinstance(outputs, dict):
             names = sorted(outputs)
             return [outputs[name] for name in names], names
@@ -139,6 +141,14 @@ class _KerasStep:
         if len(names) != len(flat):
             names = ["prediction"] if len(flat) == 1 else [f"prediction_{i}" for i in range(len(flat))]
         return flat, names
+
+    def _check_flat(self, what: str, structure: Any) -> None:
+        items = structure.values() if isinstance(structure, dict) else structure
+        if isinstance(structure, (dict, list, tuple)) and any(isinstance(i, (dict, list, tuple)) for i in items):
+            raise ModelError(
+                f"--model={self._reference.path}: it has {what} within {what}; "
+                f"give it one dict or one list of {what}"
+            )
 
     def outputs(self) -> tuple[OutputSpec, ...]:
         return self._outputs

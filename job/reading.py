@@ -15,6 +15,8 @@ from job.errors import ShardError
 from job.spec import Feed, Shard, Split
 
 CHUNK_BYTES = 32 << 20
+# Held per column while a row group is read.
+COLUMN_BUFFER_BYTES = 128 << 10
 # Enough rows for the largest batch that is ever tried.
 CHUNK_ROWS = 65_536
 # Bytes that a string cell is taken for when a chunk is sized.
@@ -75,7 +77,7 @@ class SplitReader:
         try:
             # Threads of Arrow's own would compete with the scoring threads for the same cores.
             batches = self._file.iter_batches(chunk_rows, list(split.row_groups), wanted, use_threads=False)
-            for batch in batches:
+            for batch in _whole(batches, chunk_rows):
                 for name, scalar in folders:
                     batch = batch.append_column(name, pa.repeat(scalar, batch.num_rows))
                 self.read_s += time.perf_counter() - begin
@@ -86,6 +88,22 @@ class SplitReader:
                 f"{split.shard.path}: row groups {split.row_groups[0]} to {split.row_groups[-1]} cannot be "
                 f"read ({storage.one_line(e)}); write the shard again"
             ) from e
+
+
+def _whole(batches: Iterator[pa.RecordBatch], chunk_rows: int) -> Iterator[pa.RecordBatch]:
+    """Put together what Arrow cuts where a row group ends, as it does with dictionary-encoded columns."""
+    held: list[pa.RecordBatch] = []
+    rows = size_bytes = 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        size_bytes += batch.nbytes
+        # The bytes, because an array of text ends at 2 GiB.
+        if rows >= chunk_rows or size_bytes >= CHUNK_BYTES:
+            yield held[0] if len(held) == 1 else pa.concat_batches(held)
+            held, rows, size_bytes = [], 0, 0
+    if held:
+        yield held[0] if len(held) == 1 else pa.concat_batches(held)
 
 
 def chunk_rows(feeds: Sequence[Feed], batch_rows: int) -> int:
@@ -121,6 +139,8 @@ def _open(shard: Shard) -> pq.ParquetFile:
                 f"{shard.path}: it is not the file that was planned ({shard.size_bytes} bytes of time "
                 f"{shard.stamp}); run again to plan anew"
             )
-        return pq.ParquetFile(storage.local(shard.path))
+        # Without these a whole row group's compressed columns are held at once: 840 MB for a row group
+        # of 300,000 images of 28 × 28, where this way 30 MB are. Local reading is no slower.
+        return pq.ParquetFile(storage.local(shard.path), pre_buffer=False, buffer_size=COLUMN_BUFFER_BYTES)
     except (pa.ArrowException, OSError) as e:
         raise ShardError(f"{shard.path}: cannot be opened ({storage.one_line(e)})") from e

@@ -11,17 +11,16 @@ from job import storage
 from job.errors import ModelError
 from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec, Signature, Tensor
 
-# Operations of a SavedModel that read, write or run something outside the graph.
+# Operations of a SavedModel that read, write or run something outside the graph. Not among them are those
+# that every SavedModel holds to restore its variables and to read the vocabularies in its own folder.
 _UNSAFE_OPS = frozenset(
     {
-        "EagerPyFunc",
-        "PyFunc",
-        "PyFuncStateless",
-        "ReadFile",
-        "WriteFile",
-        "MatchingFiles",
-        "Save",
-        "SaveSlices",
+        *("EagerPyFunc", "PyFunc", "PyFuncStateless"),
+        *("ReadFile", "WriteFile", "MatchingFiles", "Save", "SaveSlices", "LoadAndRemapMatrix"),
+        *("WholeFileReaderV2", "TextLineReaderV2", "TFRecordReaderV2", "FixedLengthRecordReaderV2"),
+        *("TextLineDataset", "TFRecordDataset", "TFRecordDatasetV2", "FixedLengthRecordDatasetV2"),
+        *("SaveDataset", "SaveDatasetV2", "LoadDataset", "SnapshotDatasetV2", "CacheDatasetV2"),
+        *("CreateSummaryFileWriter", "CreateSummaryDbWriter", "DebugIdentity", "DebugIdentityV2"),
     }
 )
 
@@ -88,11 +87,10 @@ def _check_operations(folder: str) -> None:
         message.ParseFromString(content)
     except DecodeError as e:
         raise ModelError(f"--model={folder}: saved_model.pb is damaged: {storage.one_line(e)}") from e
-    found = set()
-    for graph in message.meta_graphs:
-        found |= {node.op for node in graph.graph_def.node}
-        found |= {node.op for function in graph.graph_def.library.function for node in function.node_def}
-    unsafe = sorted(found & _UNSAFE_OPS)
+    graphs = [meta.graph_def for meta in message.meta_graphs]
+    nodes = [node for graph in graphs for node in graph.node]
+    nodes += [node for graph in graphs for function in graph.library.function for node in function.node_def]
+    unsafe = sorted({node.op for node in nodes if node.op in _UNSAFE_OPS or _prints_to_file(node)})
     if unsafe:
         raise ModelError(
             f"--model={folder}: it reaches outside its graph ({', '.join(unsafe)}); "
@@ -100,8 +98,19 @@ def _check_operations(folder: str) -> None:
         )
 
 
+def _prints_to_file(node: Any) -> bool:
+    return bool(node.op == "PrintV2" and node.attr["output_stream"].s.startswith(b"file:"))
+
+
 def input_spec(name: str, tensor: Any) -> InputSpec:
-    """Return the description of an input, from a Keras tensor or a TensorFlow spec."""
+    """Return the description of an input, from a Keras tensor or a TensorFlow spec.
+
+    Raises:
+        ModelError: it has no batch axis.
+    """
+    rank = tensor.shape.rank if hasattr(tensor.shape, "rank") else len(tensor.shape)
+    if not rank:
+        raise ModelError(f"model input {name} of shape {tensor.shape} has no batch axis; save it with one")
     dtype = getattr(tensor.dtype, "name", tensor.dtype)
     return InputSpec(name, tuple(tensor.shape[1:]), dtype)
 

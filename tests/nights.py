@@ -16,9 +16,22 @@ import pyarrow.parquet as pq
 if TYPE_CHECKING:
     import pytest
 
+    from job.model import LoadedModel
     from job.report import RunReport
+    from job.scoring import ScoringTask
+    from job.spec import Split
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """What a worker is given, without an engine around it. ``path`` is the written plan."""
+
+    task: ScoringTask
+    splits: tuple[Split, ...]
+    loaded: LoadedModel
+    path: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,38 @@ class Night:
         outcome = launch.score(spec, beam_args, announce=lambda line: None)
         assert not outcome.already_published
         return outcome.report
+
+    def planned(self, model: str | Path, *flags: str) -> Planned:
+        """Do what the launcher does before it starts an engine."""
+        from job import artifact, launch, options, planning, preflight, staging
+        from job.model import acquire
+        from job.scoring import ScoringTask
+        from job.spec import Run
+
+        spec, _ = options.parse(self.args(model, *flags))
+        shards = launch.list_shards(spec)
+        footers = launch.read_footers(shards)
+        reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=None)
+        ready = preflight.check(spec, shards, footers, reference, 0)
+        splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows)
+        rows = sum(split.rows for split in splits)
+        run = Run(
+            "f" * 64, spec.output, reference, ready.signature, len(shards), len(splits), rows, 1000.0, ()
+        )
+        task = ScoringTask(
+            run=run,
+            binding=ready.binding,
+            keys=spec.keys,
+            partition_types=ready.partition_types,
+            predictions=ready.predictions,
+            batch_rows=spec.batch_size or 0,
+            row_group_rows=spec.row_group_rows,
+            compression=spec.compression,
+            device=spec.device,
+            threads=0,
+        )
+        path = staging.write_plan(spec.output, run.run_id, splits)
+        return Planned(task, splits, acquire(reference), path)
 
     def files(self) -> list[Path]:
         """The visible files of the output, in the order of their shards and rows."""

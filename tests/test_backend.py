@@ -38,7 +38,7 @@ def two_inputs() -> Any:
 
 def dict_inputs() -> Any:
     keras.utils.set_random_seed(0)
-    inputs = {name: keras.Input((1,), name=f"layer_{name}") for name in ("zeta", "alpha")}
+    inputs = {name: keras.Input((1,), name=name) for name in ("zeta", "alpha")}
     weighted = inputs["zeta"] * 10.0 + inputs["alpha"]
     return keras.Model(inputs, keras.layers.Identity(name="value")(weighted))
 
@@ -193,6 +193,30 @@ def test_a_model_without_an_input_shape_learns_it_from_the_columns() -> None:
     assert step.traces() == 1
 
 
+def test_a_subclassed_model_is_scored_whether_it_has_been_called_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """import keras
+class Own(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+    def call(self, x):
+        return self.dense(x)
+def fresh():
+    return Own()
+def called():
+    model = Own()
+    model(keras.ops.zeros((1, 4)))
+    return model
+"""
+    name = module(tmp_path, "backend_subclass", source, monkeypatch)
+    for function in ("fresh", "called"):
+        step = built(f"{name}:{function}", X)
+        assert step.outputs() == (OutputSpec("prediction", (2,), "float32"),)
+        assert step.predict([np.ones((3, 4), np.float32)])[0].shape == (3, 2)
+
+
 def test_weights_reach_the_built_model_and_need_no_digest_of_their_own(tmp_path: Path) -> None:
     from models import custom_layer
 
@@ -269,15 +293,11 @@ def test_safe_mode_is_on_unless_trusted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(step.predict([np.ones((1, 4), np.float32)])[0], [[2] * 4])
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda x: keras.Model({"a": x, "b": [keras.Input((1,)), keras.Input((1,))]}, x),
-        lambda x: keras.Model([x, {"b": keras.Input((1,))}], x),
-    ],
-)
-def test_inputs_within_inputs_are_refused_in_one_line(tmp_path: Path, make: Callable[[Any], Any]) -> None:
-    path = saved(make(keras.Input((1,), name="x")), tmp_path / "m.keras")
+@pytest.mark.parametrize("kind", ["lists in a dict", "a dict in a list"])
+def test_inputs_within_inputs_are_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    a, b, c = (keras.Input((1,), name=name) for name in "abc")
+    nested = {"a": a, "b": [b, c]} if kind == "lists in a dict" else [a, {"b": b, "c": c}]
+    path = saved(keras.Model(nested, a + b + c), tmp_path / "m.keras")
     with pytest.raises(ModelError, match="inputs within inputs"):
         load(path).signature()
 

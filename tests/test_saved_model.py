@@ -1,0 +1,180 @@
+"""SavedModel folders: signatures, predictions, and graphs that reach outside themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from job import backend
+from job.errors import ModelError
+from job.saved_model import SavedModelStep
+from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec
+from tests.nights import dense
+
+
+def load(path: Path, *, trusted: bool = False) -> SavedModelStep:
+    return SavedModelStep(ModelReference(str(path), None, trusted, "0" * 64))
+
+
+def save(path: Path, function: Callable[..., Any], *specs: tf.TensorSpec) -> Path:
+    """Save one function as the serving signature of a module."""
+    owner = tf.Module()
+    owner.serve = tf.function(function, input_signature=specs)
+    tf.saved_model.save(owner, path, signatures=owner.serve)
+    return path
+
+
+ROWS = tf.TensorSpec((None, 4), tf.float32, name="x")
+
+
+def test_an_exported_model_predicts_what_it_did(tmp_path: Path) -> None:
+    model = dense(4, 2)
+    model.export(tmp_path / "m", verbose=False)
+    step = load(tmp_path / "m")
+    (given,) = step.signature().inputs
+    assert (given.shape, given.dtype, step.signature().named) == ((4,), "float32", False)
+    (made,) = step.outputs()
+    assert (made.shape, made.dtype) == ((2,), "float32")
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    for rows in (1, 7, 50):
+        expected = model.predict(x[:rows], batch_size=rows, verbose=0)
+        np.testing.assert_array_equal(step.predict([x[:rows]])[0], expected)
+
+
+def test_the_backend_takes_a_folder_for_a_saved_model(tmp_path: Path) -> None:
+    save(tmp_path / "m", lambda x: x * 2.0, ROWS)
+    step = backend.load(ModelReference(str(tmp_path / "m"), None, False, "0" * 64))
+    assert isinstance(step, SavedModelStep)
+    step.build(step.signature().inputs)
+    assert (step.traces(), step.weights_digest(), step.recompiles) == (1, "", False)
+
+
+def test_several_inputs_and_outputs_go_by_name(tmp_path: Path) -> None:
+    zeta = tf.TensorSpec((None,), tf.float32, name="zeta")
+    alpha = tf.TensorSpec((None, 2), tf.int64, name="alpha")
+
+    def serve(zeta: Any, alpha: Any) -> dict[str, Any]:
+        return {"wide": tf.cast(alpha, tf.float32), "narrow": zeta * 10.0}
+
+    step = load(save(tmp_path / "m", serve, zeta, alpha))
+    assert step.signature().inputs == (InputSpec("alpha", (2,), "int64"), InputSpec("zeta", (), "float32"))
+    assert step.signature().named
+    assert step.outputs() == (OutputSpec("narrow", (), "float32"), OutputSpec("wide", (2,), "float32"))
+    narrow, wide = step.predict([np.array([[1, 2]]), np.array([3], np.float32)])
+    np.testing.assert_array_equal(narrow, [30])
+    np.testing.assert_array_equal(wide, [[1, 2]])
+
+
+def test_strings_go_in_and_out(tmp_path: Path) -> None:
+    spec = tf.TensorSpec((None,), tf.string, name="city")
+    step = load(save(tmp_path / "m", lambda city: {"upper": tf.strings.upper(city)}, spec))
+    assert step.signature().inputs == (InputSpec("city", (), "string"),)
+    assert step.outputs() == (OutputSpec("upper", (), "string"),)
+    cities = CodedStrings(np.array([b"Oslo", b"Rome"], dtype=object), np.array([1, 0, 1], np.int32))
+    assert step.predict([cities])[0].tolist() == [b"ROME", b"OSLO", b"ROME"]
+
+
+def write_file(x: Any) -> Any:
+    tf.io.write_file("/dev/null", "x")
+    return x
+
+
+def read_file(x: Any) -> Any:
+    return x + tf.cast(tf.strings.length(tf.io.read_file("/dev/null")), tf.float32)
+
+
+def call_python(x: Any) -> Any:
+    return tf.py_function(lambda x: x, [x], tf.float32)
+
+
+def call_numpy(x: Any) -> Any:
+    return tf.numpy_function(lambda x: x, [x], tf.float32)
+
+
+def read_lines(x: Any) -> Any:
+    lines = tf.data.TextLineDataset("/dev/null").reduce(0.0, lambda n, _: n + 1.0)
+    return x + lines
+
+
+def print_to_file(x: Any) -> Any:
+    tf.print("x", output_stream="file:///dev/null")
+    return x
+
+
+def only_in_a_branch(x: Any) -> Any:
+    return tf.cond(tf.reduce_sum(x) > 1e9, lambda: write_file(x), lambda: x)
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (write_file, "WriteFile"),
+        (read_file, "ReadFile"),
+        (call_python, "EagerPyFunc"),
+        (call_numpy, "PyFunc"),
+        (read_lines, "TextLineDataset"),
+        (print_to_file, "PrintV2"),
+        (only_in_a_branch, "WriteFile"),
+    ],
+)
+def test_a_graph_that_reaches_outside_needs_trust(
+    tmp_path: Path, function: Callable[[Any], Any], operation: str
+) -> None:
+    save(tmp_path / "m", function, ROWS)
+    with pytest.raises(ModelError, match=rf"outside its graph \(.*{operation}.*\); .*--trust_model"):
+        load(tmp_path / "m")
+    assert load(tmp_path / "m", trusted=True).signature().inputs[0].shape == (4,)
+
+
+def test_a_graph_that_prints_to_the_console_is_harmless(tmp_path: Path) -> None:
+    def serve(x: Any) -> Any:
+        tf.print("x")
+        return x
+
+    assert load(save(tmp_path / "m", serve, ROWS)).signature().inputs[0].shape == (4,)
+
+
+def test_a_vocabulary_in_the_folder_is_no_reach_outside(tmp_path: Path) -> None:
+    (tmp_path / "cities.txt").write_text("Rome\nOslo\n")
+    city = keras.Input((), dtype="string", name="city")
+    lookup = keras.layers.StringLookup(vocabulary=str(tmp_path / "cities.txt"))
+    keras.Model(city, lookup(city)).export(tmp_path / "m", verbose=False)
+    cities = CodedStrings(np.array([b"Oslo", b"Lima"], dtype=object), np.array([0, 1], np.int32))
+    assert load(tmp_path / "m").predict([cities])[0].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 50])
+def test_a_damaged_graph_is_one_line(tmp_path: Path, content: bytes) -> None:
+    save(tmp_path / "m", lambda x: x, ROWS)
+    (tmp_path / "m" / "saved_model.pb").write_bytes(content)
+    with pytest.raises(ModelError, match=r"m: (saved_model\.pb is damaged|it cannot be loaded)") as error:
+        load(tmp_path / "m")
+    assert "\n" not in str(error.value)
+
+
+def test_lost_variables_are_one_line(tmp_path: Path) -> None:
+    dense(4).export(tmp_path / "m", verbose=False)
+    for path in (tmp_path / "m" / "variables").iterdir():
+        path.unlink()
+    with pytest.raises(ModelError, match="it cannot be loaded") as error:
+        load(tmp_path / "m")
+    assert "\n" not in str(error.value)
+
+
+def test_no_serving_signature_is_told_with_the_fix(tmp_path: Path) -> None:
+    tf.saved_model.save(tf.Module(), tmp_path / "m")
+    with pytest.raises(ModelError, match=r"it has no serving signature; save it with model\.export"):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("spec", [tf.TensorSpec(None, tf.float32), tf.TensorSpec((), tf.float32)])
+def test_an_input_without_a_batch_axis_is_refused(tmp_path: Path, spec: tf.TensorSpec) -> None:
+    save(tmp_path / "m", lambda x: {"y": x * 2.0}, spec)
+    with pytest.raises(ModelError, match=r"input x of shape .* has no batch axis"):
+        load(tmp_path / "m").signature()
