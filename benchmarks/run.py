@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         def record(side: str, run: int, measured: Measured, common: dict[str, object] = common) -> None:
             numbers = {key: value for key, value in asdict(measured).items() if key != "stdout"}
-            _append(results, {**common, "side": side, "run": run, **numbers})
+            _append(results, {**common, "side": side, "run": run, "load_1m": os.getloadavg()[0], **numbers})
             peak_gb = measured.peak_rss_bytes / 1e9
             console.print(
                 f"{common['case']} {side} {run + 1}: {measured.wall_s:.2f} s, {peak_gb:.2f} GB", style="dim"

@@ -110,6 +110,12 @@ def publish(run: Run, receipts: Iterable[Receipt], *, now_unix_s: float) -> RunR
         DataError: rows do not add up, splits are missing, or workers built different models.
         StateUnknownError: a file that a receipt names is nowhere.
     """
+    done = published(run.output)
+    if done is not None and done["run_id"] == run.run_id:
+        # Engines may repeat a step when they have lost its outcome.
+        remove_staging(run.output, run.run_id)
+        content = storage.read_bytes(storage.join(run.output, REPORT_JSON)) or b""
+        return RunReport.from_json(content.decode())
     counted = sorted(receipts, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
     reconcile(run, counted)
     stale = _begin_publishing(run, counted)
@@ -127,8 +133,8 @@ def publish(run: Run, receipts: Iterable[Receipt], *, now_unix_s: float) -> RunR
     report = RunReport.of(run, counted, ended_unix_s=now_unix_s)
     storage.write_atomic(storage.join(run.output, REPORT_JSON), report.to_json().encode())
     storage.write_atomic(storage.join(run.output, REPORT_HTML), report.to_html().encode())
-    content = json.dumps(_manifest_of(run, counted), indent=1)
-    storage.write_atomic(storage.join(run.output, MANIFEST), content.encode())
+    manifest = json.dumps(_manifest_of(run, counted), indent=1)
+    storage.write_atomic(storage.join(run.output, MANIFEST), manifest.encode())
     storage.write_atomic(storage.join(run.output, SUCCESS), b"")
     remove_staging(run.output, run.run_id)
     return report

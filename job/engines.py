@@ -38,10 +38,11 @@ def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
     if is_embedded(beam_args):
         options.view_as(StandardOptions).runner = EMBEDDED
         direct = options.view_as(DirectOptions)
-        given = options.get_all_options(drop_default=True)
-        if "direct_running_mode" not in given:
+        # Beam cannot tell a flag that was left out from one that asks for Beam's default.
+        given = {arg.partition("=")[0] for arg in beam_args}
+        if "--direct_running_mode" not in given:
             direct.direct_running_mode = "multi_threading"
-        if "direct_num_workers" not in given:
+        if "--direct_num_workers" not in given:
             direct.direct_num_workers = cores()
     return options
 
@@ -55,5 +56,6 @@ def tensorflow_threads(options: PipelineOptions) -> int:
 
     if options.view_as(StandardOptions).runner != EMBEDDED:
         return 0
-    workers = options.view_as(DirectOptions).direct_num_workers or cores()
+    direct = options.view_as(DirectOptions)
+    workers = 1 if direct.direct_running_mode == "in_memory" else direct.direct_num_workers or cores()
     return max(1, cores() // workers)

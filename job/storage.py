@@ -166,9 +166,13 @@ class HashingSink:
         self._digest = hashlib.sha256()
         self._file: BinaryIO = open(local(path), "xb")  # noqa: SIM115 - closed by close()
         self.bytes_written = 0
+        self._abandoned = False
 
     def write(self, data: bytes | memoryview) -> int:
-        """Append ``data`` and return its length in bytes."""
+        """Append ``data`` and return its length in bytes; after ``close`` without ``seal`` it goes nowhere."""
+        if self._abandoned:
+            # Arrow still writes a footer when it collects a writer that was given up.
+            return len(data)
         self._digest.update(data)
         written = self._file.write(data)
         self.bytes_written += written
@@ -180,7 +184,8 @@ class HashingSink:
 
     def flush(self) -> None:
         """Hand buffered bytes to the operating system."""
-        self._file.flush()
+        if not self._abandoned:
+            self._file.flush()
 
     def seal(self) -> str:
         """Close, and return the content's SHA-256 in hex; it is not flushed to the disk."""
@@ -189,6 +194,7 @@ class HashingSink:
 
     def close(self) -> None:
         """Close; safe to call twice."""
+        self._abandoned = self._abandoned or not self._file.closed
         self._file.close()
 
     @property
