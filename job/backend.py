@@ -93,14 +93,12 @@ class _KerasStep:
         return Signature(inputs, (), named=isinstance(self._structure, dict) or len(inputs) > 1)
 
     def build(self, inputs: Sequence[InputSpec]) -> None:
-        import keras
-
         try:
             if self._reference.weights is not None:
                 if not self._model.built:
                     self._model(self._pack([_zeros(spec) for spec in inputs]))
                 self._model.load_weights(storage.local(self._reference.weights))
-            self._trace(inputs)
+            traced = self._trace(inputs)
             flat, names = self._symbolic_outputs(inputs)
         except JobError:
             raise
@@ -110,14 +108,15 @@ class _KerasStep:
                 f"{self._reference.path}: it cannot be built for {shapes}: {storage.one_line(e)}"
             ) from e
         self._outputs = tuple(
-            OutputSpec(name, tuple(tensor.shape[1:]), keras.backend.standardize_dtype(tensor.dtype))
-            for name, tensor in zip(names, flat, strict=True)
+            # The type that was traced: some of Keras' layers declare another one than they give.
+            OutputSpec(name, tuple(tensor.shape[1:]), _dtype_name(real))
+            for name, tensor, real in zip(names, flat, _flat(traced), strict=True)
         )
 
-    def _trace(self, inputs: Sequence[InputSpec]) -> None:
+    def _trace(self, inputs: Sequence[InputSpec]) -> Any:
+        """Make the predict step and return its outputs, as arrays or as their descriptions."""
         if not self._is_tensorflow or self._model.run_eagerly or self.recompiles:
-            self._model.predict_on_batch(self._pack([_zeros(spec) for spec in inputs]))
-            return
+            return self._model.predict_on_batch(self._pack([_zeros(spec) for spec in inputs]))
         import tensorflow as tf
 
         if not self._model.built:
@@ -125,7 +124,8 @@ class _KerasStep:
         self._model.make_predict_function()
         # An open batch axis: one trace serves every number of rows.
         open_batch = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in inputs]
-        self._model.predict_function.get_concrete_function([(self._pack(open_batch),)])
+        traced = self._model.predict_function.get_concrete_function([(self._pack(open_batch),)])
+        return traced.structured_outputs
 
     def _symbolic_outputs(self, inputs: Sequence[InputSpec]) -> tuple[list[Any], list[str]]:
         import keras
@@ -133,10 +133,9 @@ class _KerasStep:
         symbolic = [keras.KerasTensor((None, *spec.shape), spec.dtype, name=spec.name) for spec in inputs]
         outputs = self._model.compute_output_spec(self._pack(symbolic))
         self._check_flat("outputs", outputs)
+        flat = _flat(outputs)
         if isinstance(outputs, dict):
-            names = sorted(outputs)
-            return [outputs[name] for name in names], names
-        flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+            return flat, sorted(outputs)
         names = list(getattr(self._model, "output_names", []))
         if len(names) != len(flat):
             names = ["prediction"] if len(flat) == 1 else [f"prediction_{i}" for i in range(len(flat))]
@@ -156,11 +155,7 @@ class _KerasStep:
     def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
         with self._lock:
             outputs = self._model.predict_on_batch(self._pack([feedable(tensor) for tensor in tensors]))
-        if isinstance(outputs, dict):
-            return [np.asarray(outputs[name]) for name in sorted(outputs)]
-        return [
-            np.asarray(output) for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
-        ]
+        return [np.asarray(output) for output in _flat(outputs)]
 
     def _pack(self, flat: Sequence[Any]) -> Any:
         # Exactly the declared inputs: Keras sorts the keys of a dict and takes what comes first, so one key
@@ -184,6 +179,18 @@ class _KerasStep:
         for weight in self._model.get_weights():
             digest.update(np.ascontiguousarray(weight).tobytes())
         return digest.hexdigest()
+
+
+def _flat(outputs: Any) -> list[Any]:
+    if isinstance(outputs, dict):
+        return [outputs[name] for name in sorted(outputs)]
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _dtype_name(tensor: Any) -> str:
+    # NumPy has strings as objects, TensorFlow by their name.
+    name = getattr(tensor.dtype, "name", str(tensor.dtype))
+    return "string" if name == "object" else str(name)
 
 
 def _keras_model(reference: ModelReference) -> Any:

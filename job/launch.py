@@ -100,7 +100,7 @@ def _run(
     if finished:
         announce(f"resuming run {run_id[:12]}: {len(finished)} of {len(splits)} splits have their receipt")
     reused_rows = sum(split.rows for split in splits if split.name in finished)
-    with progress.shown(task.run.rows, reused_rows):
+    with progress.shown(task.run.rows, reused_rows), quiet.engine():
         pipeline = beam.Pipeline(options=options)
         pipeline | "Score Parquet" >> ScoreParquet(plan, task)
         _wait(pipeline, task.run)

@@ -1,8 +1,7 @@
-"""``score`` with every kind of input and output, against the same model fed by hand."""
+"""``score`` with every kind of input, against the same model fed by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -12,38 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.nights import Array, Night, dense, features, matrix, saved
+from tests.fed_by_hand import BATCH, RNG, ROWS, WIDE, check, numbers, scalars, score
+from tests.nights import Array, Night
 
-ROWS = 53
-BATCH = 16
-RNG = np.random.default_rng(7)
-WIDE = RNG.normal(size=(ROWS, 4)).astype(np.float32)
 IMAGES = RNG.integers(0, 256, size=(ROWS, 4, 5, 3)).astype(np.uint8)
 CITIES = np.array(["Rome", "Oslo", "", "São Paulo"] * 14)[:ROWS]
 SMALL = RNG.integers(-100, 100, size=ROWS)
 DAYS = [date(1969, 12, 31 - i % 20) for i in range(ROWS)]
 TIMES = [datetime(2020, 1, 1, 0, i, tzinfo=UTC) for i in range(ROWS)]
-
-
-def score(night: Night, model: Any, table: pa.Table, *flags: str) -> pa.Table:
-    """Score one shard of ``table`` plus an ``id`` and return the predictions, in order."""
-    night.shard("a", table.append_column("id", pa.array(np.arange(ROWS))), group_rows=20)
-    path = saved(model, night.folder / "m.keras")
-    night.score(path, "--keys=id", f"--batch_size={BATCH}", *flags)
-    scored = night.scored()
-    assert scored.column("id").to_pylist() == list(range(ROWS))
-    return scored.drop_columns(["id"])
-
-
-def numbers(column: pa.ChunkedArray) -> Array:
-    return np.array(column.to_pylist())
-
-
-def check(found: pa.Table, model: Any, fed: Any, places: int | None = None) -> None:
-    """One output column equals ``Model.predict`` on what is fed, bitwise, in equal batches."""
-    expected = model.predict(fed, batch_size=BATCH, verbose=0).astype(np.float64)
-    (name,) = found.column_names
-    np.testing.assert_array_equal(numbers(found.column(name)).reshape(ROWS, -1), expected.reshape(ROWS, -1))
 
 
 def one_input(shape: tuple[int | None, ...], dtype: str = "float32") -> Any:
@@ -56,10 +31,6 @@ def one_input(shape: tuple[int | None, ...], dtype: str = "float32") -> Any:
 
 def lists(values: Array, kind: pa.DataType) -> pa.Array:
     return pa.array(values.tolist(), kind)
-
-
-def scalars(values: Array) -> pa.Table:
-    return pa.table({f"f{i}": values[:, i] for i in range(values.shape[1])})
 
 
 COLUMNS: dict[str, tuple[pa.Table, list[str]]] = {
@@ -75,7 +46,9 @@ COLUMNS: dict[str, tuple[pa.Table, list[str]]] = {
     "fixed-size list": (pa.table({"v": lists(WIDE, pa.list_(pa.float32(), 4))}), []),
     "list": (pa.table({"v": lists(WIDE, pa.list_(pa.float32()))}), []),
     "large list of the input's name": (
-        pa.table({"x": lists(WIDE, pa.large_list(pa.float32())), "other": lists(WIDE, pa.list_(pa.float32(), 4))}),
+        pa.table(
+            {"x": lists(WIDE, pa.large_list(pa.float32())), "other": lists(WIDE, pa.list_(pa.float32(), 4))}
+        ),
         [],
     ),
     "float64": (scalars(WIDE.astype(np.float64)), []),
@@ -159,11 +132,7 @@ def test_inputs_by_name_and_extra_columns_that_must_not_reach_the_model(
         "count": SMALL.astype(np.int32)[:, None],
         "flag": SMALL > 0,
     }
-    found = score(night, model, table, "--keys=id,ID").drop_columns(["ID"]) if False else None
-    night.shard("a", table.append_column("id", pa.array(np.arange(ROWS))))
-    path = saved(model, night.folder / "m.keras")
-    night.score(path, "--keys=id,ID", f"--batch_size={BATCH}")
-    found = night.scored().select(["y"])
+    found = score(night, model, table)
     dataset = tf.data.Dataset.from_tensor_slices((fed if as_dict else tuple(fed.values()),)).batch(BATCH)
     expected = model.predict(dataset, verbose=0)
     np.testing.assert_array_equal(numbers(found.column("y")), expected[:, 0])
@@ -196,10 +165,10 @@ SINGLE: dict[str, tuple[pa.Array, str, list[str], Array]] = {
         np.array([(day - date(1970, 1, 1)).days for day in DAYS], np.float32),
     ),
     "times with a cast": (
-        pa.array(TIMES, pa.timestamp("s", tz="Europe/Rome")),
+        pa.array(TIMES, pa.timestamp("ms", tz="Europe/Rome")),
         "int64",
         ["--cast=v=int64"],
-        np.array([int(time.timestamp()) for time in TIMES]),
+        np.array([int(time.timestamp()) * 1000 for time in TIMES]),
     ),
     "dictionary-encoded integers": (pa.array(SMALL).dictionary_encode(), "int64", [], SMALL),
 }
@@ -209,7 +178,7 @@ SINGLE: dict[str, tuple[pa.Array, str, list[str], Array]] = {
 def test_values_of_many_types(night: Night, case: str) -> None:
     column, dtype, flags, fed = SINGLE[case]
     x = keras.Input((1,), name="v", dtype=dtype)
-    model = keras.Model(x, keras.layers.Identity(name="y")(keras.ops.cast(x, "float64")))
+    model = keras.Model(x, keras.layers.Identity(name="y", dtype="float64")(keras.ops.cast(x, "float64")))
     found = score(night, model, pa.table({"v": column}), *flags)
     assert found.schema.field("y").type == pa.float64()
     check(found, model, fed[:, None])
@@ -221,98 +190,3 @@ def test_strings_through_a_lookup(night: Night) -> None:
     found = score(night, model, pa.table({"city": CITIES.tolist()}))
     known = {"Rome": 1, "Oslo": 2}
     assert found.column("y").to_pylist() == [known.get(city, 0) for city in CITIES.tolist()]
-
-
-def test_strings_come_out_as_text(night: Night) -> None:
-    x = keras.Input((1,), name="n", dtype="int64")
-    lookup = keras.layers.StringLookup(vocabulary=["Rome", "São Paulo"], invert=True, name="city")
-    found = score(night, keras.Model(x, lookup(x)), pa.table({"n": np.arange(ROWS) % 3}))
-    assert found.schema.field("city").type == pa.string()
-    assert found.column("city").to_pylist() == [["[UNK]", "Rome", "São Paulo"][i % 3] for i in range(ROWS)]
-
-
-@pytest.mark.parametrize(
-    ("policy", "column"),
-    [
-        ("float16", pa.float16()),
-        ("mixed_float16", pa.float16()),
-        # Arrow has no bfloat16; every value of it is a float32.
-        ("bfloat16", pa.float32()),
-        ("mixed_bfloat16", pa.float32()),
-        ("float64", pa.float64()),
-    ],
-)
-@pytest.mark.parametrize("also_input", [True, False])
-def test_precision(night: Night, policy: str, column: pa.DataType, also_input: bool) -> None:
-    dtype = policy.removeprefix("mixed_") if also_input else "float32"
-    keras.utils.set_random_seed(4)
-    x = keras.Input((4,), name="x", dtype=dtype)
-    hidden = keras.layers.Dense(8, activation="relu", dtype=policy)(x)
-    model = keras.Model(x, keras.layers.Dense(1, name="y", dtype=policy)(hidden))
-    found = score(night, model, scalars(WIDE))
-    assert found.schema.field("y").type == column
-    check(found, model, keras.ops.convert_to_numpy(keras.ops.cast(WIDE, dtype)))
-
-
-OUTPUTS: dict[str, tuple[Callable[[Any], Any], list[str], dict[str, pa.DataType]]] = {
-    "a vector": (
-        lambda x: keras.layers.Dense(3, name="p")(x),
-        [],
-        {"p": pa.list_(pa.float32(), 3)},
-    ),
-    "a vector with names": (
-        lambda x: keras.layers.Dense(3, name="p")(x),
-        ["--prediction_columns=low,mid,high"],
-        {"low": pa.float32(), "mid": pa.float32(), "high": pa.float32()},
-    ),
-    "a matrix": (
-        lambda x: keras.layers.Reshape((2, 3), name="p")(keras.layers.Dense(6)(x)),
-        [],
-        {"p": pa.list_(pa.list_(pa.float32(), 3), 2)},
-    ),
-    "no axis but the batch's": (
-        lambda x: keras.layers.Identity(name="p")(keras.ops.sum(x, axis=1)),
-        [],
-        {"p": pa.float32()},
-    ),
-    "a list of outputs": (
-        lambda x: [keras.layers.Dense(1, name="b")(x), keras.layers.Dense(2, name="a")(x)],
-        [],
-        {"b": pa.float32(), "a": pa.list_(pa.float32(), 2)},
-    ),
-    "a dict of outputs": (
-        lambda x: {"b": keras.layers.Dense(1)(x), "a": keras.ops.argmax(x, axis=1)},
-        [],
-        {"a": pa.int32(), "b": pa.float32()},
-    ),
-    "a renamed dict of outputs": (
-        lambda x: {"b": keras.layers.Dense(1)(x), "a": keras.layers.Dense(2)(x)},
-        ["--prediction_columns=first,second"],
-        {"first": pa.list_(pa.float32(), 2), "second": pa.float32()},
-    ),
-}
-
-
-@pytest.mark.parametrize("case", OUTPUTS)
-def test_outputs_of_many_shapes(night: Night, case: str) -> None:
-    make, flags, columns = OUTPUTS[case]
-    keras.utils.set_random_seed(5)
-    x = keras.Input((4,), name="x")
-    model = keras.Model(x, make(x))
-    found = score(night, model, features(ROWS).drop_columns(["id"]), *flags)
-    assert dict(zip(found.schema.names, found.schema.types, strict=True)) == columns
-    expected = model.predict(matrix(features(ROWS)), batch_size=BATCH, verbose=0)
-    if isinstance(expected, dict):
-        expected = [expected[name] for name in sorted(expected)]
-    if not isinstance(expected, list):
-        expected = [expected]
-    made = [numbers(column).reshape(ROWS, -1) for column in found.columns]
-    if len(expected) == 1:
-        made = [np.concatenate(made, axis=1)]
-    for one, other in zip(made, expected, strict=True):
-        np.testing.assert_array_equal(one, other.reshape(ROWS, -1))
-
-
-def test_a_sequential_model_names_its_column_prediction(night: Night) -> None:
-    found = score(night, dense(4), scalars(WIDE))
-    assert found.column_names == ["prediction"]

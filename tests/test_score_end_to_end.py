@@ -23,7 +23,7 @@ import pytest
 
 from job import commit, launch, options
 from job.errors import ModelError, OutputConflictError
-from tests.nights import Array, Night, dense, features, matrix, module, saved
+from tests.nights import Array, Night, dense, features, matrix, saved
 
 ROOT = Path(__file__).parents[1]
 BATCH = 64
@@ -255,7 +255,9 @@ def test_a_killed_run_resumes_and_keeps_what_it_had(night: Night) -> None:
     said: list[str] = []
     spec, beam_args = options.parse(args)
     report = launch.score(spec, beam_args, announce=said.append).report
-    assert said == [f"resuming run {report.run_id[:12]}: {report.splits_reused} of 400 splits have their receipt"]
+    assert said == [
+        f"resuming run {report.run_id[:12]}: {report.splits_reused} of 400 splits have their receipt"
+    ]
     assert 5 <= report.splits_reused <= len(receipts)
     reused = [f for f in night.files() if f.stem in inodes and f.stat().st_ino == inodes[f.stem].st_ino]
     assert len(reused) >= report.splits_reused
