@@ -142,8 +142,7 @@ class _KerasStep:
         return flat, names
 
     def _check_flat(self, what: str, structure: Any) -> None:
-        items = structure.values() if isinstance(structure, dict) else structure
-        if isinstance(structure, (dict, list, tuple)) and any(isinstance(i, (dict, list, tuple)) for i in items):
+        if any(isinstance(item, (dict, list, tuple)) for item in _flat(structure)):
             raise ModelError(
                 f"--model={self._reference.path}: it has {what} within {what}; "
                 f"give it one dict or one list of {what}"

@@ -28,7 +28,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from job import staging, storage
@@ -103,8 +104,10 @@ def remove_staging(output: str, run: str) -> None:
     storage.remove_empty_folder(storage.join(output, STAGING))
 
 
-def publish(run: Run, receipts: Iterable[Receipt], *, now_unix_s: float) -> RunReport:
+def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float] = time.time) -> RunReport:
     """Publish a run whose splits all have receipts; safe to repeat from any point.
+
+    ``clock`` tells the time in seconds since 1970.
 
     Raises:
         DataError: rows do not add up, splits are missing, or workers built different models.
@@ -130,7 +133,7 @@ def publish(run: Run, receipts: Iterable[Receipt], *, now_unix_s: float) -> RunR
         storage.remove_empty_folders(run.output)
     for folder in sorted(folders):
         storage.sync_folder(folder)
-    report = RunReport.of(run, counted, ended_unix_s=now_unix_s)
+    report = RunReport.of(run, counted, ended_unix_s=clock())
     storage.write_atomic(storage.join(run.output, REPORT_JSON), report.to_json().encode())
     storage.write_atomic(storage.join(run.output, REPORT_HTML), report.to_html().encode())
     manifest = json.dumps(_manifest_of(run, counted), indent=1)

@@ -100,7 +100,7 @@ def _run(
     if finished:
         announce(f"resuming run {run_id[:12]}: {len(finished)} of {len(splits)} splits have their receipt")
     reused_rows = sum(split.rows for split in splits if split.name in finished)
-    with progress.shown(task.run.rows, reused_rows), quiet.engine():
+    with progress.shown(task.run.rows, reused_rows):
         pipeline = beam.Pipeline(options=options)
         pipeline | "Score Parquet" >> ScoreParquet(plan, task)
         _wait(pipeline, task.run)
@@ -169,8 +169,9 @@ def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
 
 def _wait(pipeline: object, run: Run) -> None:
     try:
-        result = pipeline.run()  # type: ignore[attr-defined]
-        state = result.wait_until_finish()
+        with quiet.engine():
+            result = pipeline.run()  # type: ignore[attr-defined]
+            state = result.wait_until_finish()
     except JobError:
         raise
     except Exception as e:

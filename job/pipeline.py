@@ -13,7 +13,6 @@ The graph holds the path of the plan and not the plan, so its size does not depe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -56,7 +55,7 @@ class Publish:
         """Return the run's report as JSON."""
         run = self.run
         try:
-            return commit.publish(run, receipts, now_unix_s=time.time()).to_json()
+            return commit.publish(run, receipts).to_json()
         except JobError as e:
             staging.write_failure(run.output, run.run_id, "", e)
             raise

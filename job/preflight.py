@@ -48,7 +48,10 @@ def check(
         for shard, footer in zip(shards, footers, strict=True)
     ]
     loaded = model.acquire(reference, device=spec.device, threads=threads)
-    binding = bind(schemas[0], loaded.signature, keys=spec.keys, features=spec.features, casts=spec.casts)
+    try:
+        binding = bind(schemas[0], loaded.signature, keys=spec.keys, features=spec.features, casts=spec.casts)
+    except SchemaError as e:
+        raise SchemaError(f"{e} | of the first of {len(shards)} shards, {shards[0].path}") from e
     _check_shards(schemas, shards, binding, spec.keys)
     loaded.build([feed.input for feed in binding.feeds])
     fields = prediction_fields(loaded.signature.outputs, spec.prediction_columns)

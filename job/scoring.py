@@ -7,8 +7,8 @@ through in a straight line, since starting threads would cost more than it saves
 Memory of one scoring thread, whatever the number of rows, shards or row groups: three chunks (being read,
 waiting, being scored) of at most ``CHUNK_BYTES`` or one batch; ``COLUMN_BUFFER_BYTES`` for each column that
 is read; the model's activations for one batch; and two output row groups (filling, being written) of at
-most ``ROW_GROUP_BYTES``. For ten float32 columns: 3 × 2.6 MB + 10 × 128 kB + 2 × 1 MB, and 8 MB of activations
-for 16,384 rows of 128. Times the threads; plus the weights, once.
+most ``ROW_GROUP_BYTES``. For ten float32 columns: 3 × 2.6 MB + 10 × 128 kB + 2 × 1 MB, and 8 MB of
+activations for 16,384 rows of 128. Times the threads; plus the weights, once.
 """
 
 from __future__ import annotations
@@ -223,6 +223,8 @@ class ScoreSplits(beam.DoFn):
     def _failures_left_behind(self, where: str) -> Iterator[None]:
         try:
             yield
-        except JobError as e:
-            staging.write_failure(self.task.run.output, self.task.run.run_id, where, e)
+        except Exception as e:
+            text = f"{where or 'the worker'}: unexpected {storage.one_line(e)}; see more with --debug"
+            told = e if isinstance(e, JobError) else JobError(text)
+            staging.write_failure(self.task.run.output, self.task.run.run_id, where, told)
             raise

@@ -5,7 +5,8 @@
 * **receipt**: what one finished split did; a split with a receipt is never scored again.
 * **run**: one set of shards, one model, one set of options; its id is a digest of these.
 
-Everything here is frozen and picklable, so it can cross any engine.
+Everything here is frozen and picklable, so it can cross any engine. What there is one of for every shard
+has slots, because a run may have a million.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class ScoringSpec:
     debug: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One Parquet file.
 
@@ -58,7 +59,7 @@ class Shard:
     partition: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Split:
     """A run of whole row groups of one shard. ``name`` is unique in its run.
 
@@ -180,7 +181,7 @@ class Run:
     versions: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """What one finished split did; the attempt it names is the one that counts.
 

@@ -73,7 +73,7 @@ def describe(path: str) -> FileInfo | None:
     """Return a file as a listing would show it now, or ``None`` where there is no such file."""
     try:
         status = os.stat(local(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return FileInfo(path, status.st_size, str(status.st_mtime_ns), "")
 
@@ -82,7 +82,7 @@ def size_bytes(path: str) -> int | None:
     """Return a file's size, or ``None`` where there is no such file."""
     try:
         return os.stat(local(path)).st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -101,7 +101,7 @@ def names(path: str) -> list[str]:
     """Return the sorted names in a folder; empty if it is absent."""
     try:
         return sorted(os.listdir(local(path)))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -109,7 +109,7 @@ def read_bytes(path: str) -> bytes | None:
     """Return a small file's content, or ``None`` where there is no such file."""
     try:
         return Path(local(path)).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
         raise StorageError(f"{path}: cannot be read: {reason(e)}") from e
@@ -169,7 +169,7 @@ class HashingSink:
         self._abandoned = False
 
     def write(self, data: bytes | memoryview) -> int:
-        """Append ``data`` and return its length in bytes; after ``close`` without ``seal`` it goes nowhere."""
+        """Append ``data`` and return its length in bytes; it goes nowhere after an unsealed ``close``."""
         if self._abandoned:
             # Arrow still writes a footer when it collects a writer that was given up.
             return len(data)

@@ -66,8 +66,8 @@ class PartWriter:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
-        # Without finish() the file stays behind as an abandoned attempt that no receipt names. Arrow would try
-        # to end it when the writer is collected, and complain on standard error that it cannot.
+        # Without finish() the file stays behind as an abandoned attempt that no receipt names. Arrow would
+        # try to end it when the writer is collected, and complain on standard error that it cannot.
         self._file.is_open = False
         self._sink.close()
 

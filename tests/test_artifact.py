@@ -17,7 +17,7 @@ from tests.nights import module
 PLAIN = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {}}]}}
 LAMBDA = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Lambda", "config": {}}]}}
 # A lambda given to a layer of Keras' own, as in Dense(activation=lambda x: …).
-HIDDEN = {"config": {"layers": [{"class_name": "Dense", "config": {"activation": {"class_name": "__lambda__"}}}]}}
+HIDDEN = {"class_name": "Dense", "config": {"activation": {"class_name": "__lambda__", "config": {}}}}
 
 
 def archive(path: Path, config: object = PLAIN) -> Path:
@@ -34,11 +34,11 @@ def saved_model(path: Path) -> Path:
 
 
 def test_each_kind_is_told_by_what_is_there(tmp_path: Path) -> None:
-    for name in ("m.keras", "m.KERAS", "m.h5", "m.hdf5"):
+    files = {"m.keras": "keras", "m.KERAS": "keras", "m.h5": "h5", "m.hdf5": "h5"}
+    for name in files:
         (tmp_path / name).write_bytes(b"x")
     saved_model(tmp_path / "folder")
-    kinds = {name: artifact.kind_of(str(tmp_path / name)) for name in ("m.keras", "m.KERAS", "m.h5", "m.hdf5")}
-    assert kinds == {"m.keras": "keras", "m.KERAS": "keras", "m.h5": "h5", "m.hdf5": "h5"}
+    assert {name: artifact.kind_of(str(tmp_path / name)) for name in files} == files
     assert artifact.kind_of(str(tmp_path / "folder")) == "saved_model"
     assert artifact.kind_of("package.module:function") == "builder"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from test_report import REPORT
+from tests.test_report import REPORT
 
 from job import cli, errors, quiet
 from job.report import Outcome

@@ -35,7 +35,7 @@ def tree(output: Path) -> dict[str, bytes]:
 
 def test_a_published_night(tmp_path: Path) -> None:
     run, receipts = staged(tmp_path)
-    report = commit.publish(run, reversed(receipts), now_unix_s=NOW)
+    report = commit.publish(run, reversed(receipts), clock=lambda: NOW)
     files = tree(tmp_path)
     assert sorted(files) == [
         *("_SUCCESS", "_manifest.json", "_report.html", "_report.json"),
@@ -81,7 +81,7 @@ def test_nothing_is_published_when_it_does_not_add_up(tmp_path: Path, case: str)
     run, receipts = staged(tmp_path)
     before = tree(tmp_path)
     with pytest.raises(DataError, match=message):
-        commit.publish(run, change(receipts), now_unix_s=NOW)
+        commit.publish(run, change(receipts), clock=lambda: NOW)
     assert tree(tmp_path) == before
 
 
@@ -115,12 +115,12 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
         if replacing:
             old = [*SPLITS, split("gone/d", 1)]
             run = run_of(output, old, "b" * 64)
-            commit.publish(run, [receipt(output, s, b"old", run_id="b" * 64) for s in old], now_unix_s=NOW)
+            commit.publish(run, [receipt(output, s, b"old", run_id="b" * 64) for s in old], clock=lambda: NOW)
             commit.check_output(str(output), RUN_ID, replace=True)
         return staged(output)
 
     whole = tmp_path / "whole"
-    commit.publish(*prepared(whole), now_unix_s=NOW)
+    commit.publish(*prepared(whole), clock=lambda: NOW)
     expected = tree(whole)
     steps = 0
     while True:
@@ -129,7 +129,7 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
         with pytest.MonkeyPatch.context() as patch:
             done = stop_after(patch, steps)
             try:
-                commit.publish(run, receipts, now_unix_s=NOW)
+                commit.publish(run, receipts, clock=lambda: NOW)
             except StoppedError:
                 pass
             else:
@@ -141,7 +141,7 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
             commit.check_output(str(output), RUN_ID, replace=replacing)
             found = [staging.read_receipt(str(output), RUN_ID, s) for s in SPLITS]
             assert found == receipts
-            commit.publish(run, receipts, now_unix_s=NOW)
+            commit.publish(run, receipts, clock=lambda: NOW)
         got = tree(output)
         assert sorted(got) == sorted(expected)
         data = [name for name in got if name.endswith(".parquet")]
@@ -153,7 +153,7 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
 
 def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
     old = run_of(tmp_path, SPLITS, "b" * 64)
-    commit.publish(old, [receipt(tmp_path, s, b"old", run_id="b" * 64) for s in SPLITS], now_unix_s=NOW)
+    commit.publish(old, [receipt(tmp_path, s, b"old", run_id="b" * 64) for s in SPLITS], clock=lambda: NOW)
     run, receipts = staged(tmp_path)
     seen: list[bool] = []
     real = storage.rename
@@ -164,7 +164,7 @@ def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "rename", look_and_rename)
-        commit.publish(run, receipts, now_unix_s=NOW)
+        commit.publish(run, receipts, clock=lambda: NOW)
     assert seen == [False, False, False]
     assert (tmp_path / "_SUCCESS").exists()
 
@@ -173,12 +173,12 @@ def test_a_file_that_is_nowhere_is_an_unknown_state(tmp_path: Path) -> None:
     run, receipts = staged(tmp_path)
     Path(receipts[1].attempt).unlink()
     with pytest.raises(StateUnknownError, match="neither there nor published"):
-        commit.publish(run, receipts, now_unix_s=NOW)
+        commit.publish(run, receipts, clock=lambda: NOW)
     assert not (tmp_path / "_SUCCESS").exists()
 
 
 def test_another_run_is_refused_and_replaced(tmp_path: Path) -> None:
-    commit.publish(*staged(tmp_path), now_unix_s=NOW)
+    commit.publish(*staged(tmp_path), clock=lambda: NOW)
     other = "c" * 64
     with pytest.raises(OutputConflictError, match="holds run aaaaaaaaaaaa, this is run cccccccccccc"):
         commit.check_output(str(tmp_path), other, replace=False)

@@ -128,7 +128,7 @@ def test_publish_refuses_workers_that_built_different_weights(night: Night) -> N
     planned = two_shards(night, 100)
     receipts = [replace(r, weights_digest="a" * 64) for r in receipts_of(planned)]
     receipts[5] = replace(receipts[5], weights_digest="b" * 64)
-    with pytest.raises(DataError, match=r"made weights a{12} in one worker and b{12} in another; give --weights"):
+    with pytest.raises(DataError, match=r"weights a{12} in one worker and b{12} in another; give --weights"):
         Publish(planned.task.run)(0, receipts)
     left = staging.failure(planned.task.run.output, planned.task.run.run_id)
     assert isinstance(left, DataError)

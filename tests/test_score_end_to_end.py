@@ -7,6 +7,7 @@ to an output that is there.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -268,3 +269,24 @@ def test_a_killed_run_resumes_and_keeps_what_it_had(night: Night) -> None:
     assert len(report.loads) == 2
     assert commit.published(str(night.output)) is not None
     assert not (night.output / "_staging").exists()
+
+
+@pytest.mark.slow
+def test_processes_load_once_each_and_make_the_same_night(night: Night) -> None:
+    table = features(2000)
+    night.shard("part", table, group_rows=50)
+    plain = dense()
+    args = night.args(
+        saved(plain, night.folder / "m.keras"), "--keys=id", "--split_rows=50", "--batch_size=50"
+    )
+    engine = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    command = [sys.executable, "-m", "job", "score", *args, *engine]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((night.output / "_report.json").read_text())
+    assert report["splits"] == 40
+    assert 1 <= len(report["loads"]) == len(report["workers"]) <= 2
+    assert report["traces"] == len(report["loads"])
+    scored = night.scored()
+    assert scored.column("id").to_pylist() == list(range(2000))
+    np.testing.assert_array_equal(scored.column(1).to_numpy(), by_hand(plain, [table], 50))

@@ -48,7 +48,8 @@ def test_a_split_is_its_own_rows_in_their_order(night: Night, plain: Any) -> Non
     planned = night.planned(
         saved(plain, night.folder / "m.keras"), "--keys=id", "--split_rows=300", "--batch_size=64"
     )
-    assert [s.name for s in planned.splits] == ["a-00000-00002", "a-00003-00005", "a-00006-00008", "a-00009-00011"]
+    names = [split.name for split in planned.splits]
+    assert names == ["a-00000-00002", "a-00003-00005", "a-00006-00008", "a-00009-00011"]
     receipt = score_split(planned.splits[1], planned.task, planned.loaded)
     part = pq.read_table(receipt.attempt)
     assert part.column("id").to_pylist() == list(range(270, 540))
@@ -75,7 +76,8 @@ def test_rows_in_are_rows_out(
     plain: Any, shards: list[tuple[int, int]], batch_rows: str, split_rows: int, group_rows: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        night, tables = Night(Path(folder)), []
+        night = Night(Path(folder))
+        tables: list[pa.Table] = []
         for i, (rows, rows_a_group) in enumerate(shards):
             first_id = sum(table.num_rows for table in tables)
             tables.append(features(rows, seed=i, first_id=first_id))
@@ -86,7 +88,7 @@ def test_rows_in_are_rows_out(
         receipts = [score_split(split, planned.task, planned.loaded) for split in planned.splits]
         for receipt in receipts:
             staging.write_receipt(planned.task.run.output, receipt)
-        commit.publish(planned.task.run, receipts, now_unix_s=1001.0)
+        commit.publish(planned.task.run, receipts, clock=lambda: 1001.0)
         scored, table = night.scored(), pa.concat_tables(tables)
     assert scored.column("id").to_pylist() == list(range(table.num_rows))
     if table.num_rows:
@@ -101,9 +103,8 @@ def test_row_groups_do_not_cut_batches(night: Night, compression: str) -> None:
     if compression == "dictionary":
         table = table.set_column(5, "city", table.column("city").dictionary_encode())
     night.shard("a", table, group_rows=10)
-    planned = night.planned(
-        saved(dense(4), night.folder / "m.keras"), "--keys=id,city", "--batch_size=64", "--features=f0,f1,f2,f3"
-    )
+    path = saved(dense(4), night.folder / "m.keras")
+    planned = night.planned(path, "--keys=id,city", "--batch_size=64", "--features=f0,f1,f2,f3")
     receipt = score_split(planned.splits[0], planned.task, planned.loaded)
     assert receipt.batches == 16
     assert pq.read_table(receipt.attempt).column("city").to_pylist() == table.column("city").to_pylist()
@@ -154,7 +155,8 @@ def test_a_row_that_the_model_fails_on_is_within_the_rows_that_are_named(
     with pytest.raises(DataError) as error:
         score_split(planned.splits[0], planned.task, planned.loaded)
     text = str(error.value)
-    named = re.match(rf"{night.input}/a\.parquet: the model failed on rows (\d+) to (\d+): InvalidArgument", text)
+    start = rf"{night.input}/a\.parquet: the model failed on rows (\d+) to (\d+): InvalidArgument"
+    named = re.match(start, text)
     assert named is not None, text
     assert int(named[1]) <= 70 <= int(named[2])
     assert "\n" not in text
@@ -165,7 +167,8 @@ def test_only_the_declared_inputs_reach_keras(night: Night, monkeypatch: pytest.
 
     names = ("zeta", "alpha", "mu")
     inputs = {name: keras.Input((1,), name=name) for name in names}
-    path = saved(keras.Model(inputs, inputs["zeta"] * 100 + inputs["mu"] * 10 + inputs["alpha"]), night.folder / "m.keras")
+    output = inputs["zeta"] * 100 + inputs["mu"] * 10 + inputs["alpha"]
+    path = saved(keras.Model(inputs, output), night.folder / "m.keras")
     columns = {name: np.arange(5, dtype=np.float32) + i for i, name in enumerate(names)}
     # One that sorts before all features, one between them and one after.
     more = {extra: np.arange(5, dtype=np.float32) - 50 for extra in ("ID", "beta", "zz")}
@@ -173,7 +176,12 @@ def test_only_the_declared_inputs_reach_keras(night: Night, monkeypatch: pytest.
     planned = night.planned(path, "--keys=ID,zz")
     fed: list[dict[str, Any]] = []
     real = keras.Model.predict_on_batch
-    monkeypatch.setattr(keras.Model, "predict_on_batch", lambda self, x: (fed.append(x), real(self, x))[1])
+
+    def watched(self: Any, x: Any) -> Any:
+        fed.append(x)
+        return real(self, x)
+
+    monkeypatch.setattr(keras.Model, "predict_on_batch", watched)
     receipt = score_split(planned.splits[0], planned.task, planned.loaded)
     assert fed
     for x in fed:
@@ -214,7 +222,7 @@ def test_damaged_pages_behind_a_good_footer_are_a_shard_error(night: Night, plai
     content[middle : middle + 2000] = bytes(2000)
     path.write_bytes(content)
     planned = night.planned(saved(plain, night.folder / "m.keras"), "--keys=id", "--batch_size=500")
-    with pytest.raises(ShardError, match=r"a\.parquet: row groups 0 to 4 cannot be read .*write the shard again"):
+    with pytest.raises(ShardError, match=r"a\.parquet: row groups 0 to 4 cannot be read .*write the"):
         score_split(planned.splits[0], planned.task, planned.loaded)
 
 
