@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.test_report import REPORT
 
 from job import cli, errors, quiet
 from job.report import Outcome
 from job.spec import ScoringSpec
+from tests.test_report import REPORT
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = ("--input=a", "--model=m.keras", "--output=o")
