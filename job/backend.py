@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from job import artifact, quiet, storage
-from job.errors import JobError, ModelError, PreflightError
+from job.errors import JobError, ModelError, PreflightError, one_line
 from job.saved_model import SavedModelStep, feedable, input_spec
 from job.spec import CodedStrings, Device, InputSpec, ModelReference, OutputSpec, Signature, Tensor
 from job.step import Step
@@ -104,9 +104,7 @@ class _KerasStep:
             raise
         except Exception as e:
             shapes = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in inputs)
-            raise ModelError(
-                f"{self._reference.path}: it cannot be built for {shapes}: {storage.one_line(e)}"
-            ) from e
+            raise ModelError(f"{self._reference.path}: it cannot be built for {shapes}: {one_line(e)}") from e
         self._outputs = tuple(
             # The type that was traced: some of Keras' layers declare another one than they give.
             OutputSpec(name, tuple(tensor.shape[1:]), _dtype_name(real))
@@ -152,8 +150,14 @@ class _KerasStep:
         return self._outputs
 
     def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
-        with self._lock:
-            outputs = self._model.predict_on_batch(self._pack([feedable(tensor) for tensor in tensors]))
+        try:
+            with self._lock:
+                outputs = self._model.predict_on_batch(self._pack([feedable(tensor) for tensor in tensors]))
+        except Exception as e:
+            # By name, for each backend has a class of its own: TensorFlow's ends so, JAX's message holds it.
+            if "ResourceExhausted" in type(e).__name__ or "RESOURCE_EXHAUSTED" in str(e):
+                raise MemoryError(one_line(e)) from e
+            raise
         return [np.asarray(output) for output in _flat(outputs)]
 
     def _pack(self, flat: Sequence[Any]) -> Any:
@@ -203,7 +207,7 @@ def _keras_model(reference: ModelReference) -> Any:
         return keras.models.load_model(storage.local(path), compile=False, safe_mode=not reference.trusted)
     except Exception as e:
         raise ModelError(
-            f"--model={path}: Keras {keras.__version__} cannot load it: {storage.one_line(e)}; "
+            f"--model={path}: Keras {keras.__version__} cannot load it: {one_line(e)}; "
             f"a model with classes of its own is scored as --model=package.module:function --weights=…"
         ) from e
 
@@ -214,7 +218,7 @@ def _built(path: str, keras: Any) -> Any:
         builder = getattr(importlib.import_module(module), name)
         model = builder()
     except Exception as e:
-        raise ModelError(f"--model={path}: the builder failed: {storage.one_line(e)}") from e
+        raise ModelError(f"--model={path}: the builder failed: {one_line(e)}") from e
     if not isinstance(model, keras.Model):
         raise ModelError(f"--model={path}: it returned {type(model).__name__}, not a keras.Model")
     return model

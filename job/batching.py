@@ -30,6 +30,7 @@ class BatchSize:
         self._lock = threading.Lock()
         self._rows = 0
         self._tried_rows = 0
+        self._most_rows = 0
 
     def choose(self, available_rows: int, predict: Callable[[int], object]) -> int:
         """Return the batch size to use, measuring first where that has not been done.
@@ -44,7 +45,15 @@ class BatchSize:
             if available_rows >= max(_FEWEST_ROWS, 4 * self._tried_rows) and not self._settled:
                 self._rows = self._measure(available_rows, predict)
                 self._tried_rows = available_rows
-            return self._rows or max(available_rows, 1)
+            return self.within(self._rows or max(available_rows, 1))
+
+    def within(self, rows: int) -> int:
+        """Return ``rows``, or fewer where so many did not fit the memory before."""
+        return min(rows, self._most_rows) if self._most_rows else rows
+
+    def shrink(self, rows: int) -> None:
+        """Remember that no more than ``rows`` fit the memory."""
+        self._most_rows = min(rows, self._most_rows or rows)
 
     @property
     def _settled(self) -> bool:

@@ -12,7 +12,8 @@
 2. The **receipt** is written under the split's name when the attempt's file is complete. It
    names the attempt that counts. A split with a receipt is never scored again. When two attempts
    finish together the later receipt wins; either is right.
-3. **Publish** starts when every split has its receipt and the rows add up. It marks the run as
+3. **Publish** starts when every split has its receipt, the rows add up, and no more of them are rejected
+   than the run allows. It marks the run as
    publishing, takes an old ``_SUCCESS`` away, renames every attempt that counts to its final name, writes the
    manifest, removes files of the replaced night, and writes ``_SUCCESS``. Each step can be repeated: an
    attempt that is gone and whose final file has the receipt's digest was renamed before.
@@ -30,11 +31,11 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from job import staging, storage
 from job.errors import DataError, OutputConflictError, StateUnknownError
-from job.report import RunReport
+from job.report import RunReport, reasons_of
 from job.spec import Receipt, Run, Shard
 from job.staging import STAGING
 
@@ -124,9 +125,10 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     stale = _begin_publishing(run, counted)
     storage.remove(storage.join(run.output, SUCCESS))
     folders = {run.output}
-    for receipt in counted:
-        folders.add(_move(run.output, receipt))
-    storage.sync_files(storage.join(run.output, staging.final_name(receipt)) for receipt in counted)
+    parts = [part for receipt in counted for part in staging.parts(receipt)]
+    for part in parts:
+        folders.add(_move(run.output, part))
+    storage.sync_files(storage.join(run.output, part.final) for part in parts)
     for path in stale:
         storage.remove(storage.join(run.output, path))
     if stale:
@@ -165,6 +167,9 @@ def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
     rows = sum(receipt.rows_read for receipt in receipts)
     if rows != run.rows:
         raise DataError(f"{run.output}: {run.rows} rows were planned and {rows} read; nothing was published")
+    rejected = sum(receipt.rows_rejected for receipt in receipts)
+    if rejected > run.max_rejected * rows:
+        _refuse_rejects(run, receipts, rejected)
     models = sorted({receipt.weights_digest for receipt in receipts})
     if len(models) > 1:
         raise DataError(
@@ -173,30 +178,39 @@ def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
         )
 
 
+def _refuse_rejects(run: Run, receipts: Sequence[Receipt], rejected: int) -> NoReturn:
+    told = ", ".join(f"{rows} {reason}" for reason, rows in reasons_of(receipts))
+    first = next(receipt.rejects for receipt in receipts if receipt.rejects)
+    raise DataError(
+        f"{run.output}: {rejected} of {run.rows} rows were rejected ({told}), more than --max_rejected="
+        f"{run.max_rejected}; nothing was published; look at {first}, mend the input or raise --max_rejected"
+    )
+
+
 def _begin_publishing(run: Run, receipts: Sequence[Receipt]) -> list[str]:
     """Mark the point of no return and return the files of the replaced night that the new one lacks."""
     marker = storage.join(staging.folder_of(run.output, run.run_id), "publishing.json")
     content = storage.read_bytes(marker)
     if content is None:
         manifest = _manifest(run.output)
-        new = {staging.final_name(receipt) for receipt in receipts}
-        old = [entry["path"] for entry in manifest["files"]] if manifest else []
+        new = {part.final for receipt in receipts for part in staging.parts(receipt)}
+        old = [e["path"] for e in (*manifest["files"], *manifest["rejected_files"])] if manifest else []
         content = json.dumps([path for path in old if path not in new]).encode()
         storage.write_atomic(marker, content)
     return list(json.loads(content))
 
 
-def _move(output: str, receipt: Receipt) -> str:
-    final = storage.join(output, staging.final_name(receipt))
+def _move(output: str, part: staging.PartFile) -> str:
+    final = storage.join(output, part.final)
     folder = final.rpartition("/")[0]
     storage.make_folder(folder)
     try:
-        storage.rename(receipt.attempt, final)
+        storage.rename(part.staged, final)
     except FileNotFoundError as e:
-        if not staging.already_published(output, receipt):
+        if not part.is_published(output):
             raise StateUnknownError(
-                f"{receipt.attempt}: the receipt of split {receipt.split.name} names it, and it is "
-                f"neither there nor published as {final}; remove {output}/{STAGING} and run again"
+                f"{part.staged}: a receipt names it, and it is neither there nor published as {final}; "
+                f"remove {output}/{STAGING} and run again"
             ) from e
     return folder
 
@@ -213,7 +227,7 @@ def _manifest_of(run: Run, receipts: Sequence[Receipt]) -> dict[str, object]:
         "rows_rejected": sum(receipt.rows_rejected for receipt in receipts),
         "files": [
             {
-                "path": staging.final_name(receipt),
+                "path": staging.parts(receipt)[0].final,
                 "rows": receipt.rows_scored,
                 "bytes": receipt.file_bytes,
                 "sha256": receipt.file_sha256,
@@ -224,6 +238,16 @@ def _manifest_of(run: Run, receipts: Sequence[Receipt]) -> dict[str, object]:
                 "first_row": receipt.split.first_row,
             }
             for receipt in receipts
+        ],
+        "rejected_files": [
+            {
+                "path": part.final,
+                "rows": receipt.rows_rejected,
+                "bytes": part.size_bytes,
+                "sha256": part.sha256,
+            }
+            for receipt in receipts
+            for part in staging.parts(receipt)[1:]
         ],
     }
 

@@ -20,6 +20,7 @@ A message is one line: what, both values, where, and the fix.
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 
@@ -95,3 +96,14 @@ def by_name(name: str) -> type[JobError]:
     if isinstance(found, type) and issubclass(found, JobError):
         return found
     return JobError
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Return a library's error as one line of about ``most`` characters, its kind in front, without colours.
+
+    Both ends of a long text are kept: TensorFlow tells where first, and what at the end.
+    """
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    if len(text) > most:
+        text = f"{text[: most // 3]} … {text[-most * 2 // 3 :]}"
+    return f"{type(error).__name__}: {text}"

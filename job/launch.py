@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from job import artifact, commit, engines, listing, planning, preflight, progress, quiet, staging, storage
 from job.errors import EngineError, JobError, UsageError
-from job.report import Outcome, RunReport
+from job.report import RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 
 if TYPE_CHECKING:
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 _FOOTER_THREADS = 16
 _PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ``score`` ends with; ``already_published`` when the same run was there before."""
+
+    report: RunReport
+    already_published: bool
 
 
 def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[str], None]) -> Outcome:
@@ -116,6 +124,7 @@ def _prepare(
     run_id: str,
     threads: int,
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
+    from job.rejects import RowPolicy
     from job.scoring import ScoringTask
 
     ready = preflight.check(spec, shards, footers, reference, threads)
@@ -128,6 +137,7 @@ def _prepare(
         shards=len(shards),
         splits=len(splits),
         rows=sum(split.rows for split in splits),
+        max_rejected=spec.max_rejected,
         started_unix_s=_process_start_unix_s(),
         versions=_versions(),
     )
@@ -137,6 +147,7 @@ def _prepare(
         keys=spec.keys,
         partition_types=ready.partition_types,
         predictions=ready.predictions,
+        policy=RowPolicy(spec.on_bad_row, spec.on_null, int(spec.max_rejected * run.rows)),
         batch_rows=spec.batch_size or 0,
         row_group_rows=spec.row_group_rows,
         compression=spec.compression,
@@ -205,7 +216,7 @@ def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:
         name: getattr(spec, name)
         for name in (
             *("keys", "features", "casts", "prediction_columns", "batch_size", "split_rows"),
-            *("compression", "row_group_rows", "device"),
+            *("compression", "row_group_rows", "device", "on_bad_row", "on_null"),
         )
     }
 

@@ -82,10 +82,26 @@ class LoadedModel:
             steady_rows: where another shape would be compiled anew (XLA, JAX), the batch is filled up to
                 this many rows, and the filling is cut off again.
 
+        A batch that does not fit the memory is predicted in halves, and the size that fits is remembered.
+
         Returns:
             One array per output, in the signature's order, each ``(rows, *shape)``.
         """
-        rows = len(tensors[0].codes if isinstance(tensors[0], CodedStrings) else tensors[0])
+        rows = rows_of(tensors)
+        try:
+            return self._predict(tensors, rows, steady_rows)
+        except MemoryError as e:
+            if rows <= 1:
+                raise ModelError(f"{self._reference.path}: one row does not fit the memory: {e}") from e
+            middle = rows // 2
+            self.batch.shrink(middle)
+        halves = [
+            self.predict([slice_of(tensor, *bounds) for tensor in tensors], 0)
+            for bounds in ((0, middle), (middle, rows))
+        ]
+        return [np.concatenate(pair) for pair in zip(*halves, strict=True)]
+
+    def _predict(self, tensors: Sequence[Tensor], rows: int, steady_rows: int) -> list[np.ndarray]:
         if self._step.recompiles and 0 < rows < steady_rows:
             filled = [_fill(tensor, steady_rows) for tensor in tensors]
             return [output[:rows] for output in self._step.predict(filled)]
@@ -127,6 +143,19 @@ def acquire(reference: ModelReference, *, device: Device = "auto", threads: int 
 
     loaded: LoadedModel = _SHARED.acquire(load, tag=(reference, device))
     return loaded
+
+
+def rows_of(tensors: Sequence[Tensor]) -> int:
+    """Return how many rows a batch of tensors has."""
+    first = tensors[0]
+    return len(first.codes if isinstance(first, CodedStrings) else first)
+
+
+def slice_of(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Return rows ``start`` to ``stop`` of a tensor, without a copy."""
+    if isinstance(tensor, CodedStrings):
+        return CodedStrings(tensor.values, tensor.codes[start:stop])
+    return tensor[start:stop]
 
 
 def _fill(tensor: Tensor, rows: int) -> Tensor:

@@ -8,25 +8,17 @@ somebody believes to be in force. Beam is imported only when something is left t
 from __future__ import annotations
 
 import argparse
-import csv
 import difflib
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, Final, NoReturn, get_args
+from collections.abc import Sequence
+from typing import Final, NoReturn, get_args
 
-from job import quiet
+from job import flags, quiet
 from job.errors import UsageError
-from job.spec import Device, IfExists, ScoringSpec
+from job.flags import DEFAULTS
+from job.spec import Device, IfExists, OnBadRow, ScoringSpec
 
 COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
 HELP: Final = "python -m job score --help"
-
-_BUILDER: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_DEFAULTS: Final[Mapping[str, Any]] = {
-    field.name: field.default for field in fields(ScoringSpec) if field.default is not MISSING
-}
 
 _EPILOG: Final = """\
 examples:
@@ -75,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_data_flags(parser)
     _add_binding_flags(parser)
+    _add_reject_flags(parser)
     _add_output_flags(parser)
     _add_running_flags(parser)
     return parser
@@ -101,6 +94,13 @@ def _add_binding_flags(parser: argparse.ArgumentParser) -> None:
     _add(group, "cast", "COL=TYPE,…", "casts of columns that would otherwise be refused")
 
 
+def _add_reject_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("bad rows")
+    _add(group, "on_bad_row", "|".join(get_args(OnBadRow)), "what to do with a row that cannot be scored")
+    _add(group, "on_null", "|".join((*flags.NULL_POLICIES, "fill=VALUE")), "what to do with a null feature")
+    _add(group, "max_rejected", "SHARE", "nothing is published if more of the rows are rejected")
+
+
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     _add(group, "output", "FOLDER", "where predictions are published, all or nothing")
@@ -121,13 +121,13 @@ def _add_running_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add(group: argparse._ArgumentGroup, name: str, metavar: str, text: str) -> None:
     # Appended even where one value is wanted, so that a second one is seen, not swallowed.
-    default = _DEFAULTS.get(name)
+    default = DEFAULTS.get(name)
     shown = f"{text} (default: {default})" if default not in (None, ()) else text
     group.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=shown)
 
 
 def _switch(group: argparse._ArgumentGroup, name: str, text: str) -> None:
-    group.add_argument(f"--{name}", action="store_true", default=_DEFAULTS[name], help=text)
+    group.add_argument(f"--{name}", action="store_true", default=DEFAULTS[name], help=text)
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -138,24 +138,27 @@ def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _spec(given: argparse.Namespace) -> ScoringSpec:
     _check_required(given)
-    model = _one(given, "model")
+    model = flags.one(given, "model")
     spec = ScoringSpec(
-        inputs=_inputs(given.input),
+        inputs=flags.inputs(given.input),
         model=model,
-        output=_one(given, "output"),
-        weights=_weights(_one(given, "weights"), model),
-        keys=_columns(given, "keys"),
-        features=_columns(given, "features"),
-        casts=_casts(given),
-        prediction_columns=_columns(given, "prediction_columns"),
-        batch_size=_batch_size(_one(given, "batch_size")),
-        split_rows=_rows(given, "split_rows"),
-        if_exists=_choice(given, "if_exists", get_args(IfExists)),
-        model_sha256=_sha256(_one(given, "model_sha256")),
+        output=flags.one(given, "output"),
+        weights=flags.weights(flags.one(given, "weights"), model),
+        keys=flags.columns(given, "keys"),
+        features=flags.columns(given, "features"),
+        casts=flags.casts(given),
+        prediction_columns=flags.columns(given, "prediction_columns"),
+        batch_size=flags.batch_size(flags.one(given, "batch_size")),
+        split_rows=flags.count_of_rows(given, "split_rows"),
+        on_bad_row=flags.choice(given, "on_bad_row", get_args(OnBadRow)),
+        on_null=flags.on_null(given),
+        max_rejected=flags.share(given, "max_rejected"),
+        if_exists=flags.choice(given, "if_exists", get_args(IfExists)),
+        model_sha256=flags.sha256(flags.one(given, "model_sha256")),
         trust_model=given.trust_model,
-        device=_choice(given, "device", get_args(Device)),
-        compression=_choice(given, "compression", COMPRESSIONS),
-        row_group_rows=_rows(given, "row_group_rows"),
+        device=flags.choice(given, "device", get_args(Device)),
+        compression=flags.choice(given, "compression", COMPRESSIONS),
+        row_group_rows=flags.count_of_rows(given, "row_group_rows"),
         debug=given.debug,
     )
     _check_no_clash(spec)
@@ -166,97 +169,6 @@ def _check_required(given: argparse.Namespace) -> None:
     missing = [f"--{name}" for name in ("input", "model", "output") if not any(getattr(given, name))]
     if missing:
         raise UsageError(f"{', '.join(missing)} must be given; see {HELP}")
-
-
-def _one(given: argparse.Namespace, name: str) -> Any:
-    values = list(dict.fromkeys(getattr(given, name)))
-    if len(values) > 1:
-        raise UsageError(f"--{name} is given twice, as {values[0]!r} and {values[1]!r}; give it once")
-    if values == [""]:
-        raise UsageError(f"--{name}= is empty; give a value, or leave the flag out")
-    return values[0] if values else _DEFAULTS.get(name)
-
-
-def _inputs(values: Sequence[str]) -> tuple[str, ...]:
-    if not all(values):
-        raise UsageError("--input= is empty; give a glob, a folder or @list.txt")
-    _refuse_repeats("input", values)
-    return tuple(values)
-
-
-def _weights(weights: str | None, model: str) -> str | None:
-    if weights is not None and not _BUILDER.fullmatch(model):
-        raise UsageError(
-            f"--weights={weights} goes only with --model=package.module:function, not with "
-            f"--model={model}, which holds its own weights; leave --weights out"
-        )
-    return weights
-
-
-def _items(given: argparse.Namespace, name: str) -> list[str]:
-    text = _one(given, name)
-    if not text:
-        return []
-    try:
-        items = [item.strip() for item in next(csv.reader([text], skipinitialspace=True, strict=True))]
-    except csv.Error as error:
-        raise UsageError(f"--{name}={text}: {error}; a name with a comma goes in double quotes") from error
-    if not all(items):
-        raise UsageError(f"--{name}={text}: item {items.index('') + 1} of {len(items)} is empty")
-    return items
-
-
-def _columns(given: argparse.Namespace, name: str) -> tuple[str, ...]:
-    items = _items(given, name)
-    _refuse_repeats(name, items)
-    return tuple(items)
-
-
-def _casts(given: argparse.Namespace) -> tuple[tuple[str, str], ...]:
-    casts = []
-    for item in _items(given, "cast"):
-        column, _, dtype = (part.strip() for part in item.partition("="))
-        if not column or not dtype:
-            raise UsageError(f"--cast={item}: must be COLUMN=TYPE, as in price=float32")
-        casts.append((column, dtype))
-    _refuse_repeats("cast", [column for column, _ in casts])
-    return tuple(casts)
-
-
-def _refuse_repeats(name: str, items: Iterable[str]) -> None:
-    repeated = [item for item, times in Counter(items).items() if times > 1]
-    if repeated:
-        raise UsageError(f"--{name}: {', '.join(repeated)} is listed more than once; list it once")
-
-
-def _batch_size(text: str | None) -> int | None:
-    if text is None or text == "auto":
-        return None
-    return _count("batch_size", text, "a whole number of rows from 1, or auto")
-
-
-def _rows(given: argparse.Namespace, name: str) -> int:
-    return _count(name, str(_one(given, name)), "a whole number of rows from 1")
-
-
-def _count(name: str, text: str, allowed: str) -> int:
-    # int() would also take "1_000", " 7 " and other scripts' digits.
-    if not re.fullmatch(r"\+?[0-9]+", text) or int(text) < 1:
-        raise UsageError(f"--{name}={text}: must be {allowed}")
-    return int(text)
-
-
-def _choice(given: argparse.Namespace, name: str, allowed: Sequence[str]) -> Any:
-    value = _one(given, name)
-    if value not in allowed:
-        raise UsageError(f"--{name}={value}: must be one of {', '.join(allowed)}")
-    return value
-
-
-def _sha256(text: str | None) -> str | None:
-    if text is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", text):
-        raise UsageError(f"--model_sha256={text}: must be 64 hexadecimal digits, as sha256sum prints them")
-    return text.lower() if text else None
 
 
 def _check_no_clash(spec: ScoringSpec) -> None:

@@ -8,6 +8,7 @@ its keys are the field names below and stay as they are within :data:`VERSION`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -62,6 +63,7 @@ class RunReport:
     rows_read: int
     rows_scored: int
     rows_rejected: int
+    reject_reasons: tuple[tuple[str, int], ...]
     files: int
     files_bytes: int
     loads: tuple[ModelLoad, ...]
@@ -104,6 +106,7 @@ class RunReport:
             rows_read=sum(receipt.rows_read for receipt in receipts),
             rows_scored=sum(receipt.rows_scored for receipt in receipts),
             rows_rejected=sum(receipt.rows_rejected for receipt in receipts),
+            reject_reasons=reasons_of(receipts),
             files=sum(receipt.file_bytes > 0 for receipt in receipts),
             files_bytes=sum(receipt.file_bytes for receipt in receipts),
             loads=_loads(receipts),
@@ -140,6 +143,7 @@ class RunReport:
             values["loads"] = tuple(
                 ModelLoad(load["load"], load["worker"], load["load_s"]) for load in values["loads"]
             )
+            values["reject_reasons"] = tuple((reason, rows) for reason, rows in values["reject_reasons"])
             for name in ("weights_sha256", "workers", "batch_rows"):
                 values[name] = tuple(values[name])
         except (ValueError, TypeError, KeyError) as error:
@@ -165,6 +169,7 @@ class RunReport:
             "rows": _join(
                 f"{self.rows_scored:,} scored of {self.rows_read:,} read", f"{self.rows_rejected:,} rejected"
             ),
+            "rejected": _join(*(f"{rows:,} {reason}" for reason, rows in self.reject_reasons)),
             "from": f"{_count(self.shards, 'shard')} in {_count(self.splits, 'split')}",
             "output": self.output,
             "files": f"{_count(self.files, 'file')}, {_size(self.files_bytes)}",
@@ -209,14 +214,6 @@ class RunReport:
             for load in self.loads
         )
         return _PAGE.format(run=escape(self.run_id[:12]), rows=rows, bars=bars, loads=loads)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What ``score`` ends with; ``already_published`` when the same run was there before."""
-
-    report: RunReport
-    already_published: bool
 
 
 _PAGE: Final = """\
@@ -268,6 +265,14 @@ def _traces(receipts: Sequence[Receipt]) -> int:
 
 def _distinct(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({value for value in values if value}))
+
+
+def reasons_of(receipts: Sequence[Receipt]) -> tuple[tuple[str, int], ...]:
+    """Return how many rows were rejected for each reason, most first."""
+    reasons: Counter[str] = Counter()
+    for receipt in receipts:
+        reasons.update(dict(receipt.reject_reasons))
+    return tuple(reasons.most_common())
 
 
 def _span(values: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from job import storage
-from job.errors import ModelError
+from job.errors import ModelError, one_line
 from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec, Signature, Tensor
 
 # Operations of a SavedModel that read, write or run something outside the graph. Not among them are those
@@ -39,7 +39,7 @@ class SavedModelStep:
         try:
             self._owner = tf.saved_model.load(folder)
         except (OSError, ValueError, tf.errors.OpError) as e:
-            raise ModelError(f"--model={folder}: it cannot be loaded: {storage.one_line(e)}") from e
+            raise ModelError(f"--model={folder}: it cannot be loaded: {one_line(e)}") from e
         signatures = self._owner.signatures
         name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
         if name is None:
@@ -86,7 +86,7 @@ def _check_operations(folder: str) -> None:
     try:
         message.ParseFromString(content)
     except DecodeError as e:
-        raise ModelError(f"--model={folder}: saved_model.pb is damaged: {storage.one_line(e)}") from e
+        raise ModelError(f"--model={folder}: saved_model.pb is damaged: {one_line(e)}") from e
     graphs = [meta.graph_def for meta in message.meta_graphs]
     nodes = [node for graph in graphs for node in graph.node]
     nodes += [node for graph in graphs for function in graph.library.function for node in function.node_def]

@@ -19,16 +19,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 
 from job import model, progress, staging, storage
 from job.binding import Binding, to_tensors
-from job.errors import DataError, JobError, ShardError
+from job.errors import DataError, JobError, ShardError, one_line
 from job.predictions import to_arrow
 from job.reading import SplitReader, chunk_rows
-from job.spec import Device, Receipt, RowFault, Run, Split
+from job.rejects import MODEL_ERROR, Rejects, RowPolicy, predict_around, sift, with_extras
+from job.spec import Device, Receipt, Run, Split
 from job.writing import PartWriter
 
 
@@ -44,6 +47,7 @@ class ScoringTask:
     keys: tuple[str, ...]
     partition_types: dict[str, pa.DataType]
     predictions: tuple[pa.Field, ...]
+    policy: RowPolicy
     batch_rows: int
     row_group_rows: int
     compression: str
@@ -84,6 +88,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
     rows_at_once = chunk_rows(task.binding.feeds, task.batch_rows)
     overlap = split.rows > rows_at_once
+    rejects = Rejects(split, task.policy)
     with SplitReader(split, task.partition_types) as reader:
         kept = [name for name in task.keys if name in reader.schema.names]
         fields = [*(reader.schema.field(name) for name in kept), *task.predictions]
@@ -91,21 +96,24 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         with PartWriter(attempt, schema, task.row_group_rows, task.compression, overlap=overlap) as writer:
             for chunk in reader.chunks(task.binding.columns, task.keys, rows_at_once):
                 for piece in _batches(chunk, task, loaded, tally):
-                    outputs = _predict(piece, split, task, loaded, tally)
-                    writer.append([*(piece.column(name) for name in kept), *outputs])
-            if tally.rows != split.rows:
-                raise ShardError(
-                    f"{split.shard.path}: split {split.name} held {split.rows} rows when it was planned and "
-                    f"{tally.rows} now; the file is being changed, run again when it is complete"
-                )
+                    good, columns = _predict(piece, task, loaded, rejects, tally, split)
+                    if rejects.too_many:
+                        _give_up(attempt, reader, rejects, task)
+                    if columns:
+                        keys = [piece.column(name) for name in kept]
+                        writer.append(
+                            [*(keys if good is None else (key.take(good) for key in keys)), *columns]
+                        )
+            _check_rows(split, tally)
             part = writer.finish()
+        rejected = _write_rejects(f"{attempt.removesuffix('.parquet')}.rejected", reader, rejects, task)
     return Receipt(
         split=split,
         run_id=task.run.run_id,
         attempt=attempt,
         rows_read=tally.rows,
         rows_scored=part.rows,
-        rows_rejected=0,
+        rows_rejected=rejects.rows,
         file_bytes=part.size_bytes,
         file_sha256=part.sha256,
         batch_rows=tally.batch_rows,
@@ -121,60 +129,93 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         weights_digest=loaded.weights_digest,
         first_batch_unix_s=tally.first_batch_unix_s,
         boot_id=storage.boot_id(),
+        reject_reasons=rejects.reasons,
+        **rejected,
     )
+
+
+def _give_up(attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringTask) -> NoReturn:
+    written = _write_rejects(f"{attempt.removesuffix('.parquet')}.rejected", reader, rejects, task)
+    reasons = ", ".join(f"{rows} {reason}" for reason, rows in rejects.reasons)
+    raise DataError(
+        f"{reader.path}: {rejects.rows} row(s) rejected ({reasons}), more than --max_rejected="
+        f"{task.run.max_rejected} of {task.run.rows} allows; look at {written['rejects']}, mend the shard or "
+        f"raise --max_rejected"
+    )
+
+
+def _check_rows(split: Split, tally: _Tally) -> None:
+    if tally.rows != split.rows:
+        raise ShardError(
+            f"{split.shard.path}: split {split.name} held {split.rows} rows when it was planned and "
+            f"{tally.rows} now; the file is being changed, run again when it is complete"
+        )
+
+
+def _write_rejects(path: str, reader: SplitReader, rejects: Rejects, task: ScoringTask) -> dict[str, Any]:
+    """Write a split's rejected rows, all their columns read again, and return the receipt's fields."""
+    if not rejects.rows:
+        return {}
+    schema = with_extras(reader.schema.empty_table(), []).schema.with_metadata(_metadata(task.run))
+    with PartWriter(path, schema, task.row_group_rows, task.compression, overlap=False) as writer:
+        for table in rejects.tables(reader.everything()):
+            for batch in table.to_batches():
+                writer.append(batch.columns)
+        part = writer.finish()
+    return {"rejects": path, "rejects_bytes": part.size_bytes, "rejects_sha256": part.sha256}
 
 
 def _batches(
     chunk: pa.RecordBatch, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally
 ) -> Iterator[pa.RecordBatch]:
     """Yield a chunk's rows a batch at a time, choosing the batch size on the first of them."""
-    if not chunk.num_rows:
-        return
-    tally.batch_rows = max(tally.batch_rows, _batch_rows(chunk, task, loaded))
-    for start in range(0, chunk.num_rows, tally.batch_rows):
-        yield chunk.slice(start, tally.batch_rows)
+    start = 0
+    while start < chunk.num_rows:
+        # Asked for each batch: one that did not fit the memory makes the following ones smaller.
+        rows = _batch_rows(chunk, task, loaded)
+        tally.batch_rows = max(tally.batch_rows, rows) if start or tally.batches else rows
+        yield chunk.slice(start, rows)
+        start += rows
 
 
 def _predict(
-    piece: pa.RecordBatch, split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally
-) -> list[pa.Array]:
-    """Predict one batch and return its prediction columns, each ``(rows,)``."""
+    piece: pa.RecordBatch,
+    task: ScoringTask,
+    loaded: model.LoadedModel,
+    rejects: Rejects,
+    tally: _Tally,
+    split: Split,
+) -> tuple[pa.Array | None, list[pa.Array]]:
+    """Predict one batch.
+
+    Returns:
+        The positions of the rows that were predicted, ``None`` for all of them, and their prediction
+        columns; no columns where no row is left.
+    """
     first_row = split.first_row + tally.rows
     begin = time.perf_counter()
-    tensors, faults = to_tensors(piece, task.binding)
-    if faults:
-        raise _fault_error(faults[0], split, first_row)
+    good, tensors = sift(piece, first_row, task.binding, rejects)
     bound = time.perf_counter()
-    try:
-        outputs = loaded.predict(tensors, tally.batch_rows)
-    except JobError:
-        raise
-    except Exception as e:
-        raise DataError(
-            f"{split.shard.path}: the model failed on rows {first_row} to {first_row + piece.num_rows - 1}: "
-            f"{storage.one_line(e)}"
-        ) from e
+    rows = piece.num_rows if good is None else len(good)
+    outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, tally.batch_rows))
+    for position, error in bad.items():
+        row = position if good is None else int(good[position])
+        rejects.add([first_row + row], MODEL_ERROR, error)
+    if bad:
+        good = np.delete(np.arange(rows) if good is None else good, list(bad))
     tally.predict_s += time.perf_counter() - bound
     tally.first_batch_unix_s = tally.first_batch_unix_s or time.time()
-    columns = to_arrow(outputs, task.predictions, piece.num_rows)
+    columns = to_arrow(outputs, task.predictions, rows - len(bad)) if outputs else []
     tally.bind_s += bound - begin
     tally.rows += piece.num_rows
     tally.batches += 1
     progress.rows_done.add(piece.num_rows)
-    return columns
-
-
-def _fault_error(fault: RowFault, split: Split, first_row: int) -> DataError:
-    return DataError(
-        f"{split.shard.path}: row {first_row + int(fault.rows[0])}, column {fault.column}: {fault.text} "
-        f"({fault.code}, value {fault.example}); {len(fault.rows)} such row(s) in this batch; "
-        f"mend the shard or use --cast"
-    )
+    return None if good is None else pa.array(good), columns
 
 
 def _batch_rows(chunk: pa.RecordBatch, task: ScoringTask, loaded: model.LoadedModel) -> int:
     if task.batch_rows:
-        return task.batch_rows
+        return loaded.batch.within(task.batch_rows)
 
     def predict(rows: int) -> None:
         # Whatever fails here fails again, and is reported, where the rows are scored. Faulty rows have
@@ -224,7 +265,7 @@ class ScoreSplits(beam.DoFn):
         try:
             yield
         except Exception as e:
-            text = f"{where or 'the worker'}: unexpected {storage.one_line(e)}; see more with --debug"
+            text = f"{where or 'the worker'}: unexpected {one_line(e)}; see more with --debug"
             told = e if isinstance(e, JobError) else JobError(text)
             staging.write_failure(self.task.run.output, self.task.run.run_id, where, told)
             raise

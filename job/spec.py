@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 Device = Literal["auto", "cpu", "gpu"]
 IfExists = Literal["fail", "replace"]
+OnBadRow = Literal["reject", "fail"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class ScoringSpec:
     prediction_columns: tuple[str, ...] = ()
     batch_size: int | None = None
     split_rows: int = 2_000_000
+    on_bad_row: OnBadRow = "reject"
+    on_null: str = "reject"
+    max_rejected: float = 0.01
     if_exists: IfExists = "fail"
     model_sha256: str | None = None
     trust_model: bool = False
@@ -177,6 +181,7 @@ class Run:
     shards: int
     splits: int
     rows: int
+    max_rejected: float
     started_unix_s: float
     versions: tuple[tuple[str, str], ...]
 
@@ -190,7 +195,8 @@ class Receipt:
     of loads. ``weights_digest`` is a SHA-256 of the weights where a builder made them.
     ``first_batch_unix_s`` is when the split's first batch had been predicted, 0 where there was none.
     ``boot_id`` is the writing machine's, see ``storage.boot_id``. ``reused`` says that the run at hand found
-    the receipt and did not score the split.
+    the receipt and did not score the split. ``rejects`` is the attempt's file of rejected rows, empty where
+    there are none, and ``reject_reasons`` counts them by reason.
     """
 
     split: Split
@@ -214,4 +220,8 @@ class Receipt:
     first_batch_unix_s: float
     weights_digest: str
     boot_id: str
+    rejects: str = ""
+    rejects_bytes: int = 0
+    rejects_sha256: str = ""
+    reject_reasons: tuple[tuple[str, int], ...] = ()
     reused: bool = False

@@ -9,13 +9,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from job import storage
 from job.errors import JobError, by_name
 from job.spec import Receipt, Shard, Split
 
-STAGING = "_staging"
+STAGING, REJECTED = "_staging", "_rejected"
 
 
 def folder_of(output: str, run: str) -> str:
@@ -64,20 +65,47 @@ def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
         return None
     try:
         fields = json.loads(content)
-        receipt = Receipt(**{**fields, "split": _split(fields["split"])})
+        reasons = tuple((reason, rows) for reason, rows in fields["reject_reasons"])
+        receipt = Receipt(**{**fields, "split": _split(fields["split"]), "reject_reasons": reasons})
     except (ValueError, TypeError, KeyError):
         return None
     if receipt.run_id != run or receipt.split != split:
         return None
-    return receipt if _is_whole(receipt) or already_published(output, receipt) else None
-
-
-def _is_whole(receipt: Receipt) -> bool:
-    if storage.size_bytes(receipt.attempt) != receipt.file_bytes:
-        return False
     # Attempts are not flushed one by one. Only a restart can have cost what was not on the disk yet.
-    same_boot = receipt.boot_id and receipt.boot_id == storage.boot_id()
-    return bool(same_boot) or storage.sha256(receipt.attempt) == receipt.file_sha256
+    same_boot = bool(receipt.boot_id) and receipt.boot_id == storage.boot_id()
+    is_whole = all(part.is_staged(same_boot) or part.is_published(output) for part in parts(receipt))
+    return receipt if is_whole else None
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """A file that an attempt wrote: where it lies in staging, and its name below the output."""
+
+    staged: str
+    final: str
+    size_bytes: int
+    sha256: str
+
+    def is_staged(self, trusted: bool) -> bool:
+        """Say whether the file is in staging, whole; if ``trusted``, its size is proof enough."""
+        if storage.size_bytes(self.staged) != self.size_bytes:
+            return False
+        return trusted or storage.sha256(self.staged) == self.sha256
+
+    def is_published(self, output: str) -> bool:
+        """Say whether the file has its final name already."""
+        final = storage.join(output, self.final)
+        return storage.size_bytes(final) == self.size_bytes and storage.sha256(final) == self.sha256
+
+
+def parts(receipt: Receipt) -> list[PartFile]:
+    """Return the files that a receipt stands for: the scored rows, and the rejected ones if there are any."""
+    name = f"{receipt.split.name}.parquet"
+    found = [PartFile(receipt.attempt, name, receipt.file_bytes, receipt.file_sha256)]
+    if receipt.rejects:
+        final = f"{REJECTED}/{name}"
+        found.append(PartFile(receipt.rejects, final, receipt.rejects_bytes, receipt.rejects_sha256))
+    return found
 
 
 def finished(output: str, run: str) -> set[str]:
@@ -108,17 +136,6 @@ def failure(output: str, run: str) -> JobError | None:
 def clear_failures(output: str, run: str) -> None:
     """Forget the errors of an earlier try."""
     storage.remove_tree(storage.join(folder_of(output, run), "failures"))
-
-
-def final_name(receipt: Receipt) -> str:
-    """Return the name of a receipt's file, relative to the output folder."""
-    return f"{receipt.split.name}.parquet"
-
-
-def already_published(output: str, receipt: Receipt) -> bool:
-    """Say whether a receipt's file has its final name already."""
-    final = storage.join(output, final_name(receipt))
-    return storage.size_bytes(final) == receipt.file_bytes and storage.sha256(final) == receipt.file_sha256
 
 
 def _receipt_path(output: str, run: str, split: Split) -> str:

@@ -292,8 +292,3 @@ def remove_empty_folders(path: str) -> None:
 def reason(error: Exception) -> str:
     """Return what the operating system says of an error, without number and path."""
     return getattr(error, "strerror", None) or str(error)
-
-
-def one_line(error: BaseException) -> str:
-    """Return a library's error as one short line with its kind in front."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

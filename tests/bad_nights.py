@@ -149,20 +149,24 @@ def an_integer_that_no_float32_is(night: Night) -> Case:
     values = np.arange(50)
     values[33] = 2**24 + 1
     night.shard("part-1", features(50).set_column(2, "f1", pa.array(values)))
-    return args, 5, r"part-1\.parquet: row 33, column f1: .*value 16777217"
+    return [*args, "--on_bad_row=fail"], 5, r"part-1\.parquet: row 33: column f1: .*value 16777217"
 
 
 def a_null(night: Night) -> Case:
     args = good(night)
     values = [None if i == 7 else 1.0 for i in range(50)]
     night.shard("part-2", features(50).set_column(4, "f3", pa.array(values, pa.float32())))
-    return args, 5, r"part-2\.parquet: row 7, column f3: null"
+    return [*args, "--on_null=fail"], 5, r"part-2\.parquet: row 7: column f3: null.*--on_null=reject"
 
 
 def a_number_beyond_float32(night: Night) -> Case:
     args = good(night)
     night.shard("part-0", features(50).set_column(1, "f0", pa.array([1e39] * 50)))
-    return args, 5, r"part-0\.parquet: row 0, column f0: .*value 1e\+39\); 50 such row"
+    return (
+        args,
+        5,
+        r"part-0\.parquet: 50 row\(s\) rejected \(50 overflow\), more than --max_rejected",
+    )
 
 
 # Models.

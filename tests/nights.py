@@ -71,6 +71,7 @@ class Night:
         """Do what the launcher does before it starts an engine."""
         from job import artifact, launch, options, planning, preflight, staging
         from job.model import acquire
+        from job.rejects import RowPolicy
         from job.scoring import ScoringTask
         from job.spec import Run
 
@@ -81,15 +82,15 @@ class Night:
         ready = preflight.check(spec, shards, footers, reference, 0)
         splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows)
         rows = sum(split.rows for split in splits)
-        run = Run(
-            "f" * 64, spec.output, reference, ready.signature, len(shards), len(splits), rows, 1000.0, ()
-        )
+        counts = (len(shards), len(splits), rows)
+        run = Run("f" * 64, spec.output, reference, ready.signature, *counts, spec.max_rejected, 1000.0, ())
         task = ScoringTask(
             run=run,
             binding=ready.binding,
             keys=spec.keys,
             partition_types=ready.partition_types,
             predictions=ready.predictions,
+            policy=RowPolicy(spec.on_bad_row, spec.on_null, int(spec.max_rejected * rows)),
             batch_rows=spec.batch_size or 0,
             row_group_rows=spec.row_group_rows,
             compression=spec.compression,

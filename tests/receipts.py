@@ -21,7 +21,7 @@ def run_of(output: Path, splits: Sequence[Split], run_id: str = RUN_ID) -> Run:
     rows = sum(s.rows for s in splits)
     model = ModelReference("/m.keras", None, False, "d" * 64)
     return Run(
-        run_id, str(output), model, "x → y", len(splits), len(splits), rows, 1000.0, (("python", "3"),)
+        run_id, str(output), model, "x → y", len(splits), len(splits), rows, 0.5, 1000.0, (("python", "3"),)
     )
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from job import cli, errors, quiet
-from job.report import Outcome
+from job.launch import Outcome
 from job.spec import ScoringSpec
 from tests.test_report import REPORT
 

@@ -24,6 +24,7 @@ RUN = Run(
     shards=2,
     splits=3,
     rows=1_750,
+    max_rejected=0.5,
     started_unix_s=STARTED_UNIX_S,
     versions=(),
 )
@@ -160,7 +161,7 @@ def test_json_keys_are_the_ones_that_others_read() -> None:
     assert set(data) == {
         *("report_version", "run_id", "output", "model", "model_sha256", "weights_sha256"),
         *("started_utc", "wall_s", "first_batch_s", "rows_per_s", "shards", "splits", "splits_reused"),
-        *("rows_read", "rows_scored", "rows_rejected", "files", "files_bytes"),
+        *("rows_read", "rows_scored", "rows_rejected", "reject_reasons", "files", "files_bytes"),
         *("loads", "workers", "batch_rows", "batches", "traces", "read_s", "bind_s", "predict_s", "write_s"),
     }
 

@@ -1,0 +1,141 @@
+"""The values of flags: one function for each form that a value takes. Each raises ``UsageError``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, Final
+
+from job.errors import UsageError
+from job.spec import ScoringSpec
+
+DEFAULTS: Final[Mapping[str, Any]] = {
+    field.name: field.default for field in fields(ScoringSpec) if field.default is not MISSING
+}
+
+NULL_POLICIES: Final = ("reject", "fail", "nan")
+
+_BUILDER: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def one(given: argparse.Namespace, name: str) -> Any:
+    """Return a flag's one value, or its default."""
+    values = list(dict.fromkeys(getattr(given, name)))
+    if len(values) > 1:
+        raise UsageError(f"--{name} is given twice, as {values[0]!r} and {values[1]!r}; give it once")
+    if values == [""]:
+        raise UsageError(f"--{name}= is empty; give a value, or leave the flag out")
+    return values[0] if values else DEFAULTS.get(name)
+
+
+def inputs(values: Sequence[str]) -> tuple[str, ...]:
+    """Return all ``--input`` values."""
+    if not all(values):
+        raise UsageError("--input= is empty; give a glob, a folder or @list.txt")
+    refuse_repeats("input", values)
+    return tuple(values)
+
+
+def weights(weights: str | None, model: str) -> str | None:
+    """Return ``--weights``, which goes only with a builder."""
+    if weights is not None and not _BUILDER.fullmatch(model):
+        raise UsageError(
+            f"--weights={weights} goes only with --model=package.module:function, not with "
+            f"--model={model}, which holds its own weights; leave --weights out"
+        )
+    return weights
+
+
+def items(given: argparse.Namespace, name: str) -> list[str]:
+    """Return a comma-separated flag's items."""
+    text = one(given, name)
+    if not text:
+        return []
+    try:
+        items = [item.strip() for item in next(csv.reader([text], skipinitialspace=True, strict=True))]
+    except csv.Error as error:
+        raise UsageError(f"--{name}={text}: {error}; a name with a comma goes in double quotes") from error
+    if not all(items):
+        raise UsageError(f"--{name}={text}: item {items.index('') + 1} of {len(items)} is empty")
+    return items
+
+
+def columns(given: argparse.Namespace, name: str) -> tuple[str, ...]:
+    """Return a flag's columns, each listed once."""
+    found = items(given, name)
+    refuse_repeats(name, found)
+    return tuple(found)
+
+
+def casts(given: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    """Return ``--cast`` as pairs of column and type."""
+    casts = []
+    for item in items(given, "cast"):
+        column, _, dtype = (part.strip() for part in item.partition("="))
+        if not column or not dtype:
+            raise UsageError(f"--cast={item}: must be COLUMN=TYPE, as in price=float32")
+        casts.append((column, dtype))
+    refuse_repeats("cast", [column for column, _ in casts])
+    return tuple(casts)
+
+
+def refuse_repeats(name: str, items: Iterable[str]) -> None:
+    """Refuse items that are listed twice."""
+    repeated = [item for item, times in Counter(items).items() if times > 1]
+    if repeated:
+        raise UsageError(f"--{name}: {', '.join(repeated)} is listed more than once; list it once")
+
+
+def batch_size(text: str | None) -> int | None:
+    """Return ``--batch_size`` in rows, ``None`` for auto."""
+    if text is None or text == "auto":
+        return None
+    return count("batch_size", text, "a whole number of rows from 1, or auto")
+
+
+def count_of_rows(given: argparse.Namespace, name: str) -> int:
+    """Return a flag's number of rows."""
+    return count(name, str(one(given, name)), "a whole number of rows from 1")
+
+
+def count(name: str, text: str, allowed: str) -> int:
+    """Return a whole number from 1."""
+    # int() would also take "1_000", " 7 " and other scripts' digits.
+    if not re.fullmatch(r"\+?[0-9]+", text) or int(text) < 1:
+        raise UsageError(f"--{name}={text}: must be {allowed}")
+    return int(text)
+
+
+def choice(given: argparse.Namespace, name: str, allowed: Sequence[str]) -> Any:
+    """Return a flag's value, one of ``allowed``."""
+    value = one(given, name)
+    if value not in allowed:
+        raise UsageError(f"--{name}={value}: must be one of {', '.join(allowed)}")
+    return value
+
+
+def on_null(given: argparse.Namespace) -> str:
+    """Return ``--on_null``: reject, fail, nan or fill=VALUE."""
+    value = str(one(given, "on_null"))
+    if value in NULL_POLICIES or (value.startswith("fill=") and value != "fill="):
+        return value
+    raise UsageError(f"--on_null={value}: must be one of {', '.join(NULL_POLICIES)}, fill=VALUE")
+
+
+def share(given: argparse.Namespace, name: str) -> float:
+    """Return a share from 0 to 1."""
+    text = str(one(given, name))
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", text) or not 0 <= float(text) <= 1:
+        raise UsageError(f"--{name}={text}: must be a share of the rows from 0 to 1, as in 0.01")
+    return float(text)
+
+
+def sha256(text: str | None) -> str | None:
+    """Return a digest in lower case."""
+    if text is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise UsageError(f"--model_sha256={text}: must be 64 hexadecimal digits, as sha256sum prints them")
+    return text.lower() if text else None

@@ -1,0 +1,199 @@
+"""Rows that cannot be scored: found, set aside, and kept with all their columns and the reason.
+
+A row is bad when a value of it cannot be fed to the model (a null, a value that a cast would change), or
+when the model fails on it. The first is seen while binding. The second is found by halving the batch that
+failed: for one bad row among n that takes about 2·log2(n) predictions. Its neighbours are scored as if it
+were not there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from job.binding import Binding, to_tensors
+from job.errors import DataError, JobError, one_line
+from job.model import slice_of
+from job.spec import OnBadRow, RowFault, Split, Tensor
+
+# The columns that a file of rejected rows has behind the shard's own.
+EXTRA_COLUMNS = (
+    ("_shard", pa.string()),
+    ("_row", pa.int64()),
+    ("_reason", pa.string()),
+    ("_error", pa.string()),
+)
+MODEL_ERROR = "model_error"
+
+
+@dataclass(frozen=True)
+class RowPolicy:
+    """What to do with bad rows. ``most_rows`` is how many a whole run may reject."""
+
+    on_bad_row: OnBadRow
+    on_null: str
+    most_rows: int
+
+
+@dataclass(frozen=True)
+class _Rejected:
+    row: int
+    reason: str
+    error: str
+
+
+class Rejects:
+    """The rejected rows of one split. A row is rejected once, for the first reason found."""
+
+    def __init__(self, split: Split, policy: RowPolicy) -> None:
+        self._split = split
+        self.policy = policy
+        self._found: dict[int, _Rejected] = {}
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows are rejected so far."""
+        return len(self._found)
+
+    @property
+    def reasons(self) -> tuple[tuple[str, int], ...]:
+        """Return how many rows were rejected for each reason, most first."""
+        return tuple(Counter(one.reason for one in self._found.values()).most_common())
+
+    @property
+    def row_numbers(self) -> NDArray[np.int64]:
+        """Return the rejected rows' numbers in the shard, ascending, ``(rejected,) int64``."""
+        return np.array(sorted(self._found), dtype=np.int64)
+
+    def add(self, rows: Sequence[int], reason: str, error: str) -> None:
+        """Reject rows by their numbers in the shard.
+
+        Raises:
+            DataError: bad rows are to fail the run.
+        """
+        policy, shard = self.policy, self._split.shard.path
+        fails = policy.on_null if reason == "null" and policy.on_null == "fail" else policy.on_bad_row
+        if fails == "fail":
+            flag = "--on_null" if reason == "null" and policy.on_null == "fail" else "--on_bad_row"
+            raise DataError(
+                f"{shard}: row {rows[0]}: {error} ({reason}); {len(rows)} such row(s) in this batch; mend "
+                f"the shard, or {flag}=reject"
+            )
+        for row in rows:
+            self._found.setdefault(row, _Rejected(row, reason, error))
+
+    @property
+    def too_many(self) -> bool:
+        """Return whether this split alone rejects more than the whole run may."""
+        return self.rows > self.policy.most_rows
+
+    def tables(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+        """Yield the rejected rows of a split's batches, with all columns and the reasons.
+
+        Args:
+            batches: all rows of the split, in order, with every column of the shard.
+        """
+        first_row, wanted = self._split.first_row, self.row_numbers
+        for batch in batches:
+            here = wanted[(wanted >= first_row) & (wanted < first_row + batch.num_rows)]
+            if len(here):
+                table = pa.table(batch.take(pa.array(here - first_row)))
+                yield with_extras(table, [self._extras(int(row)) for row in here])
+            first_row += batch.num_rows
+
+    def _extras(self, row: int) -> tuple[str, int, str, str]:
+        one = self._found[row]
+        return self._split.shard.path, row, one.reason, one.error
+
+
+def with_extras(table: pa.Table, extras: Sequence[tuple[str, int, str, str]]) -> pa.Table:
+    """Return the table with shard, row number, reason and error behind its own columns."""
+    for i, (name, kind) in enumerate(EXTRA_COLUMNS):
+        # A shard that has such a column keeps it; ours then begins with one more underscore.
+        while name in table.schema.names:
+            name = f"_{name}"
+        table = table.append_column(name, pa.array([extra[i] for extra in extras], kind))
+    return table
+
+
+def sift(
+    piece: pa.RecordBatch, first_row: int, binding: Binding, rejects: Rejects
+) -> tuple[NDArray[np.int64] | None, tuple[Tensor, ...]]:
+    """Return which rows of a batch can be fed, and their tensors; the others are rejected.
+
+    ``first_row`` is the shard's row number of the batch's first row. The rows are positions in the batch,
+    ascending; ``None`` stands for all of them.
+    """
+    piece = _fill_nulls(piece, binding, rejects.policy)
+    tensors, faults = to_tensors(piece, binding)
+    if not faults:
+        return None, tensors
+    keep = np.ones(piece.num_rows, dtype=bool)
+    for fault in faults:
+        keep[fault.rows] = False
+        rejects.add([first_row + int(row) for row in fault.rows], fault.code, _text(fault))
+    good = np.flatnonzero(keep)
+    return good, to_tensors(piece.take(pa.array(good)), binding)[0]
+
+
+def _text(fault: RowFault) -> str:
+    return f"column {fault.column}: {fault.text}, first value {fault.example}"
+
+
+def _fill_nulls(piece: pa.RecordBatch, binding: Binding, policy: RowPolicy) -> pa.RecordBatch:
+    if policy.on_null in ("reject", "fail"):
+        return piece
+    text = policy.on_null.removeprefix("fill=")
+    for name in binding.columns:
+        column = piece.column(name)
+        if not column.null_count:
+            continue
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_nested(column.type):
+            continue
+        try:
+            if policy.on_null == "nan" and not pa.types.is_floating(column.type):
+                column = column.cast(pa.float64(), safe=False)
+            column = pc.fill_null(column, pa.scalar(text).cast(column.type))
+        except (pa.ArrowException, ValueError) as e:
+            kind = piece.column(name).type
+            raise DataError(
+                f"--on_null={policy.on_null}: column {name} is {kind}, which cannot hold it: "
+                f"{one_line(e)}; give another value, or --on_null=reject"
+            ) from e
+        piece = piece.set_column(piece.schema.get_field_index(name), name, column)
+    return piece
+
+
+def predict_around(
+    tensors: Sequence[Tensor], rows: int, predict: Callable[[Sequence[Tensor]], list[np.ndarray]]
+) -> tuple[list[np.ndarray], dict[int, str]]:
+    """Predict a batch, leaving out the rows that the model fails on.
+
+    Returns:
+        One array per output for the rows that were predicted, in order, and the failing rows' positions in
+        the batch with the model's error. No arrays where no row is left.
+    """
+    if not rows:
+        return [], {}
+    try:
+        return predict(tensors), {}
+    except JobError:
+        raise
+    except Exception as e:  # noqa: BLE001 - a model may raise anything, and only one row may be to blame
+        if rows == 1:
+            return [], {0: one_line(e, most=1000)}
+    middle = rows // 2
+    left, bad_left = predict_around([slice_of(t, 0, middle) for t in tensors], middle, predict)
+    right, bad_right = predict_around([slice_of(t, middle, rows) for t in tensors], rows - middle, predict)
+    bad = {**bad_left, **{middle + row: error for row, error in bad_right.items()}}
+    if not left or not right:
+        return left or right, bad
+    return [np.concatenate(pair) for pair in zip(left, right, strict=True)], bad
