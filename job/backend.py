@@ -78,7 +78,8 @@ class _KerasStep:
         import keras
 
         if not (self._model.built and getattr(self._model, "inputs", None)):
-            return Signature((), (), named=False)
+            # Not the compute type: Keras casts to that by itself, from whatever holds more digits.
+            return Signature((), (), named=False, default_dtype=self._model.variable_dtype)
         # A functional model keeps the dict or list it was made with; a Sequential has one input.
         sequential = isinstance(self._model, keras.Sequential)
         self._structure = self._model.inputs if sequential else self._model.input
@@ -90,7 +91,10 @@ class _KerasStep:
             tensors = list(self._model.inputs)
             names = [tensor.name for tensor in tensors]
         inputs = tuple(input_spec(name, tensor) for name, tensor in zip(names, tensors, strict=True))
-        return Signature(inputs, (), named=isinstance(self._structure, dict) or len(inputs) > 1)
+        by_name = isinstance(self._structure, dict)
+        return Signature(
+            inputs, (), named=by_name or len(inputs) > 1, ordered=not by_name or len(inputs) == 1
+        )
 
     def build(self, inputs: Sequence[InputSpec]) -> None:
         try:

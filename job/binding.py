@@ -1,6 +1,7 @@
 """Which columns feed which model input, decided before the first prediction.
 
-In this order: inputs by name where the model names them; one input whose name is a column
+In this order: inputs by name where the model names them, and by ``--features`` of other names
+only where it also has them in an order of its own; one input whose name is a column
 of its shape; one input of width k and ``--features`` of k columns; one input of width k
 where exactly k columns that it can take remain after ``--keys``, or the one list column of
 its shape that remains. Anything else is an error that lists both sides. Columns that are
@@ -20,10 +21,6 @@ from job.spec import Feed, InputSpec, RowFault, Signature, Tensor
 from job.tensors import feed_tensor
 
 _LISTED_COLUMNS: Final = 40
-
-# What a model that takes its shape from the first batch is fed with.
-_ANY_INPUT: Final = InputSpec("inputs", (None,), "float32")
-
 
 @dataclass(frozen=True)
 class Binding:
@@ -61,15 +58,16 @@ def bind(
     table.check("--keys", keys, inputs)
     table.check("--features", features, inputs)
     if not inputs:
-        feeds: tuple[Feed, ...] = (_first_batch(table, tuple(features)),)
+        feeds: tuple[Feed, ...] = (_first_batch(table, tuple(features), signature.default_dtype),)
     elif len(inputs) == 1:
         feeds = (_one_input(table, inputs[0], tuple(features), named=signature.named),)
     else:
-        feeds = _several_inputs(table, inputs, tuple(features))
+        feeds = _several_inputs(table, inputs, tuple(features), ordered=signature.ordered)
     binding = Binding(feeds, tuple(asked.items()))
     for name in asked:
         if name not in binding.columns:
-            raise UsageError(f"--cast names column {name!r}, which feeds no model input: leave it out")
+            reason = f"--cast names column {name!r}, which feeds no model input"
+            raise UsageError(f"{reason}: leave it out, or name all that feed the model with --features")
     if reasons := mismatches(schema, binding):
         raise table.error("; ".join(reasons), inputs)
     return binding
@@ -191,21 +189,24 @@ def _one_input(table: _Table, wanted: InputSpec, features: tuple[str, ...], *, n
 
 
 def _several_inputs(
-    table: _Table, inputs: tuple[InputSpec, ...], features: tuple[str, ...]
+    table: _Table, inputs: tuple[InputSpec, ...], features: tuple[str, ...], *, ordered: bool
 ) -> tuple[Feed, ...]:
     names = tuple(spec.name for spec in inputs)
     if not features:
         absent = [name for name in names if name not in table.schema.names]
         if absent:
             hints = ", ".join(f"{name!r}{_closest(name, table.schema.names)}" for name in absent)
-            reason = f"no column for model input {hints}: rename the columns, or give them with --features"
-            raise table.error(reason, inputs)
+            other = ", or give them with --features" if ordered else ""
+            raise table.error(f"no column for model input {hints}: rename the columns{other}", inputs)
+    if not features or set(features) == set(names):
         return tuple(Feed(spec, (spec.name,)) for spec in inputs)
+    if not ordered:
+        reason = f"--features names {', '.join(features)}, and the model's inputs, which have names and no "
+        reason += f"order, are {', '.join(names)}: rename the columns as the inputs are called"
+        raise table.error(reason, inputs)
     if len(features) != len(inputs):
         reason = f"--features names {len(features)} columns for {len(inputs)} model inputs: name one for each"
         raise table.error(reason, inputs)
-    if set(features) == set(names):
-        return tuple(Feed(spec, (spec.name,)) for spec in inputs)
     for spec, feature in zip(inputs, features, strict=True):
         if feature in names and feature != spec.name:
             reason = f"--features gives column {feature!r} to model input {spec.name!r}, but another input "
@@ -214,20 +215,20 @@ def _several_inputs(
     return tuple(Feed(spec, (name,)) for spec, name in zip(inputs, features, strict=True))
 
 
-def _first_batch(table: _Table, features: tuple[str, ...]) -> Feed:
+def _first_batch(table: _Table, features: tuple[str, ...], dtype: str) -> Feed:
     """Bind a model that takes its shape from the first batch: the columns decide it."""
     chosen: tuple[str, ...] = features
     if not features:
-        scalars = table.scalars(_ANY_INPUT.dtype)
+        scalars = table.scalars(dtype)
         ways = [scalars] if scalars else []
-        ways += [(name,) for name in table.blocks(_ANY_INPUT.dtype)]
+        ways += [(name,) for name in table.blocks(dtype)]
         if len(ways) != 1:
             choices = " or ".join(_short(way) for way in ways) or "no numeric column remains after --keys"
             reason = f"the model takes its shape from its first batch, which may hold {choices}"
             raise table.error(f"{reason}: name its columns with --features", ())
         chosen = ways[0]
     extents = table.cells(chosen[0]).extents if len(chosen) == 1 else ()
-    return Feed(replace(_ANY_INPUT, shape=extents or (len(chosen),)), chosen)
+    return Feed(InputSpec("inputs", extents or (len(chosen),), dtype), chosen)
 
 
 def _feed_mismatches(schema: Any, feed: Feed, casts: Mapping[str, str]) -> Iterator[str]:

@@ -102,13 +102,13 @@ def _score_help() -> str:
 
 
 def _report(args: Sequence[str]) -> int:
-    from job import commit, storage
+    from job import output, storage
     from job.report import RunReport
 
     outputs = [arg for arg in args if arg != "--debug"]
     if len(outputs) != 1 or outputs[0].startswith("-"):
         raise UsageError(f"report takes one output folder, not {' '.join(outputs) or 'none'}")
-    path = storage.join(outputs[0], commit.REPORT_JSON)
+    path = storage.join(outputs[0], output.REPORT_JSON)
     content = storage.read_bytes(path)
     if content is None:
         raise UsageError(f"{path}: no such file; nothing was published at {outputs[0]}")

@@ -31,16 +31,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from contextlib import suppress
+from typing import NoReturn
 
-from job import staging, storage
-from job.errors import DataError, OutputConflictError, StateUnknownError
+from job import output, staging, storage
+from job.errors import DataError, StateUnknownError
 from job.report import RunReport, reasons_of
 from job.spec import Receipt, Run, Shard
-from job.staging import STAGING
 
-MANIFEST, SUCCESS = "_manifest.json", "_SUCCESS"
-REPORT_JSON, REPORT_HTML = "_report.json", "_report.html"
 _FORMAT = 1
 
 
@@ -53,58 +51,6 @@ def run_id(shards: Iterable[Shard], model_digest: str, options: Mapping[str, obj
     return digest.hexdigest()
 
 
-def published(output: str) -> dict[str, Any] | None:
-    """Return the manifest of the night that the output holds, or ``None`` if it holds no finished one."""
-    if not storage.exists(storage.join(output, SUCCESS)):
-        return None
-    return _manifest(output)
-
-
-def _manifest(output: str) -> dict[str, Any] | None:
-    content = storage.read_bytes(storage.join(output, MANIFEST))
-    if content is None:
-        return None
-    try:
-        return dict(json.loads(content))
-    except ValueError as e:
-        raise StateUnknownError(f"{output}/{MANIFEST}: it is no manifest ({e}); move the folder away") from e
-
-
-def check_output(output: str, run: str, *, replace: bool) -> None:
-    """Refuse an output that this run must not touch.
-
-    Raises:
-        OutputConflictError: another night is there and ``replace`` is off, or files that no run wrote.
-    """
-    if storage.exists(storage.join(staging.folder_of(output, run), "publishing.json")):
-        return
-    manifest = _manifest(output)
-    visible = [info.path for info in storage.tree(output) if not _is_hidden(info.path, output)]
-    known = {storage.join(output, entry["path"]) for entry in manifest["files"]} if manifest else set()
-    foreign = [path for path in visible if path not in known]
-    if manifest is not None and not replace:
-        raise OutputConflictError(
-            f"{output}: it holds run {manifest['run_id'][:12]}, this is run {run[:12]} "
-            f"(input, model or options differ); choose another --output, or --if_exists=replace"
-        )
-    if foreign:
-        raise OutputConflictError(
-            f"{output}: it holds {len(foreign)} file(s) that no run of this job wrote, first {foreign[0]}; "
-            f"move them away or choose another --output"
-        )
-
-
-def leftovers(output: str, run: str) -> list[str]:
-    """Return the ids of other runs that left something in staging."""
-    return [name for name in storage.names(storage.join(output, STAGING)) if name != run]
-
-
-def remove_staging(output: str, run: str) -> None:
-    """Remove one run's staging, and the staging folder if it is then empty."""
-    storage.remove_tree(staging.folder_of(output, run))
-    storage.remove_empty_folder(storage.join(output, STAGING))
-
-
 def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float] = time.time) -> RunReport:
     """Publish a run whose splits all have receipts; safe to repeat from any point.
 
@@ -114,35 +60,46 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
         DataError: rows do not add up, splits are missing, or workers built different models.
         StateUnknownError: a file that a receipt names is nowhere.
     """
-    done = published(run.output)
+    done = output.published(run.output)
     if done is not None and done["run_id"] == run.run_id:
         # Engines may repeat a step when they have lost its outcome.
-        remove_staging(run.output, run.run_id)
-        content = storage.read_bytes(storage.join(run.output, REPORT_JSON)) or b""
+        output.remove_staging(run.output, run.run_id)
+        content = storage.read_bytes(storage.join(run.output, output.REPORT_JSON)) or b""
         return RunReport.from_json(content.decode())
     counted = sorted(receipts, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
     reconcile(run, counted)
-    stale = _begin_publishing(run, counted)
-    storage.remove(storage.join(run.output, SUCCESS))
-    folders = {run.output}
     parts = [part for receipt in counted for part in staging.parts(receipt)]
-    for part in parts:
-        folders.add(_move(run.output, part))
+    _check_parts(run.output, parts)
+    # Hours may have passed since the launcher looked.
+    output.check_output(run.output, run.run_id, replace=run.replace)
+    stale = _begin_publishing(run, parts)
+    storage.remove(storage.join(run.output, output.SUCCESS))
+    folders = {run.output, *(_move(run.output, part) for part in parts)}
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
     for path in stale:
         storage.remove(storage.join(run.output, path))
-    if stale:
-        storage.remove_empty_folders(run.output)
+        storage.remove_empty_parents(storage.join(run.output, path), run.output)
     for folder in sorted(folders):
         storage.sync_folder(folder)
     report = RunReport.of(run, counted, ended_unix_s=clock())
-    storage.write_atomic(storage.join(run.output, REPORT_JSON), report.to_json().encode())
-    storage.write_atomic(storage.join(run.output, REPORT_HTML), report.to_html().encode())
+    storage.write_atomic(storage.join(run.output, output.REPORT_JSON), report.to_json().encode())
+    storage.write_atomic(storage.join(run.output, output.REPORT_HTML), report.to_html().encode())
     manifest = json.dumps(_manifest_of(run, counted), indent=1)
-    storage.write_atomic(storage.join(run.output, MANIFEST), manifest.encode())
-    storage.write_atomic(storage.join(run.output, SUCCESS), b"")
-    remove_staging(run.output, run.run_id)
+    storage.write_atomic(storage.join(run.output, output.MANIFEST), manifest.encode())
+    storage.write_atomic(storage.join(run.output, output.SUCCESS), b"")
+    for other in output.leftovers(run.output, run.run_id) if run.replace else ():
+        output.remove_staging(run.output, other)
+    output.remove_staging(run.output, run.run_id)
     return report
+
+
+def _check_parts(folder: str, parts: Sequence[staging.PartFile]) -> None:
+    for part in parts:
+        if not (part.is_staged(trusted=True) or part.is_published(folder)):
+            raise StateUnknownError(
+                f"{part.staged}: a receipt names it with {part.size_bytes} bytes, and it is neither there "
+                f"nor published; nothing was changed, run again to score its split anew"
+            )
 
 
 def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
@@ -187,31 +144,25 @@ def _refuse_rejects(run: Run, receipts: Sequence[Receipt], rejected: int) -> NoR
     )
 
 
-def _begin_publishing(run: Run, receipts: Sequence[Receipt]) -> list[str]:
+def _begin_publishing(run: Run, parts: Sequence[staging.PartFile]) -> list[str]:
     """Mark the point of no return and return the files of the replaced night that the new one lacks."""
-    marker = storage.join(staging.folder_of(run.output, run.run_id), "publishing.json")
-    content = storage.read_bytes(marker)
-    if content is None:
-        manifest = _manifest(run.output)
-        new = {part.final for receipt in receipts for part in staging.parts(receipt)}
-        old = [e["path"] for e in (*manifest["files"], *manifest["rejected_files"])] if manifest else []
-        content = json.dumps([path for path in old if path not in new]).encode()
-        storage.write_atomic(marker, content)
-    return list(json.loads(content))
+    marker = output.read_marker(run.output, run.run_id)
+    if marker is None:
+        new = {part.final for part in parts}
+        stale = sorted(output.known_files(run.output, run.run_id, output.read_manifest(run.output)) - new)
+        marker = {"stale": stale, "files": sorted(new)}
+        storage.write_atomic(output.marker_path(run.output, run.run_id), json.dumps(marker).encode())
+    return marker["stale"]
 
 
-def _move(output: str, part: staging.PartFile) -> str:
-    final = storage.join(output, part.final)
+def _move(top: str, part: staging.PartFile) -> str:
+    """Give a file its final name and return the folder that it is in then."""
+    final = storage.join(top, part.final)
     folder = final.rpartition("/")[0]
     storage.make_folder(folder)
-    try:
+    # Where it is gone from staging, a try before this one moved it: _check_parts has seen it there.
+    with suppress(FileNotFoundError):
         storage.rename(part.staged, final)
-    except FileNotFoundError as e:
-        if not part.is_published(output):
-            raise StateUnknownError(
-                f"{part.staged}: a receipt names it, and it is neither there nor published as {final}; "
-                f"remove {output}/{STAGING} and run again"
-            ) from e
     return folder
 
 
@@ -250,7 +201,3 @@ def _manifest_of(run: Run, receipts: Sequence[Receipt]) -> dict[str, object]:
             for part in staging.parts(receipt)[1:]
         ],
     }
-
-
-def _is_hidden(path: str, output: str) -> bool:
-    return path.removeprefix(output).lstrip("/").startswith(("_", "."))

@@ -19,8 +19,20 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from job import artifact, commit, engines, listing, planning, preflight, progress, quiet, staging, storage
-from job.errors import EngineError, JobError, UsageError
+from job import (
+    artifact,
+    commit,
+    engines,
+    listing,
+    output,
+    planning,
+    preflight,
+    progress,
+    quiet,
+    staging,
+    storage,
+)
+from job.errors import EngineError, JobError, StateUnknownError, StorageError, UsageError
 from job.report import RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 
@@ -54,27 +66,60 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     shards = list_shards(spec)
     reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
     run_id = commit.run_id(shards, reference.digest, _options_that_shape_output(spec))
-    done = commit.published(spec.output)
-    if done is not None and done["run_id"] == run_id:
-        commit.remove_staging(spec.output, run_id)
-        report = storage.read_bytes(storage.join(spec.output, commit.REPORT_JSON)) or b""
-        return Outcome(RunReport.from_json(report.decode()), already_published=True)
-    replacing = spec.if_exists == "replace"
-    commit.check_output(spec.output, run_id, replace=replacing)
-    _clear_leftovers(spec.output, run_id, replacing, announce)
-    return _run(spec, beam_args, shards, reference, run_id, announce)
+    if (done := _done_before(spec, run_id)) is not None:
+        return done
+    _make_output(spec.output)
+    with output.lease(spec.output):
+        # Once more: another run may have ended between the look above and the lease.
+        if (done := _done_before(spec, run_id)) is not None:
+            return done
+        output.check_output(spec.output, run_id, replace=spec.if_exists == "replace")
+        for other in output.leftovers(spec.output, run_id):
+            folder = storage.join(spec.output, staging.STAGING, other)
+            announce(f"{folder}: left by another run; --if_exists=replace removes it")
+        return _run(spec, beam_args, shards, reference, run_id, announce)
+
+
+def _done_before(spec: ScoringSpec, run_id: str) -> Outcome | None:
+    """Return the outcome of this run if it is published already, and whole."""
+    done = output.published(spec.output)
+    if done is None or done["run_id"] != run_id:
+        return None
+    if wrong := output.damaged(spec.output, done):
+        if spec.if_exists == "replace":
+            # Without it the night counts as unfinished, and is scored anew.
+            storage.remove(storage.join(spec.output, output.SUCCESS))
+            return None
+        raise StateUnknownError(
+            f"{spec.output}: this run is published, but {len(wrong)} of its files are gone or changed, first "
+            f"{wrong[0]}; find out why, or score it anew with --if_exists=replace"
+        )
+    output.remove_staging(spec.output, run_id)
+    report = storage.read_bytes(storage.join(spec.output, output.REPORT_JSON)) or b""
+    return Outcome(RunReport.from_json(report.decode()), already_published=True)
+
+
+def _make_output(path: str) -> None:
+    try:
+        storage.make_folder(path)
+    except StorageError as e:
+        raise UsageError(f"--output={e}; choose another") from e
 
 
 def list_shards(spec: ScoringSpec) -> list[Shard]:
     """Return the shards that the inputs name, each once, sorted by path.
 
+    A file that several paths lead to is one shard: by its own path, or by the first of those through links.
+
     Raises:
         NoInputError: an input matches nothing.
         UsageError: the output lies in an input folder, so that tomorrow's input would hold tonight's output.
     """
-    found = {info.path: info for pattern in spec.inputs for info in listing.listing(pattern)}
+    listed = [info for pattern in spec.inputs for info in listing.listing(pattern)]
+    real = {info.path: os.path.realpath(info.path) for info in listed}
+    best_last = sorted(listed, key=lambda info: (info.path != real[info.path], info.path), reverse=True)
     inside = f"{spec.output}/"
-    for info in found.values():
+    for info in listed:
         # A file that was named by itself or by a glob stands for no folder.
         below = info.root and inside.startswith(f"{info.root.rstrip('/')}/")
         if info.path.startswith(inside) or below:
@@ -82,7 +127,8 @@ def list_shards(spec: ScoringSpec) -> list[Shard]:
                 f"--output={spec.output}: it and the input {info.root or info.path} lie within each other, "
                 f"so predictions would be read as features; choose a folder beside the input"
             )
-    return [planning.shard_of(found[path]) for path in sorted(found)]
+    found = {real[info.path]: info for info in best_last}
+    return [planning.shard_of(info) for info in sorted(found.values(), key=lambda info: info.path)]
 
 
 def _run(
@@ -93,7 +139,6 @@ def _run(
     run_id: str,
     announce: Callable[[str], None],
 ) -> Outcome:
-    storage.make_folder(spec.output)
     footers = read_footers(shards)
     with quiet.imports():
         import apache_beam as beam
@@ -112,7 +157,7 @@ def _run(
         pipeline = beam.Pipeline(options=options)
         pipeline | "Score Parquet" >> ScoreParquet(plan, task)
         _wait(pipeline, task.run)
-    report = storage.read_bytes(storage.join(spec.output, commit.REPORT_JSON)) or b""
+    report = storage.read_bytes(storage.join(spec.output, output.REPORT_JSON)) or b""
     return Outcome(RunReport.from_json(report.decode()), already_published=False)
 
 
@@ -138,6 +183,7 @@ def _prepare(
         splits=len(splits),
         rows=sum(split.rows for split in splits),
         max_rejected=spec.max_rejected,
+        replace=spec.if_exists == "replace",
         started_unix_s=_process_start_unix_s(),
         versions=_versions(),
     )
@@ -145,7 +191,6 @@ def _prepare(
         run=run,
         binding=ready.binding,
         keys=spec.keys,
-        partition_types=ready.partition_types,
         predictions=ready.predictions,
         policy=RowPolicy(spec.on_bad_row, spec.on_null, int(spec.max_rejected * run.rows)),
         batch_rows=spec.batch_size or 0,
@@ -153,6 +198,7 @@ def _prepare(
         compression=spec.compression,
         device=spec.device,
         threads=threads,
+        weights_digest=ready.weights_digest,
     )
     return task, splits
 
@@ -164,18 +210,17 @@ def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
         ShardError: a shard is no readable Parquet.
     """
     known: list[pa.Schema] = []
-
-    def read(shard: Shard) -> planning.Footer:
-        footer = planning.read_footer(shard)
-        # Shards by the thousand share a few schemas; one object for each keeps them small.
-        for schema in known:
-            if schema.equals(footer.schema, check_metadata=True):
-                return replace(footer, schema=schema)
-        known.append(footer.schema)
-        return footer
-
+    footers = []
     with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
-        return list(pool.map(read, shards))
+        for footer in pool.map(planning.read_footer, shards):
+            # Shards by the thousand share a few schemas; one object for each keeps them small. Their
+            # metadata is of no use here, and all differ in it: pandas writes the number of rows there.
+            schema = next((schema for schema in known if schema.equals(footer.schema)), None)
+            if schema is None:
+                schema = footer.schema.remove_metadata()
+                known.append(schema)
+            footers.append(replace(footer, schema=schema))
+    return footers
 
 
 def _wait(pipeline: object, run: Run) -> None:
@@ -219,15 +264,6 @@ def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:
             *("compression", "row_group_rows", "device", "on_bad_row", "on_null"),
         )
     }
-
-
-def _clear_leftovers(output: str, run_id: str, replacing: bool, announce: Callable[[str], None]) -> None:
-    for other in commit.leftovers(output, run_id):
-        if replacing:
-            commit.remove_staging(output, other)
-        else:
-            folder = storage.join(output, staging.STAGING, other)
-            announce(f"{folder}: left by another run; --if_exists=replace removes it")
 
 
 def _versions() -> tuple[tuple[str, str], ...]:

@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from apache_beam.utils import shared
@@ -24,7 +25,7 @@ from apache_beam.utils import shared
 from job import artifact, backend
 from job.batching import BatchSize
 from job.errors import ModelError
-from job.spec import CodedStrings, Device, InputSpec, ModelReference, Signature, Tensor
+from job.spec import CodedStrings, Device, InputSpec, ModelReference, Tensor
 
 _SHARED = shared.Shared()
 _LOADS = itertools.count(1)
@@ -69,7 +70,7 @@ class LoadedModel:
                 return
             begin = time.perf_counter()
             self._step.build(inputs)
-            self.signature = Signature(tuple(inputs), self._step.outputs(), self.signature.named)
+            self.signature = replace(self.signature, inputs=tuple(inputs), outputs=self._step.outputs())
             self.weights_digest = self._step.weights_digest()
             self._ready = True
             self.load_s += time.perf_counter() - begin

@@ -8,8 +8,9 @@ seek and never decodes a row that another split needs. A shard of no more than
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote
@@ -24,6 +25,8 @@ from job.storage import FileInfo, local
 # Hive writes this folder name for a null partition value.
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+# Of the 255 bytes that file systems allow for a name; the rest is for row-group numbers and attempts.
+STEM_BYTES = 180
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,40 +72,41 @@ def shard_of(info: FileInfo) -> Shard:
 def hive_folders(path: str) -> tuple[tuple[str, str], ...]:
     """Return the ``name=value`` folders of a path, outermost first, URL-decoded.
 
+    A name that occurs twice has the innermost value. Folders that begin with ``_`` or ``.`` are none.
+
     >>> hive_folders("in/ds=2013-12-01/hour=07/a.parquet")
     (('ds', '2013-12-01'), ('hour', '07'))
     """
-    pairs = (folder.partition("=") for folder in PurePosixPath(path).parts[:-1])
-    return tuple((unquote(name), unquote(value)) for name, sign, value in pairs if sign and name)
+    parts = _hive_parts(path).items()
+    return tuple((name, unquote(folder.partition("=")[2])) for name, folder in parts)
 
 
-def partition_types(shards: Iterable[Shard]) -> dict[str, pa.DataType]:
-    """Return the type of each Hive column: int64 if every value is written as one, else string.
+def _hive_parts(path: str) -> dict[str, str]:
+    """Return a path's Hive folders as they are written, by name; of two for one name the innermost."""
+    found: dict[str, str] = {}
+    for folder in PurePosixPath(path).parts[:-1]:
+        name, sign, _ = folder.partition("=")
+        # Readers of the output skip what begins so.
+        if sign and name and not folder.startswith(("_", ".")):
+            found.pop(unquote(name), None)
+            found[unquote(name)] = folder
+    return found
 
-    ``07`` is not how an integer is written, so a column that holds it stays text.
+
+def partition_scalar(value: str) -> pa.Scalar:
+    """Return a Hive folder's value as Arrow text; Hive's null is a null."""
+    return pa.scalar(None if value == HIVE_NULL else value, pa.string())
+
+
+def with_partitions(schema: pa.Schema, partition: tuple[tuple[str, str], ...]) -> pa.Schema:
+    """Return ``schema`` with the Hive columns that the file itself lacks.
+
+    They are text whatever they look like: were ``hour=10`` a number and ``hour=07`` not, a column's type
+    would depend on the night.
     """
-    whole: dict[str, bool] = {}
-    for shard in shards:
-        for name, value in shard.partition:
-            is_int = value == HIVE_NULL or (value.removeprefix("-").isdecimal() and str(int(value)) == value)
-            whole[name] = whole.get(name, True) and is_int
-    return {name: pa.int64() if is_int else pa.string() for name, is_int in whole.items()}
-
-
-def partition_scalar(value: str, wanted: pa.DataType) -> pa.Scalar:
-    """Return a Hive folder's value as an Arrow scalar; Hive's null is a null."""
-    if value == HIVE_NULL:
-        return pa.scalar(None, wanted)
-    return pa.scalar(int(value) if pa.types.is_integer(wanted) else value, wanted)
-
-
-def with_partitions(
-    schema: pa.Schema, partition: tuple[tuple[str, str], ...], types: dict[str, pa.DataType]
-) -> pa.Schema:
-    """Return ``schema`` with the Hive columns that the file itself lacks."""
     for name, _ in partition:
         if name not in schema.names:
-            schema = schema.append(pa.field(name, types[name]))
+            schema = schema.append(pa.field(name, pa.string()))
     return schema
 
 
@@ -110,16 +114,26 @@ def output_stems(shards: Sequence[Shard]) -> list[str]:
     """Return each shard's output path, relative and without ``.parquet``, all distinct.
 
     It is the shard's stem below its own Hive folders. Shards that would share one get a
-    digest of their path behind it, so that the name depends on that shard alone.
+    digest of their path behind it, so that the name depends on that shard alone. So do those
+    with a name of more than ``STEM_BYTES``, which is cut to that.
     """
     stems = [_stem(shard) for shard in shards]
     seen = Counter(stem.casefold() for stem in stems)
     return [
-        stem
-        if seen[stem.casefold()] == 1
-        else f"{stem}~{hashlib.sha256(shard.path.encode()).hexdigest()[:12]}"
+        stem if seen[stem.casefold()] == 1 and not _is_long(stem) else _with_digest(stem, shard.path)
         for stem, shard in zip(stems, shards, strict=True)
     ]
+
+
+def _is_long(stem: str) -> bool:
+    return len(os.fsencode(stem.rpartition("/")[2])) > STEM_BYTES
+
+
+def _with_digest(stem: str, path: str) -> str:
+    folders, slash, name = stem.rpartition("/")
+    ending = f"~{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+    kept = os.fsencode(name)[: STEM_BYTES - len(ending)].decode(errors="ignore")
+    return f"{folders}{slash}{kept}{ending}"
 
 
 def _stem(shard: Shard) -> str:
@@ -131,8 +145,7 @@ def _stem(shard: Shard) -> str:
             break
     # A name that began so would be skipped by every reader of the output.
     name = name.lstrip("_.") or "part"
-    folders = [folder for folder in path.parts[:-1] if "=" in folder.lstrip("=")]
-    return "/".join([*folders, name])
+    return "/".join([*_hive_parts(shard.path).values(), name])
 
 
 def cut(group_rows: Sequence[int], split_rows: int) -> list[range]:

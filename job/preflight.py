@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from job import planning
 from job.binding import Binding, bind, mismatches
+from job.columns import layout
 from job.errors import SchemaError
 from job.planning import Footer
 from job.predictions import check_names, prediction_fields
@@ -23,8 +24,8 @@ class Ready:
 
     binding: Binding
     predictions: tuple[pa.Field, ...]
-    partition_types: dict[str, pa.DataType]
     signature: str
+    weights_digest: str
 
 
 def check(
@@ -42,21 +43,26 @@ def check(
     """
     from job import model
 
-    types = planning.partition_types(shards)
     schemas = [
-        planning.with_partitions(footer.schema, shard.partition, types)
+        planning.with_partitions(footer.schema, shard.partition)
         for shard, footer in zip(shards, footers, strict=True)
     ]
     loaded = model.acquire(reference, device=spec.device, threads=threads)
     try:
-        binding = bind(schemas[0], loaded.signature, keys=spec.keys, features=spec.features, casts=spec.casts)
+        binding = bind(
+            schemas[0],
+            loaded.signature,
+            keys=(*spec.keys, *_unasked_folders(spec, shards[0], footers[0])),
+            features=spec.features,
+            casts=spec.casts,
+        )
     except SchemaError as e:
         raise SchemaError(f"{e} | of the first of {len(shards)} shards, {shards[0].path}") from e
     _check_shards(schemas, shards, binding, spec.keys)
     loaded.build([feed.input for feed in binding.feeds])
     fields = prediction_fields(loaded.signature.outputs, spec.prediction_columns)
     check_names(fields, spec.keys)
-    return Ready(binding, fields, types, describe(loaded.signature))
+    return Ready(binding, fields, describe(loaded.signature), loaded.weights_digest)
 
 
 def describe(signature: Signature) -> str:
@@ -74,7 +80,11 @@ def _check_shards(
         # Most shards have one of a few schemas; each is checked once.
         lines = next((lines for seen, lines in known if seen.equals(schema)), None)
         if lines is None:
-            lines = (*mismatches(schema, binding, keys), *_key_types(schema, schemas[0], keys))
+            lines = (
+                *mismatches(schema, binding, keys),
+                *_key_types(schema, schemas[0], keys),
+                *_cast_types(schema, schemas[0], binding),
+            )
             known.append((schema, lines))
         for line in lines:
             wrong.setdefault(line, []).append(shard.path)
@@ -93,3 +103,24 @@ def _key_types(schema: pa.Schema, first: pa.Schema, keys: Sequence[str]) -> tupl
         for key in keys
         if key in schema.names and key in first.names and schema.field(key).type != first.field(key).type
     )
+
+
+def _cast_types(schema: pa.Schema, first: pa.Schema, binding: Binding) -> tuple[str, ...]:
+    """Say which cast columns hold values of another type than in the first shard, one line a column.
+
+    What a cast makes of a value depends on the type: a timestamp in seconds and the same one in
+    microseconds become different numbers. Dictionary encoding and the kind of list do not matter.
+    """
+    return tuple(
+        f"column {name!r}, which --cast names: {schema.field(name).type}, but {first.field(name).type} in the "
+        f"first shard, of which the cast would make other values; write all shards with one type"
+        for name, _ in binding.casts
+        if name in schema.names
+        and layout(schema.field(name).type).leaf != layout(first.field(name).type).leaf
+    )
+
+
+def _unasked_folders(spec: ScoringSpec, shard: Shard, footer: Footer) -> tuple[str, ...]:
+    """Return the Hive columns that must not feed the model merely because they can: nobody named them."""
+    known = (*footer.schema.names, *spec.features, *spec.keys)
+    return tuple(name for name, _ in shard.partition if name not in known)

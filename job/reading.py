@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
@@ -26,9 +26,8 @@ _STRING_BYTES = 32
 class SplitReader:
     """Reads one split. ``read_s`` is seconds spent reading and decoding so far."""
 
-    def __init__(self, split: Split, partition_types: Mapping[str, pa.DataType]) -> None:
+    def __init__(self, split: Split) -> None:
         self._split = split
-        self._partition_types = partition_types
         self.path = split.shard.path
         self.read_s = 0.0
 
@@ -74,7 +73,7 @@ class SplitReader:
         split, present = self._split, set(self.schema.names)
         wanted = [name for name in dict.fromkeys((*features, *keys)) if name in present]
         folders = [
-            (name, planning.partition_scalar(value, self._partition_types[name]))
+            (name, planning.partition_scalar(value))
             for name, value in split.shard.partition
             if name in features and name not in present
         ]

@@ -50,7 +50,7 @@ class SavedModelStep:
     def signature(self) -> Signature:
         """Return the serving signature's inputs, sorted by name."""
         inputs = tuple(input_spec(name, spec) for name, spec in self._specs.items())
-        return Signature(inputs, (), named=len(inputs) > 1)
+        return Signature(inputs, (), named=len(inputs) > 1, ordered=len(inputs) == 1)
 
     def build(self, inputs: Sequence[InputSpec]) -> None:
         """Nothing to do: the graph is in the artifact."""

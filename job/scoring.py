@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from job import model, progress, staging, storage
 from job.binding import Binding, to_tensors
-from job.errors import DataError, JobError, ShardError, one_line
+from job.errors import DataError, JobError, ModelError, ShardError, one_line
 from job.predictions import to_arrow
 from job.reading import SplitReader, chunk_rows
 from job.rejects import MODEL_ERROR, Rejects, RowPolicy, predict_around, sift, with_extras
@@ -40,12 +40,12 @@ class ScoringTask:
     """What a worker must know beyond the split: one per run, the same for all workers.
 
     ``batch_rows`` 0 means auto. ``threads`` is TensorFlow's threads within one operation.
+    ``weights_digest`` is of the weights that a builder made on the launcher, empty for an artifact's.
     """
 
     run: Run
     binding: Binding
     keys: tuple[str, ...]
-    partition_types: dict[str, pa.DataType]
     predictions: tuple[pa.Field, ...]
     policy: RowPolicy
     batch_rows: int
@@ -53,6 +53,7 @@ class ScoringTask:
     compression: str
     device: Device
     threads: int
+    weights_digest: str
 
 
 @dataclass
@@ -89,7 +90,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
     rows_at_once = chunk_rows(task.binding.feeds, task.batch_rows)
     overlap = split.rows > rows_at_once
     rejects = Rejects(split, task.policy)
-    with SplitReader(split, task.partition_types) as reader:
+    with SplitReader(split) as reader:
         kept = [name for name in task.keys if name in reader.schema.names]
         fields = [*(reader.schema.field(name) for name in kept), *task.predictions]
         schema = pa.schema(fields, metadata=_metadata(task.run))
@@ -247,12 +248,18 @@ class ScoreSplits(beam.DoFn):
         with self._failures_left_behind(""):
             self._loaded = model.acquire(task.run.model, device=task.device, threads=task.threads)
             self._loaded.build([feed.input for feed in task.binding.feeds])
+            if self._loaded.weights_digest != task.weights_digest:
+                raise ModelError(
+                    f"{task.run.model.path}: its builder made weights {self._loaded.weights_digest[:12]} "
+                    f"here, {task.weights_digest[:12]} where the run was planned; give --weights, or seed it"
+                )
 
     def process(self, split: Split) -> Iterator[Receipt]:
         """Score one split, or return the receipt that it has."""
         run = self.task.run
         found = staging.read_receipt(run.output, run.run_id, split)
-        if found is not None:
+        # An unseeded builder makes another model each time: what an earlier one scored does not count.
+        if found is not None and found.weights_digest == self.task.weights_digest:
             yield replace(found, reused=True)
             return
         with self._failures_left_behind(split.name):

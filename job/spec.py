@@ -104,13 +104,16 @@ class Signature:
     """What a model takes and gives.
 
     ``named`` says that the inputs carry names a person chose (a dict, or several
-    inputs), so that columns may be matched by name alone. ``inputs`` is empty for a
-    model that takes its shape from the first batch it sees.
+    inputs), so that columns may be matched by name alone. ``ordered`` says that a person chose their
+    order as well (a list, or one input), so that columns may be matched by place. ``inputs`` is empty for a
+    model that takes its shape from the first batch it sees, which then is fed as ``default_dtype``.
     """
 
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
     named: bool
+    ordered: bool = True
+    default_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ class Run:
     splits: int
     rows: int
     max_rejected: float
+    replace: bool
     started_unix_s: float
     versions: tuple[tuple[str, str], ...]
 

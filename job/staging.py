@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,9 +121,13 @@ def write_failure(output: str, run: str, where: str, error: JobError) -> None:
 
     ``where`` is the split's name, or empty where no split is to blame.
     """
-    path = storage.join(folder_of(output, run), "failures", f"{os.urandom(8).hex()}.json")
+    folder = storage.join(folder_of(output, run), "failures")
     content = {"error": type(error).__name__, "message": str(error), "where": where}
-    storage.write_atomic(path, json.dumps(content).encode(), durable=False)
+    # What is being told matters more than that it could not be written down.
+    with suppress(JobError):
+        storage.make_folder(folder)
+        path = storage.join(folder, f"{os.urandom(8).hex()}.json")
+        storage.write_atomic(path, json.dumps(content).encode(), durable=False)
 
 
 def failure(output: str, run: str) -> JobError | None:

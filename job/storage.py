@@ -125,12 +125,12 @@ def make_folder(path: str) -> None:
     """Make a folder and those above it.
 
     Raises:
-        UsageError: the place cannot be written.
+        StorageError: the place cannot be written.
     """
     try:
         os.makedirs(local(path), exist_ok=True)
     except OSError as e:
-        raise UsageError(f"{path}: the folder cannot be made: {reason(e)}; choose another --output") from e
+        raise StorageError(f"{path}: the folder cannot be made: {reason(e)}") from e
 
 
 def write_atomic(path: str, content: bytes, *, durable: bool = True) -> None:
@@ -281,12 +281,12 @@ def remove_empty_folder(path: str) -> None:
         os.rmdir(local(path))
 
 
-def remove_empty_folders(path: str) -> None:
-    """Remove the empty folders below ``path``, and not ``path`` itself."""
-    for folder, _, _ in os.walk(local(path), topdown=False):
-        if folder != local(path):
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+def remove_empty_parents(path: str, top: str) -> None:
+    """Remove the folders above ``path`` that are empty, up to ``top``, which stays."""
+    folder = os.path.dirname(local(path))
+    while folder != local(top) and folder.startswith(local(top)):
+        remove_empty_folder(folder)
+        folder = os.path.dirname(folder)
 
 
 def reason(error: Exception) -> str:

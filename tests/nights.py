@@ -83,12 +83,13 @@ class Night:
         splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows)
         rows = sum(split.rows for split in splits)
         counts = (len(shards), len(splits), rows)
-        run = Run("f" * 64, spec.output, reference, ready.signature, *counts, spec.max_rejected, 1000.0, ())
+        run = Run(
+            "f" * 64, spec.output, reference, ready.signature, *counts, spec.max_rejected, False, 1000.0, ()
+        )
         task = ScoringTask(
             run=run,
             binding=ready.binding,
             keys=spec.keys,
-            partition_types=ready.partition_types,
             predictions=ready.predictions,
             policy=RowPolicy(spec.on_bad_row, spec.on_null, int(spec.max_rejected * rows)),
             batch_rows=spec.batch_size or 0,
@@ -96,6 +97,7 @@ class Night:
             compression=spec.compression,
             device=spec.device,
             threads=0,
+            weights_digest=ready.weights_digest,
         )
         path = staging.write_plan(spec.output, run.run_id, splits)
         return Planned(task, splits, acquire(reference), path)

@@ -17,11 +17,21 @@ def split(name: str, rows: int = 3) -> Split:
     return Split(name, Shard(f"/in/{name}.parquet", 10, "1", (("ds", "1"),)), (0, 1), 0, rows)
 
 
-def run_of(output: Path, splits: Sequence[Split], run_id: str = RUN_ID) -> Run:
+def run_of(output: Path, splits: Sequence[Split], run_id: str = RUN_ID, *, replace: bool = False) -> Run:
     rows = sum(s.rows for s in splits)
     model = ModelReference("/m.keras", None, False, "d" * 64)
     return Run(
-        run_id, str(output), model, "x → y", len(splits), len(splits), rows, 0.5, 1000.0, (("python", "3"),)
+        run_id,
+        str(output),
+        model,
+        "x → y",
+        len(splits),
+        len(splits),
+        rows,
+        0.5,
+        replace,
+        1000.0,
+        (("python", "3"),),
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from job import commit, staging, storage
 from job.errors import DataError, OutputConflictError, StateUnknownError
+from job.output import check_output, published, remove_staging
 from job.report import RunReport
 from job.spec import Receipt, Run, Shard
 from tests.receipts import RUN_ID, receipt, run_of, split
@@ -20,8 +21,8 @@ SPLITS = [split("a", 3), split("ds=1/b", 4), split("ds=1/c", 0)]
 NOW = 1010.0
 
 
-def staged(output: Path, run_id: str = RUN_ID) -> tuple[Run, list[Receipt]]:
-    run = run_of(output, SPLITS, run_id)
+def staged(output: Path, run_id: str = RUN_ID, *, replace: bool = False) -> tuple[Run, list[Receipt]]:
+    run = run_of(output, SPLITS, run_id, replace=replace)
     staging.write_plan(str(output), run_id, SPLITS)
     receipts = [receipt(output, s, f"{run_id[:1]} {s.name}".encode(), run_id=run_id) for s in SPLITS]
     for one in receipts:
@@ -44,7 +45,7 @@ def test_a_published_night(tmp_path: Path) -> None:
     assert files["ds=1/b.parquet"] == b"a ds=1/b"
     assert RunReport.from_json(files["_report.json"].decode()) == report
     assert (report.rows_scored, report.wall_s, report.first_batch_s) == (7, 10.0, 2.0)
-    manifest = commit.published(str(tmp_path))
+    manifest = published(str(tmp_path))
     assert manifest is not None
     assert (manifest["run_id"], manifest["rows_scored"], manifest["rows_read"]) == (RUN_ID, 7, 7)
     assert [f["path"] for f in manifest["files"]] == ["a.parquet", "ds=1/b.parquet", "ds=1/c.parquet"]
@@ -104,7 +105,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> list[str]:
 
         return call
 
-    for name in ("rename", "remove", "remove_tree", "write_atomic", "make_folder", "remove_empty_folders"):
+    for name in ("rename", "remove", "remove_tree", "write_atomic", "make_folder", "remove_empty_folder"):
         monkeypatch.setattr(storage, name, counted(name))
     return done
 
@@ -116,8 +117,8 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
             old = [*SPLITS, split("gone/d", 1)]
             run = run_of(output, old, "b" * 64)
             commit.publish(run, [receipt(output, s, b"old", run_id="b" * 64) for s in old], clock=lambda: NOW)
-            commit.check_output(str(output), RUN_ID, replace=True)
-        return staged(output)
+            check_output(str(output), RUN_ID, replace=True)
+        return staged(output, replace=replacing)
 
     whole = tmp_path / "whole"
     commit.publish(*prepared(whole), clock=lambda: NOW)
@@ -134,11 +135,11 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
                 pass
             else:
                 break
-        finished = commit.published(str(output))
+        finished = published(str(output))
         if finished is not None and finished["run_id"] == RUN_ID:
-            commit.remove_staging(str(output), RUN_ID)
+            remove_staging(str(output), RUN_ID)
         else:
-            commit.check_output(str(output), RUN_ID, replace=replacing)
+            check_output(str(output), RUN_ID, replace=replacing)
             found = [staging.read_receipt(str(output), RUN_ID, s) for s in SPLITS]
             assert found == receipts
             commit.publish(run, receipts, clock=lambda: NOW)
@@ -154,7 +155,7 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
 def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
     old = run_of(tmp_path, SPLITS, "b" * 64)
     commit.publish(old, [receipt(tmp_path, s, b"old", run_id="b" * 64) for s in SPLITS], clock=lambda: NOW)
-    run, receipts = staged(tmp_path)
+    run, receipts = staged(tmp_path, replace=True)
     seen: list[bool] = []
     real = storage.rename
 
@@ -169,39 +170,42 @@ def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
     assert (tmp_path / "_SUCCESS").exists()
 
 
-def test_a_file_that_is_nowhere_is_an_unknown_state(tmp_path: Path) -> None:
-    run, receipts = staged(tmp_path)
+def test_a_file_that_is_nowhere_is_seen_before_anything_is_touched(tmp_path: Path) -> None:
+    """Promise 2: the old night stays whole when the new one turns out not to be."""
+    old = [receipt(tmp_path, s, b"old", run_id="b" * 64) for s in SPLITS]
+    commit.publish(run_of(tmp_path, SPLITS, "b" * 64), old, clock=lambda: NOW)
+    run, receipts = staged(tmp_path, replace=True)
     Path(receipts[1].attempt).unlink()
-    with pytest.raises(StateUnknownError, match="neither there nor published"):
+    before = tree(tmp_path)
+    with pytest.raises(StateUnknownError, match=r"neither there nor published; nothing was changed"):
         commit.publish(run, receipts, clock=lambda: NOW)
-    assert not (tmp_path / "_SUCCESS").exists()
+    assert tree(tmp_path) == before
 
 
-def test_another_run_is_refused_and_replaced(tmp_path: Path) -> None:
-    commit.publish(*staged(tmp_path), clock=lambda: NOW)
-    other = "c" * 64
-    with pytest.raises(OutputConflictError, match="holds run aaaaaaaaaaaa, this is run cccccccccccc"):
-        commit.check_output(str(tmp_path), other, replace=False)
-    commit.check_output(str(tmp_path), other, replace=True)
+def test_a_night_that_was_published_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    mine, receipts = staged(tmp_path)
+    commit.publish(*staged(tmp_path, "b" * 64), clock=lambda: NOW)
+    before = tree(tmp_path)
+    with pytest.raises(OutputConflictError, match="holds run bbbbbbbbbbbb, this is run aaaaaaaaaaaa"):
+        commit.publish(mine, receipts, clock=lambda: NOW)
+    assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("replacing", [False, True])
-def test_files_that_no_run_wrote_are_never_touched(tmp_path: Path, replacing: bool) -> None:
-    (tmp_path / "precious.parquet").write_bytes(b"x")
-    with pytest.raises(
-        OutputConflictError, match=r"1 file\(s\) that no run of this job wrote.*precious.parquet"
-    ):
-        commit.check_output(str(tmp_path), RUN_ID, replace=replacing)
-
-
-def test_leftovers(tmp_path: Path) -> None:
-    assert commit.leftovers(str(tmp_path), RUN_ID) == []
-    staged(tmp_path)
-    staged(tmp_path, "b" * 64)
-    assert commit.leftovers(str(tmp_path), RUN_ID) == ["b" * 64]
-    commit.remove_staging(str(tmp_path), "b" * 64)
-    commit.remove_staging(str(tmp_path), RUN_ID)
-    assert tree(tmp_path) == {}
+def test_a_night_half_published_by_another_run_can_be_replaced(tmp_path: Path) -> None:
+    others = [*SPLITS, split("other/d", 1)]
+    half = run_of(tmp_path, others, "b" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 12)
+        patch.setattr(storage, "sync_files", lambda paths: 1 / 0)
+        with pytest.raises((StoppedError, ZeroDivisionError)):
+            commit.publish(half, [receipt(tmp_path, s, run_id="b" * 64) for s in others], clock=lambda: NOW)
+    assert (tmp_path / "a.parquet").exists()
+    with pytest.raises(OutputConflictError, match="run bbbbbbbbbbbb was interrupted while it was published"):
+        check_output(str(tmp_path), RUN_ID, replace=False)
+    check_output(str(tmp_path), RUN_ID, replace=True)
+    commit.publish(*staged(tmp_path, replace=True), clock=lambda: NOW)
+    data = [name for name in tree(tmp_path) if not name.startswith("_")]
+    assert data == ["a.parquet", "ds=1/b.parquet", "ds=1/c.parquet"]
     assert not (tmp_path / "_staging").exists()
 
 
@@ -219,11 +223,3 @@ def test_the_run_id_depends_on_every_input() -> None:
     }
     assert len(ids) == 8
     assert commit.run_id([shard], "m", dict(reversed(options.items()))) in ids
-
-
-def test_a_manifest_that_is_none_is_an_unknown_state(tmp_path: Path) -> None:
-    (tmp_path / "_SUCCESS").touch()
-    assert commit.published(str(tmp_path)) is None
-    (tmp_path / "_manifest.json").write_text("{")
-    with pytest.raises(StateUnknownError, match="no manifest"):
-        commit.published(str(tmp_path))

@@ -25,6 +25,7 @@ RUN = Run(
     splits=3,
     rows=1_750,
     max_rejected=0.5,
+    replace=False,
     started_unix_s=STARTED_UNIX_S,
     versions=(),
 )

@@ -31,7 +31,7 @@ ORDER = (
     ("predictions",),
     ("columns",),
     ("model", "backend", "saved_model", "step", "artifact", "batching"),
-    ("commit", "staging"),
+    ("commit", "output", "staging", "locking"),
     ("storage",),
     ("report",),
     ("metrics",),

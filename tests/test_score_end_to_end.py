@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job import commit, launch, options
+from job import launch, options
 from job.errors import ModelError, OutputConflictError
+from job.output import published
 from tests.nights import Array, Night, dense, features, matrix, saved
 
 ROOT = Path(__file__).parents[1]
@@ -267,7 +268,7 @@ def test_a_killed_run_resumes_and_keeps_what_it_had(night: Night) -> None:
     assert scored.column("id").to_pylist() == list(range(60_000))
     np.testing.assert_array_equal(scored.column(1).to_numpy(), by_hand(plain, [table], 150))
     assert len(report.loads) == 2
-    assert commit.published(str(night.output)) is not None
+    assert published(str(night.output)) is not None
     assert not (night.output / "_staging").exists()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from job import storage
-from job.errors import StorageError, UsageError
+from job.errors import StorageError
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -46,7 +46,7 @@ def test_write_atomic_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "file")
-    with pytest.raises(UsageError, match="the folder cannot be made: Not a directory"):
+    with pytest.raises(StorageError, match="the folder cannot be made: Not a directory"):
         storage.make_folder(f"{tmp_path}/file/out")
 
 
@@ -71,7 +71,8 @@ def test_rename_and_remove(tmp_path: Path) -> None:
     storage.remove(f"{tmp_path}/b")
     storage.remove_tree(f"{tmp_path}/f")
     (tmp_path / "i" / "j").mkdir(parents=True)
-    storage.remove_empty_folders(str(tmp_path))
+    storage.remove_empty_parents(f"{tmp_path}/i/j/gone", str(tmp_path))
+    storage.remove_empty_parents(f"{tmp_path}/d/gone", str(tmp_path))
     assert storage.names(str(tmp_path)) == ["d"]
     assert [info.path for info in storage.tree(str(tmp_path))] == [f"{tmp_path}/d/e"]
     assert storage.names(f"{tmp_path}/gone") == []

@@ -1,0 +1,141 @@
+"""What an output folder holds, who may work on it, and whether a run may touch it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from job import staging, storage
+from job.errors import OutputConflictError
+from job.locking import held
+from job.staging import STAGING
+
+MANIFEST, SUCCESS, LEASE = "_manifest.json", "_SUCCESS", "lease"
+REPORT_JSON, REPORT_HTML = "_report.json", "_report.html"
+
+
+def published(output: str) -> dict[str, Any] | None:
+    """Return the manifest of the night that the output holds, or ``None`` if it holds no finished one."""
+    if not storage.exists(storage.join(output, SUCCESS)):
+        return None
+    return read_manifest(output)
+
+
+def damaged(output: str, manifest: dict[str, Any]) -> list[str]:
+    """Return the files of a published night that are gone or have another size."""
+    entries = [*manifest["files"], *manifest["rejected_files"]]
+    sizes = {entry["path"]: storage.size_bytes(storage.join(output, entry["path"])) for entry in entries}
+    wrong = [entry["path"] for entry in entries if sizes[entry["path"]] != entry["bytes"]]
+    return wrong if storage.exists(storage.join(output, REPORT_JSON)) else [*wrong, REPORT_JSON]
+
+
+def read_manifest(output: str) -> dict[str, Any] | None:
+    """Return the manifest, finished or not; ``None`` where there is none."""
+    path = storage.join(output, MANIFEST)
+    content = storage.read_bytes(path)
+    if content is None:
+        return None
+    try:
+        manifest = dict(json.loads(content))
+        paths = [entry["path"] for name in ("files", "rejected_files") for entry in manifest[name]]
+        if all(isinstance(text, str) for text in (manifest["run_id"], *paths)):
+            return manifest
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise OutputConflictError(
+        f"{path}: it is no manifest of this job; move it away or choose another --output"
+    )
+
+
+@contextmanager
+def lease(output: str) -> Iterator[None]:
+    """Be the only run that works on an output while the body runs; a dead owner's lease is free at once.
+
+    Raises:
+        OutputConflictError: another run is at work on it.
+    """
+    folder = storage.join(output, STAGING)
+    storage.make_folder(folder)
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    owner = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+    try:
+        with held(storage.join(folder, LEASE), owner) as other:
+            if other is not None:
+                raise OutputConflictError(
+                    f"{output}: another run is at work on it ({other}); run again when it has ended"
+                )
+            yield
+    finally:
+        storage.remove_empty_folder(folder)
+
+
+def check_output(output: str, run: str, *, replace: bool) -> None:
+    """Refuse an output that this run must not touch.
+
+    Raises:
+        OutputConflictError: another night is there and ``replace`` is off, or files that no run wrote.
+    """
+    if read_marker(output, run) is not None:
+        return
+    manifest = read_manifest(output)
+    interrupted = [other for other in leftovers(output, run) if read_marker(output, other) is not None]
+    if interrupted and not replace:
+        raise OutputConflictError(
+            f"{output}: run {interrupted[0][:12]} was interrupted while it was published; finish it with its "
+            f"own command, or --if_exists=replace"
+        )
+    if manifest is not None and not replace:
+        held_run = manifest["run_id"]
+        told = f"this is run {run[:12]} (input, model or options differ)"
+        if held_run == run:
+            told = "which is this run, but without its _SUCCESS"
+        raise OutputConflictError(
+            f"{output}: it holds run {held_run[:12]}, {told}; choose another --output, or --if_exists=replace"
+        )
+    visible = [info.path for info in storage.tree(output) if not _is_hidden(info.path, output)]
+    known = {storage.join(output, path) for path in known_files(output, run, manifest)}
+    foreign = [path for path in visible if path not in known]
+    if foreign:
+        raise OutputConflictError(
+            f"{output}: it holds {len(foreign)} file(s) that no run of this job wrote, first {foreign[0]}; "
+            f"move them away or choose another --output"
+        )
+
+
+def known_files(output: str, run: str, manifest: dict[str, Any] | None) -> set[str]:
+    """Return the files, relative to the output, of the night that is there and of any half-published one."""
+    found = {e["path"] for e in (*manifest["files"], *manifest["rejected_files"])} if manifest else set()
+    for other in leftovers(output, run):
+        found.update((read_marker(output, other) or {}).get("files", ()))
+    return found
+
+
+def read_marker(output: str, run: str) -> dict[str, list[str]] | None:
+    """Return what a run that began to publish was going to do, or ``None`` if none has begun."""
+    content = storage.read_bytes(marker_path(output, run))
+    return dict(json.loads(content)) if content else None
+
+
+def marker_path(output: str, run: str) -> str:
+    """Return the path of the mark that a run leaves when it begins to publish."""
+    return storage.join(staging.folder_of(output, run), "publishing.json")
+
+
+def leftovers(output: str, run: str) -> list[str]:
+    """Return the ids of other runs that left something in staging."""
+    return [name for name in storage.names(storage.join(output, STAGING)) if name not in (run, LEASE)]
+
+
+def remove_staging(output: str, run: str) -> None:
+    """Remove one run's staging, and the staging folder if it is then empty."""
+    storage.remove_tree(staging.folder_of(output, run))
+    storage.remove_empty_folder(storage.join(output, STAGING))
+
+
+def _is_hidden(path: str, output: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in path.removeprefix(output).split("/"))

@@ -1,0 +1,74 @@
+"""What the launcher decides before it starts an engine, and what it finds when it is asked again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from apache_beam.utils import shared
+
+from job import launch, model, options
+from job.errors import DataError, OutputConflictError, StateUnknownError
+from job.output import lease
+from tests.nights import Night, dense, features, module, saved
+
+
+@pytest.fixture
+def path(night: Night) -> Path:
+    night.shard("a", features(30))
+    night.shard("b", features(20, first_id=30))
+    return saved(dense(), night.folder / "m.keras")
+
+
+def again(night: Night, path: str | Path, *flags: str) -> launch.Outcome:
+    spec, beam_args = options.parse(night.args(path, "--keys=id", *flags))
+    return launch.score(spec, beam_args, announce=lambda line: None)
+
+
+def test_a_published_night_whose_files_are_gone_is_not_called_done(night: Night, path: Path) -> None:
+    night.score(path, "--keys=id")
+    assert again(night, path).already_published
+    (night.output / "a.parquet").unlink()
+    with pytest.raises(StateUnknownError, match=r"1 of its files are gone or changed, first a\.parquet"):
+        again(night, path)
+    outcome = again(night, path, "--if_exists=replace")
+    assert (outcome.already_published, outcome.report.rows_scored) == (False, 50)
+    assert night.scored()["id"].to_pylist() == list(range(50))
+    assert again(night, path).already_published
+
+
+def test_an_output_on_which_another_run_works_is_refused(night: Night, path: Path) -> None:
+    with lease(str(night.output)), pytest.raises(OutputConflictError, match="another run is at work on it"):
+        night.score(path, "--keys=id")
+    assert night.score(path, "--keys=id").rows_scored == 50
+    assert not (night.output / "_staging").exists()
+
+
+def test_a_run_that_fails_before_it_scores_leaves_no_staging(night: Night, path: Path) -> None:
+    from job.errors import SchemaError
+
+    with pytest.raises(SchemaError):
+        night.score(path, "--keys=nothing")
+    assert list(night.output.rglob("*")) == []
+
+
+UNSEEDED = """import keras
+def build():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+"""
+
+
+def test_what_an_unseeded_builder_scored_is_scored_again_with_its_next_model(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+
+    name = module(night.folder, "launch_unseeded", UNSEEDED, monkeypatch)
+    night.shard("a", features(30))
+    night.shard("b", features(20, first_id=30).set_column(1, "f0", pa.nulls(20, pa.float32())))
+    with pytest.raises(DataError, match="20"):
+        night.score(f"{name}:build", "--keys=id")
+    monkeypatch.setattr(model, "_SHARED", shared.Shared())
+    report = night.score(f"{name}:build", "--keys=id", "--max_rejected=0.5")
+    assert (report.splits, report.splits_reused) == (2, 0)
+    assert len(report.loads) == 1
