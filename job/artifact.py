@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Literal
 
 from job import storage
-from job.errors import ModelError
+from job.errors import ModelError, UsageError
 from job.spec import ModelReference
 
 Kind = Literal["keras", "h5", "saved_model", "builder"]
 
-_BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FORMS = "x.keras, x.h5, a SavedModel folder or package.module:function"
 # What Keras writes into config.json for a Python lambda, whose body is marshalled byte code.
 _CODE_CLASSES = frozenset({"Lambda", "__lambda__"})
@@ -40,7 +40,7 @@ def kind_of(path: str) -> Kind:
         ModelError: nothing is there, or it is none of the four kinds.
     """
     if not storage.exists(path):
-        if _BUILDER.fullmatch(path):
+        if BUILDER.fullmatch(path):
             return "builder"
         raise ModelError(f"--model={path}: there is no such file, folder or builder; give {_FORMS}")
     if storage.is_folder(path):
@@ -60,6 +60,7 @@ def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None
 
     Raises:
         ModelError: it is absent, no model, not trusted enough, or has another SHA-256.
+        UsageError: weights are given for a model that has its own.
     """
     kind = kind_of(path)
     if weights is not None:
@@ -81,7 +82,8 @@ def digest(path: str, weights: str | None) -> str:
     """Return a model's SHA-256 in hex: of the file, or of the names and digests of its parts.
 
     A ``.keras`` or ``.h5`` model has the digest that ``sha256sum`` prints. A builder has that of its
-    reference, its module's source and its weights.
+    reference, its weights and all sources around it: every ``*.py`` of its top-level package or, where it
+    is a module in no package, every one in its folder.
     """
     kind = kind_of(path)
     if kind in ("keras", "h5"):
@@ -93,8 +95,9 @@ def digest(path: str, weights: str | None) -> str:
 
 
 def _folder_parts(path: str) -> dict[str, str]:
+    folder = storage.local(path)
     return {
-        info.path.removeprefix(path).lstrip("/"): storage.sha256(info.path) for info in storage.tree(path)
+        info.path.removeprefix(folder).lstrip("/"): storage.sha256(info.path) for info in storage.tree(folder)
     }
 
 
@@ -102,21 +105,39 @@ def _builder_parts(path: str) -> dict[str, str]:
     module, _, _ = path.partition(":")
     try:
         found = importlib.util.find_spec(module)
+        package = importlib.util.find_spec(module.partition(".")[0])
     except Exception as e:
         # Finding a module runs the packages around it.
         reason = " ".join(f"{type(e).__name__}: {e}".split())
         raise ModelError(
             f"--model={path}: module {module} cannot be imported ({reason}); install it or set PYTHONPATH"
         ) from e
-    if found is None:
+    if found is None or package is None:
         raise ModelError(f"--model={path}: there is no module {module}; install it or set PYTHONPATH")
-    has_source = found.origin is not None and Path(found.origin).is_file()
-    return {"builder": path, "source": storage.sha256(found.origin or "") if has_source else ""}
+    if package.submodule_search_locations is not None:
+        searched = [(Path(folder), "**/*.py") for folder in package.submodule_search_locations]
+    else:
+        searched = [(Path(package.origin).parent, "*.py")] if package.origin and package.has_location else []
+    sources = {
+        f"source {i} {source.relative_to(folder).as_posix()}": storage.sha256(str(source))
+        for i, (folder, pattern) in enumerate(searched)
+        for source in folder.glob(pattern)
+        if source.is_file()
+    }
+    return {"builder": path, **sources}
+
+
+def misplaced_weights(path: str, weights: str) -> UsageError:
+    """Return the error that ``--weights`` does not go with this ``--model``."""
+    return UsageError(
+        f"--weights={weights} goes only with --model=package.module:function, not with "
+        f"--model={path}, which holds its own weights; leave --weights out"
+    )
 
 
 def _check_weights(path: str, weights: str, kind: Kind) -> None:
     if kind != "builder":
-        raise ModelError(f"--weights={weights}: --model={path} has its own; give package.module:function")
+        raise misplaced_weights(path, weights)
     if not storage.exists(weights):
         raise ModelError(f"--weights={weights}: there is no such file")
     if not weights.endswith(".weights.h5"):

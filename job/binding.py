@@ -22,6 +22,7 @@ from job.tensors import feed_tensor
 
 _LISTED_COLUMNS: Final = 40
 
+
 @dataclass(frozen=True)
 class Binding:
     """The columns of each model input, in the signature's order, and ``--cast`` among them.

@@ -83,6 +83,10 @@ def _score(args: Sequence[str]) -> int:
     from job import options
 
     spec, beam_args = options.parse(args)
+    if beam_args:
+        from job import engines
+
+        engines.check_runner(beam_args)
     # Only now, so that a wrong flag is told at once.
     from job import launch
 

@@ -3,18 +3,36 @@
 The default is Beam's ``FnApiRunner`` in this process: no download, no server, one worker thread per
 core, all sharing one model. It is named rather than left to ``DirectRunner``, which first tries to
 download another engine and runs on that.
+
+Worker processes of that runner (``--direct_running_mode=multi_processing``) get none of the pipeline's
+options, so their log level cannot be set by one: :func:`runner` starts them by a command that silences them.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import os
+import shlex
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
+
+from job import quiet
+from job.errors import EngineError, JobError, UsageError, one_line
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-EMBEDDED = "FnApiRunner"
+EMBEDDED: Final = "FnApiRunner"
+
+# A job server that is just being started gets so long to answer.
+_ANSWER_S: Final = 30.0
+
+_QUIET_WORKER: Final = (
+    "from job import quiet; quiet.hush(debug=False); "
+    "from apache_beam.runners.worker import sdk_worker_main; sdk_worker_main.main([])"
+)
 
 
 def cores() -> int:
@@ -24,10 +42,51 @@ def cores() -> int:
 
 def is_embedded(beam_args: Sequence[str]) -> bool:
     """Say whether these flags leave the work to this process."""
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.options.pipeline_options import PipelineOptions
 
-    runner = PipelineOptions(list(beam_args)).view_as(StandardOptions).runner
-    return runner in (None, EMBEDDED)
+    return name(PipelineOptions(list(beam_args))) == EMBEDDED
+
+
+def name(options: PipelineOptions) -> str:
+    """Return the runner's name as Beam writes it; any case, and a name without ``Runner``, are allowed."""
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    given = options.view_as(StandardOptions).runner or EMBEDDED
+    for path in StandardOptions.ALL_KNOWN_RUNNERS:
+        known = path.rpartition(".")[2]
+        if given == path or given.lower() in (known.lower(), known.lower().removesuffix("runner")):
+            return str(known)
+    return str(given)
+
+
+def check_runner(beam_args: Sequence[str]) -> None:
+    """Refuse a runner that does not exist.
+
+    Raises:
+        UsageError: ``--runner`` is neither one of Beam's nor the path of a class that can be imported.
+    """
+    with quiet.imports():
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+    known = StandardOptions.KNOWN_RUNNER_NAMES
+    given = name(PipelineOptions(list(beam_args)))
+    if given in known:
+        return
+    module, _, kind = given.rpartition(".")
+    if module:
+        try:
+            with quiet.imports():
+                if hasattr(importlib.import_module(module), kind):
+                    return
+            reason = f"{module} has no {kind}"
+        except ImportError as e:
+            reason = one_line(e)
+        raise UsageError(f"--runner={given}: {reason}; give module.Class, or leave --runner out")
+    # Without their common end, which would make any name look near.
+    close = {other.lower().removesuffix("runner"): other for other in known}
+    near = difflib.get_close_matches(given.lower().removesuffix("runner"), list(close), n=1)
+    hint = f"did you mean {close[near[0]]}?" if near else f"use one of {', '.join(known)}, or module.Class"
+    raise UsageError(f"--runner={given}: no such runner; {hint}")
 
 
 def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
@@ -47,14 +106,70 @@ def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
     return options
 
 
+def runner(options: PipelineOptions) -> Any:
+    """Return what ``beam.Pipeline`` takes as its runner; ``None`` leaves it to the options.
+
+    Raises:
+        EngineError: ``--job_endpoint`` does not answer.
+    """
+    from apache_beam.options.pipeline_options import DirectOptions, PortableOptions
+
+    if name(options) != EMBEDDED:
+        endpoint = options.view_as(PortableOptions).job_endpoint
+        if endpoint and endpoint != "embed":
+            _check_answers(endpoint)
+        return None
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode != "multi_processing" or os.environ.get(quiet.TF_LEVEL) == "0":
+        return None
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+    # Left at multi_processing, the mode would put Beam's own command in the place of this one.
+    direct.direct_running_mode = "in_memory"
+    command = shlex.join([sys.executable, "-c", _QUIET_WORKER])
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+
+
+def _check_answers(endpoint: str) -> None:
+    from apache_beam.runners.portability.job_server import ExternalJobServer
+
+    # Beam itself would wait for five minutes, and then raise an error without a text.
+    try:
+        ExternalJobServer(endpoint, timeout=_ANSWER_S).start()
+    except Exception as e:
+        raise EngineError(
+            f"--job_endpoint={endpoint}: no answer within {_ANSWER_S:.0f} s; start the job server there, or "
+            f"correct the address"
+        ) from e
+
+
+def scores_here(options: PipelineOptions) -> bool:
+    """Say whether the rows are scored in this process; to be asked before :func:`runner`."""
+    from apache_beam.options.pipeline_options import DirectOptions
+
+    mode = options.view_as(DirectOptions).direct_running_mode
+    return name(options) == EMBEDDED and mode != "multi_processing"
+
+
+def told(name: str, error: Exception) -> Exception:
+    """Return what to raise for an ``error`` that the runner ``name`` raised and that no worker left."""
+    if isinstance(error, JobError) or name == EMBEDDED:
+        return error
+    return EngineError(
+        f"--runner={name} cannot be started, or failed: {one_line(error)}; see more with --debug, or leave "
+        f"--runner out to score on this machine"
+    )
+
+
 def tensorflow_threads(options: PipelineOptions) -> int:
     """Return TensorFlow's threads within one operation, so that all workers together use every core once.
 
     0 leaves the choice to TensorFlow, where this process does not know the workers.
     """
-    from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+    from apache_beam.options.pipeline_options import DirectOptions
 
-    if options.view_as(StandardOptions).runner != EMBEDDED:
+    if name(options) != EMBEDDED:
         return 0
     direct = options.view_as(DirectOptions)
     workers = 1 if direct.direct_running_mode == "in_memory" else direct.direct_num_workers or cores()

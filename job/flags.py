@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Final
 
+from job import artifact
 from job.errors import UsageError
 from job.spec import ScoringSpec
 
@@ -19,7 +20,8 @@ DEFAULTS: Final[Mapping[str, Any]] = {
 
 NULL_POLICIES: Final = ("reject", "fail", "nan")
 
-_BUILDER: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+# Blanks around items. A quoted item is matched whole, so that those within it stay.
+_BLANKS: Final = re.compile(r'(?<![^,\s])("(?:[^"]|"")*")|(?:^|(?<=,))\s+|\s+(?=,|$)')
 
 
 def one(given: argparse.Namespace, name: str) -> Any:
@@ -42,11 +44,8 @@ def inputs(values: Sequence[str]) -> tuple[str, ...]:
 
 def weights(weights: str | None, model: str) -> str | None:
     """Return ``--weights``, which goes only with a builder."""
-    if weights is not None and not _BUILDER.fullmatch(model):
-        raise UsageError(
-            f"--weights={weights} goes only with --model=package.module:function, not with "
-            f"--model={model}, which holds its own weights; leave --weights out"
-        )
+    if weights is not None and not artifact.BUILDER.fullmatch(model):
+        raise artifact.misplaced_weights(model, weights)
     return weights
 
 
@@ -56,7 +55,7 @@ def items(given: argparse.Namespace, name: str) -> list[str]:
     if not text:
         return []
     try:
-        items = [item.strip() for item in next(csv.reader([text], skipinitialspace=True, strict=True))]
+        items = next(csv.reader([_BLANKS.sub(lambda found: found[1] or "", text)], strict=True)) or [""]
     except csv.Error as error:
         raise UsageError(f"--{name}={text}: {error}; a name with a comma goes in double quotes") from error
     if not all(items):
@@ -75,7 +74,9 @@ def casts(given: argparse.Namespace) -> tuple[tuple[str, str], ...]:
     """Return ``--cast`` as pairs of column and type."""
     casts = []
     for item in items(given, "cast"):
-        column, _, dtype = (part.strip() for part in item.partition("="))
+        column, _, dtype = item.partition("=")
+        # Blanks in front belong to the name: they were in quotes.
+        column, dtype = column.rstrip(), dtype.strip()
         if not column or not dtype:
             raise UsageError(f"--cast={item}: must be COLUMN=TYPE, as in price=float32")
         casts.append((column, dtype))

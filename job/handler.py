@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from job import artifact, model
+from job import artifact, model, storage
 from job.binding import bind, to_tensors
 from job.errors import DataError
 from job.predictions import prediction_fields, to_arrow
@@ -41,9 +41,14 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         batch_size: int = 16_384,
         device: Device = "auto",
     ) -> None:
-        """Take what the flags of ``score`` by the same names mean; nothing is read before ``load_model``."""
+        """Take what the flags of ``score`` by the same names mean; nothing is read before ``load_model``.
+
+        Raises:
+            UsageError: a path has a scheme that is not reached.
+        """
         super().__init__(max_batch_size=1)
-        self._artifact = (model_path, weights, trust_model, model_sha256)
+        weights = weights and storage.local(weights)
+        self._artifact = (storage.local(model_path), weights, trust_model, model_sha256)
         self._bind = functools.partial(bind, keys=keys, features=features, casts=casts)
         self._prediction_columns = tuple(prediction_columns)
         self._batch_rows = batch_size

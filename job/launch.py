@@ -10,20 +10,16 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pyarrow as pa
 
 from job import (
     artifact,
     commit,
     engines,
-    listing,
     output,
     planning,
     preflight,
@@ -37,9 +33,11 @@ from job.report import RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 
 if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from job.pipeline import ScoreParquet
     from job.scoring import ScoringTask
 
-_FOOTER_THREADS = 16
 _PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
 
 
@@ -62,8 +60,8 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     Raises:
         JobError: with the exit code that fits.
     """
-    spec = _absolute(spec)
-    shards = list_shards(spec)
+    spec = inputs.absolute(spec)
+    shards = inputs.list_shards(spec)
     reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
     run_id = commit.run_id(shards, reference.digest, _options_that_shape_output(spec))
     if (done := _done_before(spec, run_id)) is not None:
@@ -106,31 +104,6 @@ def _make_output(path: str) -> None:
         raise UsageError(f"--output={e}; choose another") from e
 
 
-def list_shards(spec: ScoringSpec) -> list[Shard]:
-    """Return the shards that the inputs name, each once, sorted by path.
-
-    A file that several paths lead to is one shard: by its own path, or by the first of those through links.
-
-    Raises:
-        NoInputError: an input matches nothing.
-        UsageError: the output lies in an input folder, so that tomorrow's input would hold tonight's output.
-    """
-    listed = [info for pattern in spec.inputs for info in listing.listing(pattern)]
-    real = {info.path: os.path.realpath(info.path) for info in listed}
-    best_last = sorted(listed, key=lambda info: (info.path != real[info.path], info.path), reverse=True)
-    inside = f"{spec.output}/"
-    for info in listed:
-        # A file that was named by itself or by a glob stands for no folder.
-        below = info.root and inside.startswith(f"{info.root.rstrip('/')}/")
-        if info.path.startswith(inside) or below:
-            raise UsageError(
-                f"--output={spec.output}: it and the input {info.root or info.path} lie within each other, "
-                f"so predictions would be read as features; choose a folder beside the input"
-            )
-    found = {real[info.path]: info for info in best_last}
-    return [planning.shard_of(info) for info in sorted(found.values(), key=lambda info: info.path)]
-
-
 def _run(
     spec: ScoringSpec,
     beam_args: Sequence[str],
@@ -139,10 +112,8 @@ def _run(
     run_id: str,
     announce: Callable[[str], None],
 ) -> Outcome:
-    footers = read_footers(shards)
+    footers = inputs.read_footers(shards)
     with quiet.imports():
-        import apache_beam as beam
-
         from job.pipeline import ScoreParquet
 
     options = engines.beam_options(beam_args)
@@ -152,11 +123,14 @@ def _run(
     finished = staging.finished(spec.output, run_id)
     if finished:
         announce(f"resuming run {run_id[:12]}: {len(finished)} of {len(splits)} splits have their receipt")
-    reused_rows = sum(split.rows for split in splits if split.name in finished)
-    with progress.shown(task.run.rows, reused_rows):
-        pipeline = beam.Pipeline(options=options)
-        pipeline | "Score Parquet" >> ScoreParquet(plan, task)
-        _wait(pipeline, task.run)
+
+    def finished_rows() -> int:
+        found = staging.finished(spec.output, run_id)
+        return sum(split.rows for split in splits if split.name in found)
+
+    polled = None if engines.scores_here(options) else finished_rows
+    with progress.shown(task.run.rows, finished_rows(), finished_rows=polled):
+        _wait(options, ScoreParquet(plan, task), task.run)
     report = storage.read_bytes(storage.join(spec.output, output.REPORT_JSON)) or b""
     return Outcome(RunReport.from_json(report.decode()), already_published=False)
 
@@ -203,57 +177,24 @@ def _prepare(
     return task, splits
 
 
-def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
-    """Read every footer, several at a time.
+def _wait(options: PipelineOptions, scoring: ScoreParquet, run: Run) -> None:
+    import apache_beam as beam
 
-    Raises:
-        ShardError: a shard is no readable Parquet.
-    """
-    known: list[pa.Schema] = []
-    footers = []
-    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
-        for footer in pool.map(planning.read_footer, shards):
-            # Shards by the thousand share a few schemas; one object for each keeps them small. Their
-            # metadata is of no use here, and all differ in it: pandas writes the number of rows there.
-            schema = next((schema for schema in known if schema.equals(footer.schema)), None)
-            if schema is None:
-                schema = footer.schema.remove_metadata()
-                known.append(schema)
-            footers.append(replace(footer, schema=schema))
-    return footers
-
-
-def _wait(pipeline: object, run: Run) -> None:
+    # Asked first: portable runners take their name out of the options.
+    name = engines.name(options)
     try:
         with quiet.engine():
-            result = pipeline.run()  # type: ignore[attr-defined]
-            state = result.wait_until_finish()
+            pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
+            pipeline | "Score Parquet" >> scoring
+            state = pipeline.run().wait_until_finish()
     except JobError:
         raise
     except Exception as e:
         # A worker's own error, where it left one, says more than what the engine made of it.
-        raise (staging.failure(run.output, run.run_id) or e) from e
+        raise (staging.failure(run.output, run.run_id) or engines.told(name, e)) from e
     if state not in (None, "DONE"):
         left = staging.failure(run.output, run.run_id)
         raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
-
-
-def _absolute(spec: ScoringSpec) -> ScoringSpec:
-    """Return the spec with absolute paths: workers stand elsewhere, and run ids must not depend on where."""
-    inputs = tuple(
-        f"@{os.path.abspath(storage.local(i[1:]))}"
-        if i.startswith("@")
-        else os.path.abspath(storage.local(i))
-        for i in spec.inputs
-    )
-    is_builder = artifact.kind_of(spec.model) == "builder"
-    return replace(
-        spec,
-        inputs=inputs,
-        model=spec.model if is_builder else os.path.abspath(storage.local(spec.model)),
-        weights=spec.weights and os.path.abspath(storage.local(spec.weights)),
-        output=os.path.abspath(storage.local(spec.output)),
-    )
 
 
 def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import heapq
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -16,12 +17,14 @@ def listing(pattern: str) -> list[storage.FileInfo]:
     """Return the files that one ``--input`` value names, sorted by path.
 
     A value is a file, a folder (searched to any depth), a glob (``**`` crosses
-    folders), or ``@list.txt`` with one of these per line. Names that begin with ``_`` or
-    ``.`` below the folder or glob are skipped, as Spark, Hive and Arrow do.
+    folders), or ``@list.txt`` with one of these per line, relative to the current folder as the
+    value itself is. Names that begin with ``_`` or ``.`` below the folder or glob are skipped,
+    as Spark, Hive and Arrow do.
 
     Raises:
         NoInputError: nothing matches.
-        UsageError: the list or the path cannot be read.
+        UsageError: the list cannot be read, or names a list.
+        StorageError: a folder cannot be searched, or a link leads nowhere.
     """
     if pattern.startswith("@"):
         return [info for line in _lines(pattern[1:]) for info in listing(line)]
@@ -50,31 +53,71 @@ def _lines(path: str) -> list[str]:
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise NoInputError(f"--input=@{path}: the list names no file")
-    return lines
+    if within := next((line for line in lines if line.startswith("@")), None):
+        raise UsageError(f"--input=@{path}: it names the list {within}; give that as another --input")
+    return [os.path.abspath(storage.local(line)) for line in lines]
 
 
 def _walk(top: str) -> Iterator[storage.FileInfo]:
     try:
         status = os.stat(top)
     except FileNotFoundError:
+        if os.path.islink(top):
+            raise _dangling(top) from None
         return
     except OSError as e:
         raise StorageError(f"{top}: cannot be read: {storage.reason(e)}") from e
-    if not stat.S_ISDIR(status.st_mode):
-        yield storage.FileInfo(os.path.normpath(top), status.st_size, str(status.st_mtime_ns), "")
-        return
-    pending = [top]
-    while pending:
-        folder = pending.pop()
+    if stat.S_ISDIR(status.st_mode):
+        yield from _walk_folder(top)
+    else:
+        yield _info(top, status, "")
+
+
+def _walk_folder(top: str) -> Iterator[storage.FileInfo]:
+    """Yield the files below a folder. A folder that several paths lead to is searched once.
+
+    Links wait until all folders they may lead to have been searched by their own paths, and then go by
+    name: the paths that are found, and with them the run's id, are the same each time.
+    """
+    folders, links = [top], list[str]()
+    seen: set[tuple[int, int]] = set()
+    while folders or links:
+        folder = folders.pop() if folders else heapq.heappop(links)
         try:
+            status = os.stat(folder)
+            # A link may lead back to a folder around it.
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
             entries = list(os.scandir(folder))
         except OSError as e:
             raise StorageError(f"{folder}: cannot be listed: {storage.reason(e)}") from e
         for entry in entries:
             if entry.name.startswith(("_", ".")):
                 continue
-            if entry.is_dir():
-                pending.append(entry.path)
-                continue
-            status = entry.stat()
-            yield storage.FileInfo(os.path.normpath(entry.path), status.st_size, str(status.st_mtime_ns), top)
+            status = _status(entry)
+            if not stat.S_ISDIR(status.st_mode):
+                yield _info(entry.path, status, top)
+            elif entry.is_symlink():
+                heapq.heappush(links, entry.path)
+            else:
+                folders.append(entry.path)
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except FileNotFoundError as e:
+        if entry.is_symlink():
+            raise _dangling(entry.path) from e
+        raise StorageError(f"{entry.path}: went away while it was listed; run again") from e
+    except OSError as e:
+        raise StorageError(f"{entry.path}: cannot be read: {storage.reason(e)}") from e
+
+
+def _dangling(path: str) -> StorageError:
+    return StorageError(f"{path}: a link to {os.readlink(path)}, which is not there; mend or remove the link")
+
+
+def _info(path: str, status: os.stat_result, root: str) -> storage.FileInfo:
+    return storage.FileInfo(os.path.normpath(path), status.st_size, str(status.st_mtime_ns), root)

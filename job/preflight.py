@@ -112,8 +112,8 @@ def _cast_types(schema: pa.Schema, first: pa.Schema, binding: Binding) -> tuple[
     microseconds become different numbers. Dictionary encoding and the kind of list do not matter.
     """
     return tuple(
-        f"column {name!r}, which --cast names: {schema.field(name).type}, but {first.field(name).type} in the "
-        f"first shard, of which the cast would make other values; write all shards with one type"
+        f"column {name!r}, which --cast names: {schema.field(name).type}, but {first.field(name).type} in "
+        f"the first shard, of which the cast would make other values; write all shards with one type"
         for name, _ in binding.casts
         if name in schema.names
         and layout(schema.field(name).type).leaf != layout(first.field(name).type).leaf

@@ -2,7 +2,7 @@
 
 The scoring loop calls ``rows_done.add(rows)`` once per batch, in whatever thread; in the
 embedded engine those threads share this process, so the count is the run's. Other engines
-score elsewhere: the launcher polls them and calls :meth:`Progress.set`.
+score elsewhere: for those :func:`shown` asks, every two seconds, how many rows are finished.
 
 On a terminal this is a bar; elsewhere a line every ten seconds, and none for a shorter run.
 """
@@ -14,9 +14,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from job.errors import JobError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +33,7 @@ LINE_EVERY_S: Final = 10.0
 RATE_WINDOW_S: Final = 30.0
 
 _LOOK_EVERY_S: Final = 0.5
+_POLL_EVERY_S: Final = 2.0
 
 
 class RowCounter:
@@ -105,6 +108,11 @@ class Progress:
         """Say how many of the total rows are done, reused ones included."""
         self._offset = rows - self._counter.value
 
+    def at_least(self, rows: int) -> None:
+        """Say that no fewer than these of the total rows are done, reused ones included."""
+        if rows > self._counter.value + self._offset:
+            self.set(rows)
+
     def look(self) -> Snapshot:
         """Return where the run stands now, and remember it for the rate."""
         now_s = self._clock()
@@ -154,12 +162,44 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def shown(total_rows: int, reused_rows: int = 0, *, clock: Clock = time.monotonic) -> Iterator[Progress]:
-    """Show progress while the body runs; ``reused_rows`` of ``total_rows`` are done already."""
+def shown(
+    total_rows: int,
+    reused_rows: int = 0,
+    *,
+    clock: Clock = time.monotonic,
+    finished_rows: Callable[[], int] | None = None,
+) -> Iterator[Progress]:
+    """Show progress while the body runs; ``reused_rows`` of ``total_rows`` are done already.
+
+    ``finished_rows`` tells how many are, where other processes score them.
+    """
     progress = Progress(total_rows, reused_rows, clock=clock)
     view = _bar(progress) if console().is_terminal else _lines(progress)
-    with view:
+    with view, nullcontext() if finished_rows is None else _polled(progress, finished_rows):
         yield progress
+
+
+@contextmanager
+def _polled(progress: Progress, finished_rows: Callable[[], int]) -> Iterator[None]:
+    over = threading.Event()
+
+    def run() -> None:
+        wait_s = _POLL_EVERY_S
+        while not over.wait(wait_s):
+            began_s = time.monotonic()
+            # A look that fails is made up for by the next one.
+            with suppress(JobError, OSError):
+                progress.at_least(finished_rows())
+            # Of a million splits a look takes a while; it must not become the main load on a file server.
+            wait_s = max(_POLL_EVERY_S, 10 * (time.monotonic() - began_s))
+
+    poller = threading.Thread(target=run, name="progress-poll", daemon=True)
+    poller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        poller.join()
 
 
 @contextmanager

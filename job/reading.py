@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job import planning, storage
+from job import planning, sizing, storage
 from job.errors import ShardError, one_line
-from job.spec import Feed, Shard, Split
+from job.sizing import CHUNK_BYTES, data_bytes
+from job.spec import Shard, Split
 
-CHUNK_BYTES = 32 << 20
 # Held per column while a row group is read.
 COLUMN_BUFFER_BYTES = 128 << 10
-# Enough rows for the largest batch that is ever tried.
-CHUNK_ROWS = 65_536
-# Bytes that a string cell is taken for when a chunk is sized.
-_STRING_BYTES = 32
+
+# What Arrow says of things that the format allows and Arrow cannot read back, and what a person can do.
+_UNREADABLE = {
+    "Nested data conversions not implemented": "Arrow cannot read a list or struct of text whose dictionary "
+    "changes within a row group; write it with smaller row groups, or from a type without a dictionary",
+    "Expected all lists to be of size": "Arrow cannot read a fixed-size list column that holds a null list; "
+    "write it as a list column of variable size",
+}
 
 
 class SplitReader:
@@ -43,7 +48,7 @@ class SplitReader:
 
     def chunks(
         self, features: Sequence[str], keys: Sequence[str], chunk_rows: int
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Generator[pa.RecordBatch]:
         """Yield the split's rows in order, ``chunk_rows`` at a time, reading one chunk ahead in a thread.
 
         A feature that is a Hive folder's name is a column of one value. A key that is one is left out: the
@@ -52,7 +57,14 @@ class SplitReader:
         Raises:
             ShardError: the shard is damaged.
         """
-        chunks = self._read(features, keys, chunk_rows)
+        repeating = sizing.repeating_text(self._file, self._split, features, keys)
+        # Keys are left alone: they are published as the shard has them.
+        with (
+            _file(self.path, self._file.metadata, repeating) if repeating else nullcontext(self._file) as file
+        ):
+            yield from self._ahead(self._read(file, features, keys, chunk_rows), chunk_rows)
+
+    def _ahead(self, chunks: Iterator[pa.RecordBatch], chunk_rows: int) -> Iterator[pa.RecordBatch]:
         if self._split.rows <= chunk_rows:
             # There is nothing to read ahead, and a thread costs more than it could save.
             yield from chunks
@@ -65,10 +77,15 @@ class SplitReader:
 
     def everything(self) -> Iterator[pa.RecordBatch]:
         """Return the split's rows again, in order, with every column of the file."""
-        return self._read(self.schema.names, (), CHUNK_ROWS)
+        names = self.schema.names
+        return self._read(self._file, (), names, sizing.chunk_rows((), 0, self.row_bytes((), names)))
+
+    def row_bytes(self, features: Sequence[str], keys: Sequence[str]) -> int:
+        """Return about how many bytes a row of these columns takes up once it is read; 0 of no rows."""
+        return sizing.row_bytes(self._file, self._split, features, keys)
 
     def _read(
-        self, features: Sequence[str], keys: Sequence[str], chunk_rows: int
+        self, file: pq.ParquetFile, features: Sequence[str], keys: Sequence[str], chunk_rows: int
     ) -> Iterator[pa.RecordBatch]:
         split, present = self._split, set(self.schema.names)
         wanted = [name for name in dict.fromkeys((*features, *keys)) if name in present]
@@ -80,7 +97,11 @@ class SplitReader:
         begin = time.perf_counter()
         try:
             # Threads of Arrow's own would compete with the scoring threads for the same cores.
-            batches = self._file.iter_batches(chunk_rows, list(split.row_groups), wanted, use_threads=False)
+            batches = (
+                batch
+                for groups in self._read_at_once(wanted)
+                for batch in file.iter_batches(chunk_rows, groups, wanted, use_threads=False)
+            )
             for batch in _whole(batches, chunk_rows):
                 for name, scalar in folders:
                     batch = batch.append_column(name, pa.repeat(scalar, batch.num_rows))
@@ -88,51 +109,55 @@ class SplitReader:
                 yield batch
                 begin = time.perf_counter()
         except (pa.ArrowException, OSError) as e:
+            known = next((advice for says, advice in _UNREADABLE.items() if says in str(e)), "")
             raise ShardError(
                 f"{split.shard.path}: row groups {split.row_groups[0]} to {split.row_groups[-1]} cannot be "
-                f"read ({one_line(e)}); write the shard again"
+                f"read ({one_line(e)}); {known or 'write the shard again'}"
             ) from e
+
+    def _read_at_once(self, wanted: Sequence[str]) -> list[list[int]]:
+        """Return the split's row groups: one by one, where a dictionary lies within a list or a struct.
+
+        Arrow has no way of reading those across the border of two row groups.
+        """
+        groups = list(self._split.row_groups)
+        nested = any(_holds_dictionary(self.schema.field(name).type) for name in wanted)
+        return [[group] for group in groups] if nested else [groups]
+
+
+def _holds_dictionary(kind: pa.DataType) -> bool:
+    return any(
+        pa.types.is_dictionary(inner) or _holds_dictionary(inner)
+        for inner in (kind.field(i).type for i in range(kind.num_fields))
+    )
 
 
 def _whole(batches: Iterator[pa.RecordBatch], chunk_rows: int) -> Iterator[pa.RecordBatch]:
-    """Put together what Arrow cuts where a row group ends, as it does with dictionary-encoded columns."""
+    """Put together what Arrow cuts where a row group ends, as it does with dictionary-encoded columns.
+
+    Only the last chunk has fewer than ``chunk_rows``, unless more would not fit into twice ``CHUNK_BYTES``.
+    """
     held: list[pa.RecordBatch] = []
     rows = size_bytes = 0
     for batch in batches:
+        more_bytes = data_bytes(batch)
+        if held and size_bytes + more_bytes > 2 * CHUNK_BYTES:
+            yield _joined(held)
+            held, rows, size_bytes = [], 0, 0
         held.append(batch)
         rows += batch.num_rows
-        size_bytes += batch.nbytes
-        # The bytes, because an array of text ends at 2 GiB.
-        if rows >= chunk_rows or size_bytes >= CHUNK_BYTES:
-            yield held[0] if len(held) == 1 else pa.concat_batches(held)
-            held, rows, size_bytes = [], 0, 0
+        size_bytes += more_bytes
+        if rows >= chunk_rows:
+            whole = _joined(held)
+            yield whole.slice(0, chunk_rows)
+            rest = whole.slice(chunk_rows)
+            held, rows, size_bytes = [rest] if rest.num_rows else [], rest.num_rows, data_bytes(rest)
     if held:
-        yield held[0] if len(held) == 1 else pa.concat_batches(held)
+        yield _joined(held)
 
 
-def chunk_rows(feeds: Sequence[Feed], batch_rows: int) -> int:
-    """Return how many rows to read at once: whole batches, and no more than ``CHUNK_BYTES``.
-
-    ``batch_rows`` 0 means that the batch size is not known yet.
-    """
-    row_bytes = 1
-    for feed in feeds:
-        cells = 1
-        for extent in feed.input.shape:
-            cells *= extent or 1
-        row_bytes += cells * _cell_bytes(feed.input.dtype)
-    fitting = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
-    if batch_rows:
-        return batch_rows * max(1, fitting // batch_rows)
-    # A power of two, so that every batch size which is tried divides it.
-    return 1 << (fitting.bit_length() - 1)
-
-
-def _cell_bytes(dtype: str) -> int:
-    if dtype == "string":
-        return _STRING_BYTES
-    digits = "".join(c for c in dtype if c.isdigit())
-    return max(1, int(digits) // 8) if digits else 1
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _open(shard: Shard) -> pq.ParquetFile:
@@ -143,8 +168,20 @@ def _open(shard: Shard) -> pq.ParquetFile:
                 f"{shard.path}: it is not the file that was planned ({shard.size_bytes} bytes of time "
                 f"{shard.stamp}); run again to plan anew"
             )
-        # Without these a whole row group's compressed columns are held at once: 840 MB for a row group
-        # of 300,000 images of 28 × 28, where this way 30 MB are. Local reading is no slower.
-        return pq.ParquetFile(storage.local(shard.path), pre_buffer=False, buffer_size=COLUMN_BUFFER_BYTES)
+        return _file(shard.path)
     except (pa.ArrowException, OSError) as e:
         raise ShardError(f"{shard.path}: cannot be opened ({one_line(e)})") from e
+
+
+def _file(
+    path: str, metadata: pq.FileMetaData | None = None, as_dictionary: Sequence[str] = ()
+) -> pq.ParquetFile:
+    # Without these a whole row group's compressed columns are held at once: 840 MB for a row group
+    # of 300,000 images of 28 × 28, where this way 30 MB are. Local reading is no slower.
+    return pq.ParquetFile(
+        storage.local(path),
+        metadata=metadata,
+        read_dictionary=list(as_dictionary),
+        pre_buffer=False,
+        buffer_size=COLUMN_BUFFER_BYTES,
+    )

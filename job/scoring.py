@@ -17,7 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -29,8 +29,9 @@ from job import model, progress, staging, storage
 from job.binding import Binding, to_tensors
 from job.errors import DataError, JobError, ModelError, ShardError, one_line
 from job.predictions import to_arrow
-from job.reading import SplitReader, chunk_rows
+from job.reading import SplitReader
 from job.rejects import MODEL_ERROR, Rejects, RowPolicy, predict_around, sift, with_extras
+from job.sizing import chunk_rows
 from job.spec import Device, Receipt, Run, Split
 from job.writing import PartWriter
 
@@ -87,24 +88,26 @@ def score_split(split: Split, task: ScoringTask, loaded: model.LoadedModel) -> R
 
 def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally) -> Receipt:
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
-    rows_at_once = chunk_rows(task.binding.feeds, task.batch_rows)
-    overlap = split.rows > rows_at_once
+    columns = task.binding.columns
     rejects = Rejects(split, task.policy)
     with SplitReader(split) as reader:
+        rows_at_once = chunk_rows(task.binding.feeds, task.batch_rows, reader.row_bytes(columns, task.keys))
+        overlap = split.rows > rows_at_once
         kept = [name for name in task.keys if name in reader.schema.names]
         fields = [*(reader.schema.field(name) for name in kept), *task.predictions]
         schema = pa.schema(fields, metadata=_metadata(task.run))
-        with PartWriter(attempt, schema, task.row_group_rows, task.compression, overlap=overlap) as writer:
-            for chunk in reader.chunks(task.binding.columns, task.keys, rows_at_once):
-                for piece in _batches(chunk, task, loaded, tally):
-                    good, columns = _predict(piece, task, loaded, rejects, tally, split)
-                    if rejects.too_many:
-                        _give_up(attempt, reader, rejects, task)
-                    if columns:
-                        keys = [piece.column(name) for name in kept]
-                        writer.append(
-                            [*(keys if good is None else (key.take(good) for key in keys)), *columns]
-                        )
+        with (
+            PartWriter(attempt, schema, task.row_group_rows, task.compression, overlap=overlap) as writer,
+            # On an error the thread that reads ahead must end before the file is closed.
+            closing(reader.chunks(columns, task.keys, rows_at_once)) as chunks,
+        ):
+            for piece in (piece for chunk in chunks for piece in _batches(chunk, task, loaded, tally)):
+                good, scored = _predict(piece, task, loaded, rejects, tally, split)
+                if rejects.too_many:
+                    _give_up(attempt, reader, rejects, task)
+                if scored:
+                    keys = [piece.column(name) for name in kept]
+                    writer.append([*(keys if good is None else (key.take(good) for key in keys)), *scored])
             _check_rows(split, tally)
             part = writer.finish()
         rejected = _write_rejects(f"{attempt.removesuffix('.parquet')}.rejected", reader, rejects, task)

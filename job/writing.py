@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.errors import StorageError
+from job.sizing import data_bytes
 from job.storage import HashingSink
 
 # A row group is written before it reaches this, whatever its rows: wide outputs must not fill the memory.
@@ -55,7 +56,7 @@ class PartWriter:
             self._sink = HashingSink(self._path)
         except OSError as e:
             raise StorageError(f"{self._path}: cannot be written: {e.strerror}") from e
-        repeating = [f.name for f in self._schema if not _is_plain(f.type)]
+        repeating = [path for field in self._schema for path in _repeating(field.name, field.type)]
         self._file = pq.ParquetWriter(
             self._sink, self._schema, compression=self._compression, use_dictionary=repeating or False
         )
@@ -76,12 +77,12 @@ class PartWriter:
         batch = pa.RecordBatch.from_arrays(list(columns), schema=self._schema)
         self._batches.append(batch)
         self._held_rows += batch.num_rows
-        self._held_bytes += batch.nbytes
+        self._held_bytes += data_bytes(batch)
         if self._held_rows >= self._row_group_rows or self._held_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
     def finish(self) -> Part:
-        """Write what is left, flush to the disk, and return what the file is.
+        """Write what is left, close the file, and return what it is; publishing flushes it to the disk.
 
         Raises:
             StorageError: writing failed.
@@ -107,7 +108,8 @@ class PartWriter:
             rows -= rows % self._row_group_rows
         rest = table.slice(rows)
         table = table.slice(0, rows)
-        self._batches, self._held_rows, self._held_bytes = rest.to_batches(), rest.num_rows, rest.nbytes
+        self._batches, self._held_rows = rest.to_batches(), rest.num_rows
+        self._held_bytes = sum(map(data_bytes, self._batches))
         self._rows += rows
         if self._pool is None:
             self._write(table)
@@ -128,7 +130,17 @@ class PartWriter:
         self._write_s += time.perf_counter() - begin
 
 
-def _is_plain(kind: pa.DataType) -> bool:
-    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_floating(kind))
+def _repeating(path: str, kind: pa.DataType) -> Iterator[str]:
+    """Yield the paths, as Parquet has them, of the leaves below ``path`` that a dictionary may suit."""
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from _repeating(path, kind.storage_type)
+    elif pa.types.is_map(kind):
+        yield from _repeating(f"{path}.key_value.key", kind.key_type)
+        yield from _repeating(f"{path}.key_value.value", kind.item_type)
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from _repeating(f"{path}.{field.name}", field.type)
+    elif pa.types.is_nested(kind):
+        yield from _repeating(f"{path}.list.element", kind.value_type)
+    elif not pa.types.is_floating(kind):
+        yield path

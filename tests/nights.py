@@ -69,15 +69,15 @@ class Night:
 
     def planned(self, model: str | Path, *flags: str) -> Planned:
         """Do what the launcher does before it starts an engine."""
-        from job import artifact, launch, options, planning, preflight, staging
+        from job import artifact, inputs, options, planning, preflight, staging
         from job.model import acquire
         from job.rejects import RowPolicy
         from job.scoring import ScoringTask
         from job.spec import Run
 
         spec, _ = options.parse(self.args(model, *flags))
-        shards = launch.list_shards(spec)
-        footers = launch.read_footers(shards)
+        shards = inputs.list_shards(spec)
+        footers = inputs.read_footers(shards)
         reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=None)
         ready = preflight.check(spec, shards, footers, reference, 0)
         splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows)

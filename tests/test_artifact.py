@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from job import artifact
-from job.errors import ModelError
+from job.errors import ModelError, UsageError
 from tests.nights import module
 
 PLAIN = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {}}]}}
@@ -178,5 +178,64 @@ def test_weights_must_be_there_and_named_as_keras_wants(
 
 def test_weights_go_with_a_builder_only(tmp_path: Path) -> None:
     path = archive(tmp_path / "m.keras")
-    with pytest.raises(ModelError, match=r"m\.keras has its own; give package\.module:function"):
+    with pytest.raises(UsageError, match=r"only with --model=package\.module:function, not with .*m\.keras,"):
         artifact.resolve(str(path), "a.weights.h5", trusted=False, sha256=None)
+
+
+PACKAGE = {
+    "__init__.py": "raise RuntimeError('the package was run')\n",
+    "models/__init__.py": "",
+    "models/net.py": "raise RuntimeError('the builder was run')\n",
+    "layers/own.py": "UNITS = 1\n",
+}
+
+
+def package(folder: Path, name: str) -> Path:
+    for path, source in PACKAGE.items():
+        (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name / path).write_text(source)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ("layers/own.py", True),
+        ("models/net.py", True),
+        ("layers/new.py", True),
+        ("layers/notes.txt", False),
+        ("../beside.py", False),
+    ],
+)
+def test_a_builder_is_digested_by_all_sources_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, counts: bool
+) -> None:
+    # A name of its own for each case: finding a module imports the packages around it, for good.
+    top = package(tmp_path, f"artifact_{tmp_path.name}")
+    (top / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = artifact.digest(f"{top.name}.models.net:build", None)
+    (top / change).write_text("UNITS = 2\n")
+    assert (artifact.digest(f"{top.name}.models.net:build", None) != before) == counts
+
+
+def test_a_package_has_one_digest_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = set()
+    for place in ("here", "there"):
+        top = package(tmp_path / place, "artifact_moved")
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(top.parent)
+            digests.add(artifact.digest("artifact_moved:build", None))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(("change", "counts"), [("helper.py", True), ("below/helper.py", False)])
+def test_a_module_in_no_package_is_digested_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, counts: bool
+) -> None:
+    name = module(tmp_path, "artifact_alone", "def build(): ...\n", monkeypatch)
+    (tmp_path / "below").mkdir()
+    (tmp_path / change).write_text("UNITS = 1\n")
+    before = artifact.digest(f"{name}:build", None)
+    (tmp_path / change).write_text("UNITS = 2\n")
+    assert (artifact.digest(f"{name}:build", None) != before) == counts

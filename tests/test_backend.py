@@ -193,6 +193,37 @@ def test_a_model_without_an_input_shape_learns_it_from_the_columns() -> None:
     assert step.traces() == 1
 
 
+@pytest.mark.parametrize(
+    ("policy", "fed"),
+    [("float64", "float64"), ("mixed_float16", "float32"), ("float16", "float16"), ("bfloat16", "bfloat16")],
+)
+def test_a_model_without_an_input_shape_tells_its_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, fed: str
+) -> None:
+    source = """import keras
+class Own(keras.Model):
+    def call(self, x):
+        return x
+def build():
+    return Own(dtype="POLICY")
+"""
+    name = module(tmp_path, f"backend_policy_{policy}", source.replace("POLICY", policy), monkeypatch)
+    assert load(f"{name}:build").signature() == Signature((), (), named=False, default_dtype=fed)
+
+
+def test_only_inputs_in_a_list_or_alone_have_an_order(tmp_path: Path) -> None:
+    ab = {name: keras.Input((1,), name=name) for name in ("b", "a")}
+    joined = keras.layers.Concatenate()(list(ab.values()))
+    one = keras.Input((1,), name="a")
+    orders = [
+        load(str(saved(keras.Model(inputs, output), tmp_path / f"{i}.keras"))).signature().ordered
+        for i, (inputs, output) in enumerate(
+            [(ab, joined), (list(ab.values()), joined), ({"a": one}, one * 2.0), (one, one * 2.0)]
+        )
+    ]
+    assert orders == [False, True, True, True]
+
+
 def test_a_subclassed_model_is_scored_whether_it_has_been_called_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

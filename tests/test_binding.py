@@ -21,9 +21,9 @@ ABC: list[tuple[str, Any]] = [("id", pa.int64()), ("a", F32), ("b", pa.float64()
 Shape = tuple[int | None, ...]
 
 
-def model(*inputs: tuple[str, Shape, str], named: bool | None = None) -> Signature:
+def model(*inputs: tuple[str, Shape, str], named: bool | None = None, ordered: bool = True) -> Signature:
     chosen = len(inputs) > 1 if named is None else named
-    return Signature(tuple(InputSpec(*spec) for spec in inputs), (), chosen)
+    return Signature(tuple(InputSpec(*spec) for spec in inputs), (), chosen, ordered)
 
 
 def columns_of(binding: Binding) -> list[tuple[str, ...]]:
@@ -32,6 +32,7 @@ def columns_of(binding: Binding) -> list[tuple[str, ...]]:
 
 ONE = model(("input_layer", (3,), "float32"))
 TWO = model(("a", (1,), "float32"), ("b", (), "float32"))
+DICT = model(("a", (1,), "float32"), ("b", (), "float32"), ordered=False)
 
 # schema, signature, arguments, columns of each feed
 BOUND: list[tuple[Any, Signature, dict[str, Sequence[str]], list[tuple[str, ...]]]] = [
@@ -39,6 +40,8 @@ BOUND: list[tuple[Any, Signature, dict[str, Sequence[str]], list[tuple[str, ...]
     (ABC, TWO, {"features": ["b", "a"]}, [("a",), ("b",)]),
     (ABC, TWO, {"features": ["c", "id"]}, [("c",), ("id",)]),
     (ABC, TWO, {"features": ["a", "c"]}, [("a",), ("c",)]),
+    (ABC, DICT, {}, [("a",), ("b",)]),
+    (ABC, DICT, {"features": ["b", "a"]}, [("a",), ("b",)]),
     (ABC, ONE, {"keys": ["id"]}, [("a", "b", "c")]),
     (ABC, ONE, {"keys": ["id"], "features": ["c", "a", "b"]}, [("c", "a", "b")]),
     (ABC, ONE, {"keys": ["a"], "features": ["a", "b", "c"]}, [("a", "b", "c")]),
@@ -92,6 +95,9 @@ REFUSED: list[tuple[Any, Signature, dict[str, Any], list[str]]] = [
     (ABC, model(("a", (1,), "float32"), ("A_", (1,), "float32")), {}, ["'A_'", "closest: 'a'", "a float"]),
     (ABC, TWO, {"features": ["a", "b", "c"]}, ["3 columns for 2 model inputs"]),
     (ABC, TWO, {"features": ["c", "a"]}, ["'a'", "'b'", "another input has its name"]),
+    (ABC, DICT, {"features": ["c", "id"]}, ["c, id", "a, b", "no order", "rename the columns"]),
+    (ABC, DICT, {"features": ["a", "c"]}, ["a, c", "a, b", "no order", "rename the columns"]),
+    (ABC, DICT, {"features": ["a", "b", "c"]}, ["a, b, c", "a, b", "no order", "rename the columns"]),
     (ABC, model(("a", (3,), "float32"), named=True), {"keys": ["id"]}, ["'a'", "cells of shape ()"]),
     ([("x", pa.list_(F32, 3)), ("y", pa.list_(F32, 3))], ONE, {}, ["[x] or [y]", "--features"]),
     ([*ABC[1:], ("x", pa.list_(F32, 3))], ONE, {}, ["[a, b, c] or [x]", "--features"]),
@@ -170,6 +176,20 @@ def test_a_model_without_inputs_takes_its_shape_from_columns(
 def test_a_model_without_inputs_is_not_guessed(columns: Any) -> None:
     with pytest.raises(SchemaError, match="--features"):
         bind(pa.schema(columns), LATE)
+
+
+def test_names_without_an_order_are_not_offered_features() -> None:
+    schema = pa.schema([("a", F32)])
+    for signature, offered in ((TWO, True), (DICT, False)):
+        with pytest.raises(SchemaError, match="rename the columns") as caught:
+            bind(schema, signature)
+        assert ("--features" in str(caught.value)) == offered
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_a_model_without_inputs_is_fed_its_own_type(dtype: str) -> None:
+    binding = bind(pa.schema([("x", F32), ("y", F32)]), Signature((), (), False, default_dtype=dtype))
+    assert binding.feeds == (Feed(InputSpec("inputs", (2,), dtype), ("x", "y")),)
 
 
 def test_casts_lose_their_aliases_and_make_columns_count() -> None:

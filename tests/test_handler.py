@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 from apache_beam.ml.inference.base import RunInference
 
-from job.errors import DataError, ModelError
+from job.errors import DataError, ModelError, UsageError
 from job.handler import KerasModelHandler
+from tests.nights import module
 
 
 @pytest.fixture
@@ -82,6 +83,37 @@ def test_a_bad_row_is_named(saved: tuple[str, Any]) -> None:
     batch = pa.record_batch({"a": [1.0, None], "b": [1.0, 2.0]})
     with pytest.raises(DataError, match=r"column a.*null.*1 row"):
         list(handler.run_inference([batch], handler.load_model()))
+
+
+def test_paths_may_be_urls_of_files(saved: tuple[str, Any], tmp_path: Path) -> None:
+    path, model = saved
+    model.export(tmp_path / "exported", verbose=False)
+    for plain in (path, str(tmp_path / "exported")):
+        urls = KerasModelHandler(f"file://{plain}", keys=["id"])
+        paths = KerasModelHandler(plain, keys=["id"])
+        found, expected = (h.run_inference([records(5)], h.load_model()) for h in (urls, paths))
+        for one, other in zip(found, expected, strict=True):
+            assert one.model_id == other.model_id
+            assert one.inference.equals(other.inference)
+    with pytest.raises(UsageError, match="s3://"):
+        KerasModelHandler("s3://bucket/m.keras")
+
+
+def test_a_model_without_an_input_shape_is_fed_its_own_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """import keras
+class Own(keras.Model):
+    def call(self, x):
+        return x[:, :1] * 1.0
+def own():
+    return Own(dtype="float64")
+"""
+    name = module(tmp_path, "handler_float64", source, monkeypatch)
+    handler = KerasModelHandler(f"{name}:own")
+    values = [0.1, 1e300, 2.0**24 + 1]
+    (result,) = handler.run_inference([pa.record_batch({"a": values, "b": values})], handler.load_model())
+    assert result.inference.column(0).to_pylist() == values
 
 
 def test_nothing_is_read_before_the_model_is_wanted() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from job import storage
-from job.errors import NoInputError, UsageError
+from job.errors import NoInputError, StorageError, UsageError
 from job.listing import listing
 
 
@@ -60,6 +60,51 @@ def test_a_list_names_files_globs_and_folders(tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text(f"# nights\n\n{tmp_path}/ds=1\n  {tmp_path}/*.parquet  \n")
     assert found(f"@{listed}", tmp_path) == ["ds=1/b.parquet", "a.parquet"]
+
+
+def test_lines_of_a_list_are_relative_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, *TREE)
+    (tmp_path / "lists").mkdir()
+    listed = tmp_path / "lists" / "list.txt"
+    listed.write_text(f"ds=1\n./z/../z/e.parquet\nfile://{tmp_path}/a.parquet\n")
+    monkeypatch.chdir(tmp_path)
+    assert [info.path for info in listing("@lists/list.txt")] == [
+        f"{tmp_path}/{name}" for name in ("ds=1/b.parquet", "z/e.parquet", "a.parquet")
+    ]
+
+
+def test_a_list_names_no_list(tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"@{listed}\n")
+    with pytest.raises(UsageError, match=rf"--input=@{listed}: it names the list @{listed}"):
+        listing(f"@{listed}")
+
+
+@pytest.mark.parametrize("pattern", ["", "link.parquet", "*.parquet", "gone/*"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, pattern: str) -> None:
+    fill(tmp_path, "a.parquet")
+    (tmp_path / "gone").mkdir()
+    for folder in (tmp_path, tmp_path / "gone"):
+        (folder / "link.parquet").symlink_to("absent.parquet")
+    with pytest.raises(StorageError, match=r"link\.parquet: a link to absent\.parquet, which is not there"):
+        listing(os.path.join(str(tmp_path), pattern))
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(StorageError, match=r"link: cannot be read"):
+        listing(str(tmp_path))
+
+
+def test_folders_that_links_lead_back_to_are_searched_once(tmp_path: Path) -> None:
+    fill(tmp_path, "in/z/a.parquet", "in/b/c.parquet", "aside/d.parquet")
+    (tmp_path / "in" / "z" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in" / "z")
+    (tmp_path / "in" / "b" / "first").symlink_to(tmp_path / "aside")
+    (tmp_path / "in" / "second").symlink_to(tmp_path / "aside")
+    assert found(f"{tmp_path}/in", tmp_path / "in") == ["b/c.parquet", "b/first/d.parquet", "z/a.parquet"]
 
 
 def test_what_matches_nothing_is_named(tmp_path: Path) -> None:

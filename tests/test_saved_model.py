@@ -39,6 +39,7 @@ def test_an_exported_model_predicts_what_it_did(tmp_path: Path) -> None:
     step = load(tmp_path / "m")
     (given,) = step.signature().inputs
     assert (given.shape, given.dtype, step.signature().named) == ((4,), "float32", False)
+    assert step.signature().ordered
     (made,) = step.outputs()
     assert (made.shape, made.dtype) == ((2,), "float32")
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
@@ -65,6 +66,7 @@ def test_several_inputs_and_outputs_go_by_name(tmp_path: Path) -> None:
     step = load(save(tmp_path / "m", serve, zeta, alpha))
     assert step.signature().inputs == (InputSpec("alpha", (2,), "int64"), InputSpec("zeta", (), "float32"))
     assert step.signature().named
+    assert not step.signature().ordered
     assert step.outputs() == (OutputSpec("narrow", (), "float32"), OutputSpec("wide", (2,), "float32"))
     narrow, wide = step.predict([np.array([[1, 2]]), np.array([3], np.float32)])
     np.testing.assert_array_equal(narrow, [30])

@@ -107,7 +107,8 @@ def hive(night: Night) -> tuple[list[pa.Table], Any]:
 
 def test_hive_folders_are_features_and_keys(night: Night) -> None:
     tables, plain = hive(night)
-    night.score(saved(plain, night.folder / "m.keras"), "--keys=ds,id", "--batch_size=64")
+    flags = ["--keys=ds,id", "--cast=hour=int64", "--batch_size=64"]
+    night.score(saved(plain, night.folder / "m.keras"), *flags)
     names = [str(file.relative_to(night.output)) for file in night.files()]
     assert names == [
         "ds=2013-12-01/hour=23/part.parquet",
@@ -127,7 +128,7 @@ def test_hive_folders_are_features_and_keys(night: Night) -> None:
 
 def test_other_readers_see_the_night_with_its_folders_and_nothing_else(night: Night) -> None:
     tables, plain = hive(night)
-    night.score(saved(plain, night.folder / "m.keras"), "--keys=ds,id")
+    night.score(saved(plain, night.folder / "m.keras"), "--keys=ds,id", "--cast=hour=int64")
     ids = sorted(pa.concat_tables(tables).column("id").to_pylist())
     whole = pq.read_table(night.output)
     dataset = pyarrow.dataset.dataset(night.output, partitioning="hive", format="parquet").to_table()
@@ -147,6 +148,18 @@ def test_folders_with_odd_characters_are_kept_as_they_are_written(night: Night) 
     (file,) = night.files()
     assert str(file.relative_to(night.output)) == f"{folder}/part.parquet"
     assert night.scored().column("index").to_pylist() == [1, 1]
+
+
+def test_a_shard_with_a_name_as_long_as_names_may_be(night: Night) -> None:
+    table = features(30)
+    bad = table.column("f0").to_pylist()[:29]
+    night.shard("x" * 247, table.set_column(1, "f0", pa.array([*bad, None], pa.float32())), group_rows=10)
+    path = saved(dense(), night.folder / "m.keras")
+    night.score(path, "--keys=id", "--split_rows=10", "--max_rejected=0.5")
+    assert [len(file.name) for file in night.files()] == [180 + len("-00000-00000.parquet")] * 3
+    assert night.scored().column("id").to_pylist() == list(range(29))
+    (rejected,) = (night.output / "_rejected").iterdir()
+    assert pq.read_table(rejected).column("id").to_pylist() == [29]
 
 
 def test_shards_without_rows_are_files_without_rows(night: Night) -> None:

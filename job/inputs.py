@@ -1,0 +1,86 @@
+"""The shards that a spec names, and their footers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pyarrow as pa
+
+from job import artifact, listing, planning, storage
+from job.errors import UsageError
+from job.spec import ScoringSpec, Shard
+
+_FOOTER_THREADS = 16
+
+
+def absolute(spec: ScoringSpec) -> ScoringSpec:
+    """Return the spec with absolute paths: workers stand elsewhere, and run ids must not depend on where."""
+    inputs = tuple(
+        f"@{os.path.abspath(storage.local(i[1:]))}"
+        if i.startswith("@")
+        else os.path.abspath(storage.local(i))
+        for i in spec.inputs
+    )
+    is_builder = artifact.kind_of(spec.model) == "builder"
+    return replace(
+        spec,
+        inputs=inputs,
+        model=spec.model if is_builder else os.path.abspath(storage.local(spec.model)),
+        weights=spec.weights and os.path.abspath(storage.local(spec.weights)),
+        output=os.path.abspath(storage.local(spec.output)),
+    )
+
+
+def list_shards(spec: ScoringSpec) -> list[Shard]:
+    """Return the shards that the inputs name, each once, sorted by path.
+
+    A file that several paths lead to is one shard: by its own path, or by the first of those through links.
+
+    Raises:
+        NoInputError: an input matches nothing.
+        UsageError: the output lies in an input folder, so that tomorrow's input would hold tonight's output.
+    """
+    listed = [info for pattern in spec.inputs for info in listing.listing(pattern)]
+    real = {info.path: os.path.realpath(info.path) for info in listed}
+    best_last = sorted(listed, key=lambda info: (info.path != real[info.path], info.path), reverse=True)
+    inside = f"{spec.output}/"
+    for info in listed:
+        # A file that was named by itself or by a glob stands for no folder.
+        below = info.root and inside.startswith(f"{info.root.rstrip('/')}/")
+        if info.path.startswith(inside) or below:
+            raise UsageError(
+                f"--output={spec.output}: it and the input {info.root or info.path} lie within each other, "
+                f"so predictions would be read as features; choose a folder beside the input"
+            )
+    found = {real[info.path]: info for info in best_last}
+    for info in listed:
+        kept, left_out = planning.hive_folders(found[real[info.path]].path), planning.hive_folders(info.path)
+        if left_out and left_out != kept:
+            raise UsageError(
+                f"--input: {info.path} and {found[real[info.path]].path} are one file in two Hive folders; "
+                f"take one of them out of the input"
+            )
+    return [planning.shard_of(info) for info in sorted(found.values(), key=lambda info: info.path)]
+
+
+def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
+    """Read every footer, several at a time.
+
+    Raises:
+        ShardError: a shard is no readable Parquet.
+    """
+    known: list[pa.Schema] = []
+    footers = []
+    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
+        for footer in pool.map(planning.read_footer, shards):
+            # Shards by the thousand share a few schemas; one object for each keeps them small. Their
+            # metadata is of no use here, and all differ in it: pandas writes the number of rows there.
+            schema = next((schema for schema in known if schema.equals(footer.schema)), None)
+            if schema is None:
+                schema = footer.schema.remove_metadata()
+                known.append(schema)
+            footers.append(replace(footer, schema=schema))
+    return footers

@@ -1,0 +1,91 @@
+"""The shards that the launcher finds, and their footers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from job import inputs
+from job.errors import UsageError
+from job.spec import ScoringSpec, Shard
+from tests.nights import Night, features
+
+
+def shards(*paths: str | Path) -> list[str]:
+    spec = ScoringSpec(inputs=tuple(map(str, paths)), model="m.keras", output="/nowhere/out")
+    return [shard.path for shard in inputs.list_shards(spec)]
+
+
+def test_a_file_that_several_paths_lead_to_is_one_shard(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = night.shard("ds=2013-12-01/a", features(5))
+    (night.input / "latest").symlink_to("ds=2013-12-01")
+    (night.input / "0.parquet").symlink_to(shard)
+    (night.folder / "other").symlink_to(night.input)
+    listed = night.folder / "list.txt"
+    listed.write_text(f"in/ds=2013-12-01\nin/../in/ds=2013-12-01/a.parquet\n{shard}\n")
+    monkeypatch.chdir(night.folder)
+    ways: list[str | Path] = [night.input, night.folder / "other", f"@{listed}", shard]
+    ways.append(f"{night.folder}/other/*/a.parquet")
+    assert shards(*ways) == shards(*reversed(ways)) == [str(shard)]
+    assert shards(night.input, shard.parent) == [str(shard)]
+
+
+def test_files_that_only_links_lead_to_go_by_the_first_link(night: Night) -> None:
+    aside = night.folder / "aside"
+    aside.mkdir()
+    pq.write_table(features(5), aside / "a.parquet")
+    night.input.mkdir()
+    for name in ("z", "b", "k"):
+        (night.input / name).symlink_to(aside)
+    inputs = [night.input / "z", night.input / "k", night.input]
+    assert shards(*inputs) == shards(*reversed(inputs)) == [str(night.input / "b" / "a.parquet")]
+
+
+def described(path: Path) -> Shard:
+    return Shard(str(path), os.path.getsize(path), "1")
+
+
+def test_schemas_that_differ_in_metadata_only_are_one_object(tmp_path: Path) -> None:
+    listed = []
+    for i in range(40):
+        frame = pd.DataFrame({"x": np.arange(i + 1.0), "n": np.arange(i + 1)})
+        frame.index = pd.RangeIndex(i, 2 * i + 1)
+        table = pa.Table.from_pandas(frame if i % 2 else frame[["n"]])
+        assert b"pandas" in table.schema.metadata
+        pq.write_table(table, tmp_path / f"{i}.parquet")
+        listed.append(described(tmp_path / f"{i}.parquet"))
+    footers = inputs.read_footers(listed)
+    assert len({id(footer.schema) for footer in footers}) == 2
+    assert [footer.rows for footer in footers] == list(range(1, 41))
+    assert [footer.schema.names for footer in footers[:2]] == [["n"], ["x", "n"]]
+
+
+def test_extension_types_survive_and_tell_schemas_apart(tmp_path: Path) -> None:
+    listed = []
+    for i, shape in enumerate([(2, 3), (3, 2), (2, 3)]):
+        images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((4, *shape), np.float32))
+        table = pa.table({"image": images}).replace_schema_metadata({"made": str(i)})
+        pq.write_table(table, tmp_path / f"{i}.parquet")
+        listed.append(described(tmp_path / f"{i}.parquet"))
+    first, second, third = inputs.read_footers(listed)
+    assert first.schema.field("image").type == pa.fixed_shape_tensor(pa.float32(), [2, 3])
+    assert second.schema.field("image").type == pa.fixed_shape_tensor(pa.float32(), [3, 2])
+    assert third.schema is first.schema
+    assert replace(third, schema=second.schema).rows == 4
+
+
+def test_one_file_in_two_hive_folders_is_refused(night: Night) -> None:
+    """Neither may its rows be scored for one night only, nor silently for both."""
+    night.shard("ds=2013-12-01/a", features(3))
+    (night.input / "ds=2013-12-02").symlink_to("ds=2013-12-01")
+    with pytest.raises(UsageError, match=r"ds=2013-12-02/a.parquet and .*ds=2013-12-01/a.parquet are one"):
+        shards(night.input)
