@@ -112,10 +112,13 @@ def _report(args: Sequence[str]) -> int:
     outputs = [arg for arg in args if arg != "--debug"]
     if len(outputs) != 1 or outputs[0].startswith("-"):
         raise UsageError(f"report takes one output folder, not {' '.join(outputs) or 'none'}")
-    path = storage.join(outputs[0], output.REPORT_JSON)
+    folder = storage.local(outputs[0])
+    path = storage.join(folder, output.REPORT_JSON)
     content = storage.read_bytes(path)
+    if content is None and storage.read_bytes(storage.join(folder, output.SUCCESS)) is not None:
+        raise UsageError(f"{path}: no such file, though {folder} is published; somebody removed it")
     if content is None:
-        raise UsageError(f"{path}: no such file; nothing was published at {outputs[0]}")
+        raise UsageError(f"{path}: no such file; nothing was published at {folder}")
     _print(RunReport.from_json(content.decode(errors="replace"), path).summary_table())
     return 0
 

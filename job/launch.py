@@ -20,6 +20,7 @@ from job import (
     artifact,
     commit,
     engines,
+    inputs,
     output,
     planning,
     preflight,

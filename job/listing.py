@@ -80,15 +80,16 @@ def _walk_folder(top: str) -> Iterator[storage.FileInfo]:
     name: the paths that are found, and with them the run's id, are the same each time.
     """
     folders, links = [top], list[str]()
-    seen: set[tuple[int, int]] = set()
+    seen: dict[tuple[int, int], str] = {}
     while folders or links:
         folder = folders.pop() if folders else heapq.heappop(links)
         try:
             status = os.stat(folder)
             # A link may lead back to a folder around it.
-            if (status.st_dev, status.st_ino) in seen:
+            first = seen.setdefault((status.st_dev, status.st_ino), folder)
+            if first != folder:
+                _check_same_hive_folders(first, folder)
                 continue
-            seen.add((status.st_dev, status.st_ino))
             entries = list(os.scandir(folder))
         except OSError as e:
             raise StorageError(f"{folder}: cannot be listed: {storage.reason(e)}") from e
@@ -102,6 +103,15 @@ def _walk_folder(top: str) -> Iterator[storage.FileInfo]:
                 heapq.heappush(links, entry.path)
             else:
                 folders.append(entry.path)
+
+
+def _check_same_hive_folders(first: str, second: str) -> None:
+    """Refuse one folder under two Hive values: its rows would be scored for one of them only."""
+    of_first, of_second = ([part for part in path.split("/") if "=" in part] for path in (first, second))
+    if of_second and of_first != of_second:
+        raise UsageError(
+            f"--input: {second} and {first} are one folder under two Hive names; take one out of the input"
+        )
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:

@@ -104,12 +104,16 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
             for piece in (piece for chunk in chunks for piece in _batches(chunk, task, loaded, tally)):
                 good, scored = _predict(piece, task, loaded, rejects, tally, split)
                 if rejects.too_many:
-                    _give_up(attempt, reader, rejects, task)
+                    break
                 if scored:
                     keys = [piece.column(name) for name in kept]
                     writer.append([*(keys if good is None else (key.take(good) for key in keys)), *scored])
-            _check_rows(split, tally)
-            part = writer.finish()
+            if not rejects.too_many:
+                _check_rows(split, tally)
+                part = writer.finish()
+        # Only now: the thread that reads ahead has ended, and the file can be read again.
+        if rejects.too_many:
+            _give_up(attempt, reader, rejects, task)
         rejected = _write_rejects(f"{attempt.removesuffix('.parquet')}.rejected", reader, rejects, task)
     return Receipt(
         split=split,

@@ -121,7 +121,7 @@ def _cell_bytes(dtype: str) -> int:
 
 def data_bytes(batch: pa.RecordBatch) -> int:
     """Return the bytes of a batch's rows, leaving dictionaries out: every slice refers to a whole one."""
-    return int(batch.nbytes) - sum(d.nbytes for column in batch.columns for d in _dictionaries(column))
+    return int(batch.nbytes - sum(d.nbytes for column in batch.columns for d in _dictionaries(column)))
 
 
 def _dictionaries(array: pa.Array) -> Iterator[pa.Array]:

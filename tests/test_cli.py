@@ -200,6 +200,41 @@ def test_report_of_an_output_without_one_says_so(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("", expected)
 
 
+def test_report_of_a_file_address(tmp_path: Path) -> None:
+    (tmp_path / "_report.json").write_text(REPORT.to_json(), encoding="utf-8")
+    done = job("report", f"file://{tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"report_version": 1}'])
+def test_a_report_that_is_gone_or_damaged_is_named(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "_SUCCESS").touch()
+    if content is not None:
+        (tmp_path / "_report.json").write_text(content)
+    done = job("report", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {tmp_path}/_report.json")
+    assert done.stderr.count("\n") == 1
+    assert "nothing was published" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("runner", "hint"),
+    [
+        ("FlnkRunner", "did you mean FlinkRunner?"),
+        ("NoSuchRunner", "use one of "),
+        ("no_such_module.Runner", "No module named 'no_such_module'"),
+        ("job.engines.Runner", "job.engines has no Runner"),
+    ],
+)
+def test_a_runner_that_does_not_exist_is_told_at_once(runner: str, hint: str) -> None:
+    done = job("score", *REQUIRED, f"--runner={runner}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: --runner={runner}: ")
+    assert hint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_reader_that_left_does_not_turn_success_into_failure() -> None:
     program = (
         "import os, sys; from job import cli; "

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from job import engines
+from job.errors import EngineError
+from tests.nights import Night, dense, features, saved
+
+FULL_PATH = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +68,70 @@ def test_other_flags_reach_beam_untouched() -> None:
     found = options.get_all_options(drop_default=True)
     assert found == PipelineOptions(args).get_all_options(drop_default=True)
     assert (found["flink_master"], found["experiments"]) == ("host:8081", ["a", "b"])
+
+
+@pytest.mark.parametrize("runner", ["fnapirunner", "FnApi", engines.EMBEDDED, FULL_PATH])
+def test_the_embedded_runner_by_any_of_its_names(runner: str) -> None:
+    options = engines.beam_options([f"--runner={runner}"])
+    assert options.view_as(DirectOptions).direct_running_mode == "multi_threading"
+    assert engines.scores_here(options)
+
+
+@pytest.mark.parametrize(
+    ("args", "here"),
+    [
+        ([], True),
+        (["--direct_running_mode=in_memory"], True),
+        (["--direct_running_mode=multi_processing"], False),
+        (["--runner=FlinkRunner"], False),
+    ],
+)
+def test_where_rows_are_scored(args: list[str], here: bool) -> None:
+    assert engines.scores_here(engines.beam_options(args)) == here
+
+
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_a_job_server_that_does_not_answer(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_ANSWER_S", 1.0)
+    night.shard("a", features(10))
+    path = saved(dense(4), night.folder / "m.keras")
+    endpoint = f"127.0.0.1:{closed_port()}"
+    began_s = time.monotonic()
+    with pytest.raises(
+        EngineError, match=rf"--job_endpoint={endpoint}: no answer within 1 s; start"
+    ) as raised:
+        night.score(path, "--runner=PortableRunner", f"--job_endpoint={endpoint}")
+    assert raised.value.exit_code == 7
+    assert time.monotonic() - began_s < 30
+
+
+def test_an_engine_that_cannot_be_started(night: Night) -> None:
+    night.shard("a", features(10))
+    path = saved(dense(4), night.folder / "m.keras")
+    with pytest.raises(EngineError, match=r"--runner=PrismRunner cannot be started.*no_such_prism") as raised:
+        night.score(path, "--runner=PrismRunner", "--prism_location=no_such_prism")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_worker_that_fails_is_no_engine_that_fails() -> None:
+    error = RuntimeError("from a worker")
+    assert engines.told("FnApiRunner", error) is error
+
+
+@pytest.mark.slow
+def test_worker_processes_are_silent_and_their_rows_are_seen(night: Night) -> None:
+    night.shard("a", features(2000), group_rows=1000)
+    path = saved(dense(4), night.folder / "m.keras")
+    flags = ["--keys=id", "--split_rows=1000", "--direct_running_mode=multi_processing"]
+    command = [sys.executable, "-m", "job", "score", *night.args(path, *flags, "--direct_num_workers=2")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert (done.returncode, night.scored().num_rows) == (0, 2000), done.stderr
+    # Under a load the run may take long enough for lines of progress.
+    assert [line for line in done.stderr.splitlines() if " rows (" not in line] == []
+    report = json.loads((night.output / "_report.json").read_text())
+    assert str(os.getpid()) not in {worker.rpartition(":")[2] for worker in report["workers"]}

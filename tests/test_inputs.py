@@ -87,5 +87,7 @@ def test_one_file_in_two_hive_folders_is_refused(night: Night) -> None:
     """Neither may its rows be scored for one night only, nor silently for both."""
     night.shard("ds=2013-12-01/a", features(3))
     (night.input / "ds=2013-12-02").symlink_to("ds=2013-12-01")
-    with pytest.raises(UsageError, match=r"ds=2013-12-02/a.parquet and .*ds=2013-12-01/a.parquet are one"):
+    with pytest.raises(UsageError, match=r"ds=2013-12-02 and .*ds=2013-12-01 are one folder"):
         shards(night.input)
+    with pytest.raises(UsageError, match=r"ds=2013-12-02/a.parquet and .*2013-12-01/a.parquet are one"):
+        shards(night.input / "*" / "*.parquet")

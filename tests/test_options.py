@@ -97,6 +97,7 @@ def test_weights_with_anything_else_are_refused(model: str) -> None:
         ("--keys=a,b,a", ["--keys", "a is listed more than once"]),
         ("--features=a,,b", ["--features=a,,b", "item 2 of 3 is empty"]),
         ('--keys="a', ["--keys", "double quotes"]),
+        ("--keys= ", ["item 1 of 1 is empty"]),
         ("--input=a/*.parquet", ["--input", "a/*.parquet", "more than once"]),
         ("--input=", ["--input="]),
         ("--cast=a", ["--cast=a", "COLUMN=TYPE"]),
@@ -245,3 +246,24 @@ def test_beam_is_imported_only_when_a_flag_may_be_its_own(flags: tuple[str, ...]
     command = [sys.executable, "-c", program.format([*REQUIRED, *flags])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, loaded, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ("a, b ,c", ("a", "b", "c")),
+        ('" a","b ", c ', (" a", "b ", "c")),
+        ('"x,y" , z', ("x,y", "z")),
+        ('"a""b "," c"', ('a"b ', " c")),
+        ('a"b , c"d', ('a"b', 'c"d')),
+        ("\ta\t,b\n", ("a", "b")),
+    ],
+)
+def test_blanks_belong_to_a_name_only_within_quotes(given: str, keys: tuple[str, ...]) -> None:
+    spec, _ = options.parse([*REQUIRED, f"--keys={given}"])
+    assert spec.keys == keys
+
+
+def test_a_cast_of_a_quoted_name() -> None:
+    spec, _ = options.parse([*REQUIRED, '--cast= a = float32 , " b,c=int8"'])
+    assert spec.casts == (("a", "float32"), (" b,c", "int8"))

@@ -228,3 +228,33 @@ def test_the_bar_is_one_line_at_any_width(snapshot: Snapshot, width: int) -> Non
 def test_messages_are_not_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
     progress.say("[red]a[/red]/x[0].parquet " + "y" * 300)
     assert capsys.readouterr().err == "[red]a[/red]/x[0].parquet " + "y" * 300 + "\n"
+
+
+def test_rows_that_other_processes_score_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_POLL_EVERY_S", 0.001)
+    answers = iter([OSError("gone for a moment"), 40, 30, 70])
+    asked = threading.Event()
+
+    def finished_rows() -> int:
+        answer = next(answers, None)
+        if answer is None:
+            asked.set()
+            return 70
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    threads_before = threading.active_count()
+    with progress.shown(100, 10, finished_rows=finished_rows) as shown:
+        assert asked.wait(10)
+        assert shown.look().rows == 70
+    assert threading.active_count() == threads_before
+
+
+def test_at_least_never_goes_back() -> None:
+    shown = progress.Progress(100, 10, clock=lambda: 0.0)
+    seen = []
+    for rows in (5, 40, 30):
+        shown.at_least(rows)
+        seen.append(shown.look().rows)
+    assert seen == [10, 40, 40]

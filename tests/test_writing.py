@@ -176,3 +176,42 @@ def test_a_file_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"taken")
     with pytest.raises(StorageError, match="File exists"):
         written(tmp_path / "a.parquet", [1], 1)
+
+
+def test_what_repeats_within_lists_structs_and_maps_is_dictionary_encoded(tmp_path: Path) -> None:
+    text = pa.string()
+    columns = {
+        "list": pa.array([["x", "x"]] * 500),
+        "large": pa.array([["x"]] * 500, pa.large_list(text)),
+        "struct": pa.array([{"t": "x", "f": 1.5, "deep": [{"t": "x"}]}] * 500),
+        "map": pa.array([[("k", 1.5)]] * 500, pa.map_(text, pa.float64())),
+        "coded": pa.array(["x"] * 500).dictionary_encode(),
+        "a.b": pa.array(["x"] * 500),
+        "tensor": pa.ExtensionArray.from_storage(
+            pa.fixed_shape_tensor(pa.float32(), (2,)), pa.array([[1.5, 1.5]] * 500, pa.list_(pa.float32(), 2))
+        ),
+    }
+    table = pa.table(columns)
+    with PartWriter(str(tmp_path / "a.parquet"), table.schema, 1000, "zstd", overlap=False) as writer:
+        writer.append([column.chunk(0) for column in table.columns])
+        writer.finish()
+    group = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
+    leaves = [group.column(i) for i in range(group.num_columns)]
+    plain = {leaf.path_in_schema for leaf in leaves if not leaf.has_dictionary_page}
+    assert plain == {"struct.f", "map.key_value.value", "tensor.list.element"}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_large_dictionary_does_not_end_a_row_group_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 20_000)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 30_000]))
+    if nested:
+        column = pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), column)
+    schema = pa.schema([("key", column.type)])
+    with PartWriter(str(tmp_path / "a.parquet"), schema, 1000, "zstd", overlap=False) as writer:
+        for start in range(0, 1000, 100):
+            writer.append([column.slice(start, 100)])
+        writer.finish()
+    assert groups(tmp_path / "a.parquet") == [1000]

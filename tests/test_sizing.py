@@ -1,0 +1,89 @@
+"""How many rows are read at once, whatever the columns are; against what the rows then take up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from job import sizing
+from job.sizing import CHUNK_BYTES, CHUNK_ROWS, chunk_rows, data_bytes
+from job.spec import Feed, InputSpec, Shard, Split
+
+FLOAT = Feed(InputSpec("x", (1,), "float32"), ("f",))
+
+
+def opened(folder: Path, table: pa.Table, group_rows: int = 1000) -> tuple[pq.ParquetFile, Split]:
+    pq.write_table(table, folder / "a.parquet", row_group_size=group_rows)
+    file = pq.ParquetFile(folder / "a.parquet")
+    return file, Split("a", Shard("a", 0, ""), tuple(range(file.num_row_groups)), 0, table.num_rows)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch_rows", "read_row_bytes", "expected"),
+    [
+        ((1,), 0, 0, CHUNK_ROWS),
+        ((1,), 0, 512, CHUNK_BYTES // 512),
+        # What the model is fed counts where it is more than what is read.
+        ((1024,), 0, 512, 4096),
+        ((1,), 0, 2 * CHUNK_BYTES, 1),
+        ((1,), 1000, 512, 65_000),
+        # A batch is one chunk at the least.
+        ((1,), 1000, CHUNK_BYTES, 1000),
+    ],
+)
+def test_rows_at_once(shape: tuple[int, ...], batch_rows: int, read_row_bytes: int, expected: int) -> None:
+    feed = Feed(InputSpec("x", shape, "float32"), ("f",))
+    assert chunk_rows([feed], batch_rows, read_row_bytes) == expected
+
+
+@pytest.mark.parametrize("values", ["distinct", "same", "list", "struct"])
+def test_keys_count(tmp_path: Path, values: str) -> None:
+    """Text of 4 kB: whether it repeats or not, a chunk of it stays within its bytes."""
+    rows = 3000
+    texts = [f"{0 if values == 'same' else i:08d}" * 512 for i in range(rows)]
+    keys = {"list": [[t] for t in texts], "struct": [{"t": t} for t in texts]}.get(values, texts)
+    table = pa.table({"f": np.zeros(rows, np.float32), "key": keys, "unused": ["x" * 99] * rows})
+    file, split = opened(tmp_path, table)
+    row_bytes = sizing.row_bytes(file, split, ["f"], ["key"])
+    assert 4096 <= row_bytes < 2.2 * 4100
+    at_once = chunk_rows([FLOAT], 0, row_bytes)
+    assert data_bytes(file.read().select(["f", "key"]).to_batches()[0].slice(0, 1)) * at_once <= CHUNK_BYTES
+
+
+def test_numbers_count_as_they_are_stored(tmp_path: Path) -> None:
+    table = pa.table(
+        {"f": np.random.default_rng(0).normal(size=9000), "k.2": np.zeros(9000), "k": ["x"] * 9000}
+    )
+    file, split = opened(tmp_path, table, 3000)
+    assert 8 <= sizing.row_bytes(file, split, ["f"], []) <= 12
+    # A column whose name begins like another's is not that column.
+    assert sizing.row_bytes(file, split, [], ["k.2"]) <= 1
+
+
+def test_no_rows_have_no_size(tmp_path: Path) -> None:
+    file, split = opened(tmp_path, pa.table({"f": pa.array([], pa.float32())}))
+    assert sizing.row_bytes(file, split, ["f"], []) == 0
+
+
+@pytest.mark.parametrize(
+    ("features", "keys", "expected"),
+    [(["low"], [], ["low"]), (["high"], [], []), (["low"], ["low"], []), ([], ["low"], []), (["n"], [], [])],
+)
+def test_text_that_repeats_is_known_from_the_footer(
+    tmp_path: Path, features: list[str], keys: list[str], expected: list[str]
+) -> None:
+    high = [f"{i:09d}" for i in range(200_000)]
+    table = pa.table({"low": ["Rome", "Oslo"] * 100_000, "high": high, "n": [7] * 200_000})
+    file, split = opened(tmp_path, table, 200_000)
+    assert sizing.repeating_text(file, split, features, keys) == expected
+
+
+def test_dictionaries_are_not_counted_with_every_slice() -> None:
+    coded = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array(["x" * 10_000]))
+    batch = pa.record_batch({"coded": coded, "struct": pa.StructArray.from_arrays([coded], ["t"])})
+    assert data_bytes(batch) == 800
+    assert data_bytes(batch.slice(10, 10)) == 80
