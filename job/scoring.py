@@ -116,30 +116,39 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
             _give_up(attempt, reader, rejects, task)
         rejected = _write_rejects(f"{attempt.removesuffix('.parquet')}.rejected", reader, rejects, task)
     return Receipt(
-        split=split,
-        run_id=task.run.run_id,
         attempt=attempt,
-        rows_read=tally.rows,
         rows_scored=part.rows,
         rows_rejected=rejects.rows,
         file_bytes=part.size_bytes,
         file_sha256=part.sha256,
-        batch_rows=tally.batch_rows,
-        batches=tally.batches,
         read_s=reader.read_s,
-        bind_s=tally.bind_s,
-        predict_s=tally.predict_s,
         write_s=part.write_s,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
-        load=loaded.load,
-        load_s=loaded.load_s,
-        traces=loaded.traces,
-        weights_digest=loaded.weights_digest,
-        first_batch_unix_s=tally.first_batch_unix_s,
-        boot_id=storage.boot_id(),
         reject_reasons=rejects.reasons,
         **rejected,
+        **_circumstances(split, task, loaded, tally),
     )
+
+
+def _circumstances(
+    split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally
+) -> dict[str, Any]:
+    """Return the receipt's fields that tell how and where the split was scored."""
+    return {
+        "split": split,
+        "run_id": task.run.run_id,
+        "rows_read": tally.rows,
+        "batch_rows": tally.batch_rows,
+        "batches": tally.batches,
+        "bind_s": tally.bind_s,
+        "predict_s": tally.predict_s,
+        "worker": f"{socket.gethostname()}:{os.getpid()}",
+        "load": loaded.load,
+        "load_s": loaded.load_s,
+        "traces": loaded.traces,
+        "weights_digest": loaded.weights_digest,
+        "first_batch_unix_s": tally.first_batch_unix_s,
+        "boot_id": storage.boot_id(),
+    }
 
 
 def _give_up(attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringTask) -> NoReturn:

@@ -105,7 +105,7 @@ def test_a_job_server_that_does_not_answer(night: Night, monkeypatch: pytest.Mon
     with pytest.raises(
         EngineError, match=rf"--job_endpoint={endpoint}: no answer within 1 s; start"
     ) as raised:
-        night.score(path, "--runner=PortableRunner", f"--job_endpoint={endpoint}")
+        night.score(path, "--keys=id", "--runner=PortableRunner", f"--job_endpoint={endpoint}")
     assert raised.value.exit_code == 7
     assert time.monotonic() - began_s < 30
 
@@ -114,7 +114,7 @@ def test_an_engine_that_cannot_be_started(night: Night) -> None:
     night.shard("a", features(10))
     path = saved(dense(4), night.folder / "m.keras")
     with pytest.raises(EngineError, match=r"--runner=PrismRunner cannot be started.*no_such_prism") as raised:
-        night.score(path, "--runner=PrismRunner", "--prism_location=no_such_prism")
+        night.score(path, "--keys=id", "--runner=PrismRunner", "--prism_location=no_such_prism")
     assert "\n" not in str(raised.value)
 
 
