@@ -21,8 +21,8 @@ COLUMN_BUFFER_BYTES = 128 << 10
 
 # What Arrow says of things that the format allows and Arrow cannot read back, and what a person can do.
 _UNREADABLE = {
-    "Nested data conversions not implemented": "Arrow cannot read a list or struct of text whose dictionary "
-    "changes within a row group; write it with smaller row groups, or from a type without a dictionary",
+    "Nested data conversions not implemented": "Arrow cannot read this form of dictionary within a list or "
+    "struct; write that column from a type without a dictionary, or with smaller row groups",
     "Expected all lists to be of size": "Arrow cannot read a fixed-size list column that holds a null list; "
     "write it as a list column of variable size",
 }
