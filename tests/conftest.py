@@ -17,6 +17,11 @@ from tests.nights import Night
 def pytest_configure(config: pytest.Config) -> None:
     # Raised inside TensorFlow's own array conversion, with NumPy 2, and no business of ours.
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning")
+    # When a run fails, Beam closes its channels while its own threads still read from them; now and then
+    # one of these loses that race after the error has been told.
+    for thread in ("read_grpc_client_inputs", "forward_grpc_outputs"):
+        ignored = f"ignore:Exception in thread {thread}:pytest.PytestUnhandledThreadExceptionWarning"
+        config.addinivalue_line("filterwarnings", ignored)
 
 
 @pytest.fixture
