@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from job import progress, quiet
-from job.errors import JobError, UsageError
+from job.errors import JobError, UsageError, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: one line, as for any other error
         hint = "" if debug else "; run again with --debug for the traceback"
-        return _fail(f"{type(error).__name__}: {error}{hint}", 1, debug=debug)
+        return _fail(f"{one_line(error)}{hint}", 1, debug=debug)
 
 
 def _run(args: Sequence[str], *, debug: bool) -> int:

@@ -98,6 +98,15 @@ def by_name(name: str) -> type[JobError]:
     return JobError
 
 
+def in_text(text: str) -> JobError | None:
+    """Return the first error of this tree that a flattened traceback tells of, or ``None``.
+
+    A full disk, say, keeps a worker from leaving its error beside its work.
+    """
+    found = re.search(r"\bjob\.errors\.(\w+): ([^\n]+)", text)
+    return by_name(found[1])(found[2].partition(" [while running ")[0]) if found else None
+
+
 def one_line(error: BaseException, most: int = 300) -> str:
     """Return a library's error as one line of about ``most`` characters, its kind in front, without colours.
 

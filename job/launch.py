@@ -29,7 +29,7 @@ from job import (
     staging,
     storage,
 )
-from job.errors import EngineError, JobError, StateUnknownError, StorageError, UsageError
+from job.errors import EngineError, JobError, StateUnknownError, StorageError, UsageError, in_text
 from job.report import RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 
@@ -192,7 +192,7 @@ def _wait(options: PipelineOptions, scoring: ScoreParquet, run: Run) -> None:
         raise
     except Exception as e:
         # A worker's own error, where it left one, says more than what the engine made of it.
-        raise (staging.failure(run.output, run.run_id) or engines.told(name, e)) from e
+        raise (staging.failure(run.output, run.run_id) or in_text(str(e)) or engines.told(name, e)) from e
     if state not in (None, "DONE"):
         left = staging.failure(run.output, run.run_id)
         raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")

@@ -195,7 +195,9 @@ class HashingSink:
     def close(self) -> None:
         """Close; safe to call twice."""
         self._abandoned = self._abandoned or not self._file.closed
-        self._file.close()
+        # What could not be written is lost with the attempt; the error that led here says more.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     @property
     def closed(self) -> bool:

@@ -52,14 +52,18 @@ class PartWriter:
         self._write_s = 0.0
 
     def __enter__(self) -> PartWriter:
+        repeating = [path for field in self._schema for path in _repeating(field.name, field.type)]
         try:
             self._sink = HashingSink(self._path)
         except OSError as e:
             raise StorageError(f"{self._path}: cannot be written: {e.strerror}") from e
-        repeating = [path for field in self._schema for path in _repeating(field.name, field.type)]
-        self._file = pq.ParquetWriter(
-            self._sink, self._schema, compression=self._compression, use_dictionary=repeating or False
-        )
+        try:
+            self._file = pq.ParquetWriter(
+                self._sink, self._schema, compression=self._compression, use_dictionary=repeating or False
+            )
+        except OSError as e:
+            self._sink.close()
+            raise StorageError(f"{self._path}: cannot be written: {e.strerror or e}") from e
         return self
 
     def __exit__(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from apache_beam.utils import shared
 
-from job import launch, model, options
-from job.errors import DataError, OutputConflictError, StateUnknownError
+from job import launch, model, options, staging, storage
+from job.errors import DataError, OutputConflictError, StateUnknownError, StorageError
 from job.output import lease
-from tests.nights import Night, dense, features, module, saved
+from tests.nights import Night, dense, features, module, saved, visible
 
 
 @pytest.fixture
@@ -72,3 +73,20 @@ def test_what_an_unseeded_builder_scored_is_scored_again_with_its_next_model(
     report = night.score(f"{name}:build", "--keys=id", "--max_rejected=0.5")
     assert (report.splits, report.splits_reused) == (2, 0)
     assert len(report.loads) == 1
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_next_try_goes_on(
+    night: Night, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk a worker cannot even leave its error behind."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.HashingSink, "write", full)
+        patch.setattr(staging, "write_failure", lambda *_: None)
+        with pytest.raises(StorageError, match=r"^[^\n]*/attempts/[^\n]*No space left on device$"):
+            night.score(path, "--keys=id")
+    assert visible(night.output) == []
+    assert night.score(path, "--keys=id").rows_scored == 50
