@@ -1,0 +1,94 @@
+"""Each of the seven models, really trained and scored by the job, against plain ``Model.predict``."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from models import MODELS
+from models.flights import tensors
+from models.flights_data import write_features
+from tests.nights import Night
+
+SIX = [name for name in MODELS if name != "flights"]
+ROWS = 300
+
+
+def shard(night: Night, width: int, start: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Write a shard of ``ROWS`` rows; a wide model gets one list column, a narrow one scalar columns."""
+    values = np.random.default_rng(start).random((ROWS, width), dtype=np.float32)
+    ids = pa.array(np.arange(start, start + ROWS))
+    if width > 10:
+        pixels = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
+        table = pa.table({"id": ids, "pixels": pixels})
+    else:
+        table = pa.table({"id": ids, **{f"f{i}": values[:, i] for i in range(width)}})
+    night.shard(f"part-{start:05d}", table, group_rows=128)
+    return values
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_the_models_are_scored_as_predict_scores_them(night: Night, name: str) -> None:
+    import keras
+
+    module = importlib.import_module(f"models.{name}")
+    width, outputs = (784, 10) if name == "classifier" else (10, 1)
+    features = np.concatenate([shard(night, width, start) for start in (0, ROWS)])
+    if name == "custom_layer":
+        path = night.folder / "m.weights.h5"
+        module.train(path, epochs=1)
+        night.score("models.custom_layer:build", f"--weights={path}", "--keys=id", "--split_rows=200")
+        model = module.build()
+        model(features[:1])
+        model.load_weights(path)
+    else:
+        path = night.folder / "m.keras"
+        module.train(path, epochs=1)
+        night.score(path, "--keys=id", "--split_rows=200")
+        model = keras.models.load_model(path, compile=False)
+    wanted = model.predict(features, verbose=0)
+    scored = night.scored()
+    assert len(night.files()) == 4
+    assert scored["id"].to_pylist() == list(range(2 * ROWS))
+    column = scored.column(1).combine_chunks()
+    got = column.flatten().to_numpy().reshape(-1, outputs) if outputs > 1 else column.to_numpy()[:, None]
+    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
+    assert len(np.unique(got)) > ROWS, "a constant would be no prediction"
+
+
+@pytest.mark.slow
+def test_flights_are_scored_as_predict_scores_them(night: Night) -> None:
+    import keras
+
+    from models import flights
+
+    write_features(night.folder / "features")
+    path = night.folder / "flights.keras"
+    flights.train(path, features=night.folder / "features", epochs=1)
+    for day in ("2013-12-01", "2013-12-24"):
+        for source in (night.folder / "features" / f"ds={day}").glob("*.parquet"):
+            night.shard(f"ds={day}/{source.stem}", pq.ParquetFile(source).read())
+    report = night.score(path, "--keys=flight_id,ds")
+    plain = ds.dataset(night.input, partitioning="hive").to_table()
+    wanted = keras.models.load_model(path).predict(tensors(plain), verbose=0)[:, 0]
+    published = ds.dataset(night.output, partitioning="hive").to_table()
+    got = dict(
+        zip(published["flight_id"].to_pylist(), published["predicted_arr_delay"].to_numpy(), strict=True)
+    )
+    assert report.rows_scored == len(got) == plain.num_rows > 1000
+    np.testing.assert_allclose(
+        [got[flight] for flight in plain["flight_id"].to_pylist()], wanted, rtol=1e-5, atol=1e-4
+    )
+    assert sorted(set(map(str, published["ds"].to_pylist()))) == ["2013-12-01", "2013-12-24"]
+
+
+def test_there_are_seven() -> None:
+    assert len(MODELS) == 7
+    assert all((Path(__file__).parents[1] / "models" / f"{name}.py").exists() for name in MODELS)
