@@ -12,11 +12,11 @@
 2. The **receipt** is written under the split's name when the attempt's file is complete. It
    names the attempt that counts. A split with a receipt is never scored again. When two attempts
    finish together the later receipt wins; either is right.
-3. **Publish** starts when every split has its receipt, the rows add up, and no more of them are rejected
-   than the run allows. It marks the run as
-   publishing, takes an old ``_SUCCESS`` away, renames every attempt that counts to its final name, writes the
-   manifest, removes files of the replaced night, and writes ``_SUCCESS``. Each step can be repeated: an
-   attempt that is gone and whose final file has the receipt's digest was renamed before.
+3. **Publish** starts when every split has its receipt, the rows add up, no more of them are rejected than
+   the run allows, and every file that a receipt names is there. It marks the run as publishing, takes an
+   old ``_SUCCESS`` away, renames every attempt that counts to its final name, removes files of the replaced
+   night, writes the manifest, and then ``_SUCCESS``. Each step can be repeated: an attempt that is gone and
+   whose final file has the receipt's digest was renamed before.
 4. ``_staging`` goes last. If the process dies between ``_SUCCESS`` and that, the next run removes it.
 
 What is flushed to the disk, and when: every published file, every folder and the manifest before
@@ -64,8 +64,7 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     if done is not None and done["run_id"] == run.run_id:
         # Engines may repeat a step when they have lost its outcome.
         output.remove_staging(run.output, run.run_id)
-        content = storage.read_bytes(storage.join(run.output, output.REPORT_JSON)) or b""
-        return RunReport.from_json(content.decode())
+        return output.read_report(run.output)
     counted = sorted(receipts, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
     reconcile(run, counted)
     parts = [part for receipt in counted for part in staging.parts(receipt)]

@@ -40,13 +40,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def is_embedded(beam_args: Sequence[str]) -> bool:
-    """Say whether these flags leave the work to this process."""
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    return name(PipelineOptions(list(beam_args))) == EMBEDDED
-
-
 def name(options: PipelineOptions) -> str:
     """Return the runner's name as Beam writes it; any case, and a name without ``Runner``, are allowed."""
     from apache_beam.options.pipeline_options import StandardOptions
@@ -94,7 +87,7 @@ def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
     from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
     options = PipelineOptions(list(beam_args))
-    if is_embedded(beam_args):
+    if name(options) == EMBEDDED:
         options.view_as(StandardOptions).runner = EMBEDDED
         direct = options.view_as(DirectOptions)
         # Beam cannot tell a flag that was left out from one that asks for Beam's default.

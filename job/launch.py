@@ -72,6 +72,10 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
         # Once more: another run may have ended between the look above and the lease.
         if (done := _done_before(spec, run_id)) is not None:
             return done
+        held = output.published(spec.output)
+        if held is not None and held["run_id"] == run_id:
+            # This very run, damaged and to be replaced: without the mark it counts as unfinished.
+            storage.remove(storage.join(spec.output, output.SUCCESS))
         output.check_output(spec.output, run_id, replace=spec.if_exists == "replace")
         for other in output.leftovers(spec.output, run_id):
             folder = storage.join(spec.output, staging.STAGING, other)
@@ -80,22 +84,19 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
 
 
 def _done_before(spec: ScoringSpec, run_id: str) -> Outcome | None:
-    """Return the outcome of this run if it is published already, and whole."""
+    """Return the outcome of this run if it is published; ``None`` too if it is damaged and to be replaced."""
     done = output.published(spec.output)
     if done is None or done["run_id"] != run_id:
         return None
     if wrong := output.damaged(spec.output, done):
         if spec.if_exists == "replace":
-            # Without it the night counts as unfinished, and is scored anew.
-            storage.remove(storage.join(spec.output, output.SUCCESS))
             return None
         raise StateUnknownError(
             f"{spec.output}: this run is published, but {len(wrong)} of its files are gone or changed, first "
             f"{wrong[0]}; find out why, or score it anew with --if_exists=replace"
         )
     output.remove_staging(spec.output, run_id)
-    report = storage.read_bytes(storage.join(spec.output, output.REPORT_JSON)) or b""
-    return Outcome(RunReport.from_json(report.decode()), already_published=True)
+    return Outcome(output.read_report(spec.output), already_published=True)
 
 
 def _make_output(path: str) -> None:
@@ -125,15 +126,16 @@ def _run(
     if finished:
         announce(f"resuming run {run_id[:12]}: {len(finished)} of {len(splits)} splits have their receipt")
 
+    def rows_of(names: set[str]) -> int:
+        return sum(split.rows for split in splits if split.name in names)
+
     def finished_rows() -> int:
-        found = staging.finished(spec.output, run_id)
-        return sum(split.rows for split in splits if split.name in found)
+        return rows_of(staging.finished(spec.output, run_id))
 
     polled = None if engines.scores_here(options) else finished_rows
-    with progress.shown(task.run.rows, finished_rows(), finished_rows=polled):
+    with progress.shown(task.run.rows, rows_of(finished), finished_rows=polled):
         _wait(options, ScoreParquet(plan, task), task.run)
-    report = storage.read_bytes(storage.join(spec.output, output.REPORT_JSON)) or b""
-    return Outcome(RunReport.from_json(report.decode()), already_published=False)
+    return Outcome(output.read_report(spec.output), already_published=False)
 
 
 def _prepare(

@@ -89,22 +89,26 @@ class LoadedModel:
             One array per output, in the signature's order, each ``(rows, *shape)``.
         """
         rows = rows_of(tensors)
+        size = max(rows, steady_rows) if self._step.recompiles and rows else rows
         try:
-            return self._predict(tensors, rows, steady_rows)
+            return self._predict(tensors, rows, size)
         except MemoryError as e:
-            if rows <= 1:
+            if size <= 1:
                 raise ModelError(f"{self._reference.path}: one row does not fit the memory: {e}") from e
-            middle = rows // 2
+            middle = size // 2
             self.batch.shrink(middle)
+        if rows <= middle:
+            # It was the filling that did not fit.
+            return self.predict(tensors, middle)
         halves = [
             self.predict([slice_of(tensor, *bounds) for tensor in tensors], 0)
             for bounds in ((0, middle), (middle, rows))
         ]
         return [np.concatenate(pair) for pair in zip(*halves, strict=True)]
 
-    def _predict(self, tensors: Sequence[Tensor], rows: int, steady_rows: int) -> list[np.ndarray]:
-        if self._step.recompiles and 0 < rows < steady_rows:
-            filled = [_fill(tensor, steady_rows) for tensor in tensors]
+    def _predict(self, tensors: Sequence[Tensor], rows: int, size: int) -> list[np.ndarray]:
+        if rows < size:
+            filled = [_fill(tensor, size) for tensor in tensors]
             return [output[:rows] for output in self._step.predict(filled)]
         return self._step.predict(tensors)
 

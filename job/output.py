@@ -13,6 +13,7 @@ from typing import Any
 from job import staging, storage
 from job.errors import OutputConflictError
 from job.locking import held
+from job.report import RunReport
 from job.staging import STAGING
 
 MANIFEST, SUCCESS, LEASE = "_manifest.json", "_SUCCESS", "lease"
@@ -28,10 +29,23 @@ def published(output: str) -> dict[str, Any] | None:
 
 def damaged(output: str, manifest: dict[str, Any]) -> list[str]:
     """Return the files of a published night that are gone or have another size."""
-    entries = [*manifest["files"], *manifest["rejected_files"]]
-    sizes = {entry["path"]: storage.size_bytes(storage.join(output, entry["path"])) for entry in entries}
-    wrong = [entry["path"] for entry in entries if sizes[entry["path"]] != entry["bytes"]]
+    sizes = {entry["path"]: entry["bytes"] for entry in _entries(manifest)}
+    wrong = [path for path, size in sizes.items() if storage.size_bytes(storage.join(output, path)) != size]
     return wrong if storage.exists(storage.join(output, REPORT_JSON)) else [*wrong, REPORT_JSON]
+
+
+def read_report(output: str) -> RunReport:
+    """Return the report of the night that the output holds.
+
+    Raises:
+        UsageError: there is none, or it is damaged.
+    """
+    path = storage.join(output, REPORT_JSON)
+    return RunReport.from_json((storage.read_bytes(path) or b"").decode(), path)
+
+
+def _entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*manifest["files"], *manifest["rejected_files"]]
 
 
 def read_manifest(output: str) -> dict[str, Any] | None:
@@ -42,7 +56,7 @@ def read_manifest(output: str) -> dict[str, Any] | None:
         return None
     try:
         manifest = dict(json.loads(content))
-        paths = [entry["path"] for name in ("files", "rejected_files") for entry in manifest[name]]
+        paths = [entry["path"] for entry in _entries(manifest)]
         if all(isinstance(text, str) for text in (manifest["run_id"], *paths)):
             return manifest
     except (ValueError, TypeError, KeyError):
@@ -109,7 +123,7 @@ def check_output(output: str, run: str, *, replace: bool) -> None:
 
 def known_files(output: str, run: str, manifest: dict[str, Any] | None) -> set[str]:
     """Return the files, relative to the output, of the night that is there and of any half-published one."""
-    found = {e["path"] for e in (*manifest["files"], *manifest["rejected_files"])} if manifest else set()
+    found = {entry["path"] for entry in _entries(manifest)} if manifest else set()
     for other in leftovers(output, run):
         found.update((read_marker(output, other) or {}).get("files", ()))
     return found

@@ -114,7 +114,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         # Only now: the thread that reads ahead has ended, and the file can be read again.
         if rejects.too_many:
             _give_up(attempt, reader, rejects, task)
-        rejected = _write_rejects(f"{attempt.removesuffix('.parquet')}.rejected", reader, rejects, task)
+        rejected = _write_rejects(attempt, reader, rejects, task)
     return Receipt(
         attempt=attempt,
         rows_scored=part.rows,
@@ -152,7 +152,7 @@ def _circumstances(
 
 
 def _give_up(attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringTask) -> NoReturn:
-    written = _write_rejects(f"{attempt.removesuffix('.parquet')}.rejected", reader, rejects, task)
+    written = _write_rejects(attempt, reader, rejects, task)
     reasons = ", ".join(f"{rows} {reason}" for reason, rows in rejects.reasons)
     raise DataError(
         f"{reader.path}: {rejects.rows} row(s) rejected ({reasons}), more than --max_rejected="
@@ -169,10 +169,11 @@ def _check_rows(split: Split, tally: _Tally) -> None:
         )
 
 
-def _write_rejects(path: str, reader: SplitReader, rejects: Rejects, task: ScoringTask) -> dict[str, Any]:
+def _write_rejects(attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringTask) -> dict[str, Any]:
     """Write a split's rejected rows, all their columns read again, and return the receipt's fields."""
     if not rejects.rows:
         return {}
+    path = f"{attempt.removesuffix('.parquet')}.rejected"
     schema = with_extras(reader.schema.empty_table(), []).schema.with_metadata(_metadata(task.run))
     with PartWriter(path, schema, task.row_group_rows, task.compression, overlap=False) as writer:
         for table in rejects.tables(reader.everything()):
@@ -190,7 +191,7 @@ def _batches(
     while start < chunk.num_rows:
         # Asked for each batch: one that did not fit the memory makes the following ones smaller.
         rows = _batch_rows(chunk, task, loaded)
-        tally.batch_rows = max(tally.batch_rows, rows) if start or tally.batches else rows
+        tally.batch_rows = max(tally.batch_rows, rows)
         yield chunk.slice(start, rows)
         start += rows
 
@@ -214,7 +215,9 @@ def _predict(
     good, tensors = sift(piece, first_row, task.binding, rejects)
     bound = time.perf_counter()
     rows = piece.num_rows if good is None else len(good)
-    outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, tally.batch_rows))
+    # Not filled up to a size that did not fit the memory before.
+    steady_rows = loaded.batch.within(tally.batch_rows)
+    outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows))
     for position, error in bad.items():
         row = position if good is None else int(good[position])
         rejects.add([first_row + row], MODEL_ERROR, error)

@@ -59,7 +59,7 @@ def test_defaults_give_way_to_what_is_asked(
     assert options.view_as(StandardOptions).runner == runner
     assert (direct.direct_running_mode, direct.direct_num_workers) == (mode, workers)
     assert engines.tensorflow_threads(options) == threads
-    assert engines.is_embedded(args) == (runner == "FnApiRunner")
+    assert (engines.name(PipelineOptions(args)) == engines.EMBEDDED) == (runner == "FnApiRunner")
 
 
 def test_other_flags_reach_beam_untouched() -> None:

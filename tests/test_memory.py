@@ -48,6 +48,18 @@ def test_halves_until_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert model.batch.within(100) == 100
 
 
+def test_filling_that_does_not_fit_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(saved(dense(), tmp_path / "m.keras"))
+    batch = matrix(features(10))
+    (wanted,) = model.predict([batch])
+    sizes = full_above(300, model, monkeypatch)
+    monkeypatch.setattr(model._step, "recompiles", True)
+    (got,) = model.predict([batch], 1000)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    assert sizes == [1000, 500, 250]
+    assert model.batch.within(1000) == 250
+
+
 def test_one_row_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded(saved(dense(), tmp_path / "m.keras"))
     full_above(0, model, monkeypatch)
@@ -55,10 +67,15 @@ def test_one_row_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: pyte
         model.predict([matrix(features(4))])
 
 
-def test_the_size_that_fits_is_used_from_then_on(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recompiles", [False, True])
+def test_the_size_that_fits_is_used_from_then_on(
+    night: Night, monkeypatch: pytest.MonkeyPatch, recompiles: bool
+) -> None:
+    """Where batches are filled up to a steady size, not to the one that did not fit."""
     night.shard("a", features(2000))
     planned = night.planned(saved(dense(), night.folder / "m.keras"), "--keys=id", "--batch_size=1000")
     sizes = full_above(300, planned.loaded, monkeypatch)
+    monkeypatch.setattr(planned.loaded._step, "recompiles", recompiles)
     from job.scoring import score_split
 
     receipt = score_split(planned.splits[0], planned.task, planned.loaded)
