@@ -34,6 +34,7 @@ class BatchSize:
         self._rows = 0
         self._tried_rows = 0
         self._most_rows = 0
+        self._memory_rows = 0
 
     def choose(self, available_rows: int, predict: Callable[[int], object]) -> int:
         """Return the batch size to use, measuring first where that has not been done.
@@ -55,8 +56,14 @@ class BatchSize:
         return min(rows, self._most_rows) if self._most_rows else rows
 
     def shrink(self, rows: int) -> None:
-        """Remember that no more than ``rows`` fit the memory."""
-        self._most_rows = min(rows, self._most_rows or rows)
+        """Remember that ``rows`` did not fit the memory: half of them is the most from now on."""
+        self._memory_rows = min(rows, self._memory_rows or rows)
+        self._most_rows = max(1, self._memory_rows // 2)
+
+    @property
+    def memory_rows(self) -> int:
+        """Return the smallest batch that did not fit the memory so far, in rows; 0 where all did."""
+        return self._memory_rows
 
     @property
     def _settled(self) -> bool:

@@ -6,8 +6,10 @@ TensorFlow, and so that their start-up noise is silenced before it is made.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,6 +133,39 @@ def _report_help() -> str:
     )
 
 
+def _clean(args: Sequence[str]) -> int:
+    from job import cleaning, flags, storage
+
+    given = _clean_parser().parse_args(list(args))
+    age_s = flags.age_s("older_than", given.older_than)
+    output = os.path.abspath(storage.local(given.output))
+    found = cleaning.clean(output, older_than_s=age_s, dry_run=given.dry_run, clock=time.time)
+    done = "would be removed" if given.dry_run else "removed"
+    for one in found:
+        told = f"{one.splits:,} finished splits, {one.size_bytes:,} bytes, {one.age_s / 3600:.1f} h old"
+        _print(f"run {one.run_id[:12]}: {told}: {f'kept, {one.kept}' if one.kept else done}\n")
+    if not found:
+        _print(f"{output}: nothing was left in staging\n")
+    return 0
+
+
+def _clean_parser() -> argparse.ArgumentParser:
+    from job.options import Parser
+
+    parser = Parser(
+        prog=f"{PROGRAM} clean",
+        description="Remove what abandoned runs left in the staging of an output; never a live run's.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("output", metavar="OUTPUT", help="the folder that runs were to publish at")
+    parser.add_argument(
+        "--older_than", default="0h", metavar="AGE", help="as in 90m, 12h or 7d (default: 0h)"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="only say what would be removed")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
 def _print(what: str | Table) -> None:
     """Write a result to standard output; a reader that has left does not turn success into failure."""
     try:
@@ -156,4 +191,5 @@ def _fail(message: str, exit_code: int, *, debug: bool) -> int:
 COMMANDS: Final[Mapping[str, Command]] = {
     "score": Command("score shards and publish the predictions", _score, _score_help),
     "report": Command("print the run report of an output", _report, _report_help),
+    "clean": Command("remove what abandoned runs left", _clean, lambda: _clean_parser().format_help()),
 }

@@ -2,27 +2,49 @@
 
 ::
 
-    OUTPUT/_staging/<run_id>/plan.jsonl                     the splits of the run
+    OUTPUT/_staging/lease                                   held by the run that works on OUTPUT
+                   /<run_id>/plan.jsonl                     the splits of the run
                             /attempts/<split>.<token>.parquet
                             /receipts/<split>.json          the attempt that counts
                             /publishing.json                from here on, only forward
 
-1. An **attempt** writes one split's predictions to a file of its own name. Any number of attempts
-   of one split may run, die or finish at the same time; none can touch another's file.
-2. The **receipt** is written under the split's name when the attempt's file is complete. It
-   names the attempt that counts. A split with a receipt is never scored again. When two attempts
-   finish together the later receipt wins; either is right.
-3. **Publish** starts when every split has its receipt, the rows add up, no more of them are rejected than
-   the run allows, and every file that a receipt names is there. It marks the run as publishing, takes an
-   old ``_SUCCESS`` away, renames every attempt that counts to its final name, removes files of the replaced
-   night, writes the manifest, and then ``_SUCCESS``. Each step can be repeated: an attempt that is gone and
-   whose final file has the receipt's digest was renamed before.
-4. ``_staging`` goes last. If the process dies between ``_SUCCESS`` and that, the next run removes it.
+An **attempt** writes one split's predictions to a file of its own name. The **receipt** is written under the
+split's name when the attempt's file is complete, and names the attempt that counts. When every split has its
+receipt, the run is **published**. The disk shows what state a run is in, and from every state the same
+command goes on to the end:
+
+========== ==================================================== ==============================================
+state      on the disk                                          the step out of it, which can be repeated
+========== ==================================================== ==============================================
+new        nothing of the run                                   write ``plan.jsonl``; the same each time
+planned    the plan                                             score a split, then write its receipt
+scoring    some receipts; any attempts, torn or whole           the same, of splits without a receipt
+complete   a receipt of every split                             count all rows; write ``publishing.json``
+publishing the mark; the old night's ``_SUCCESS`` may be gone,  take ``_SUCCESS`` away, rename each attempt
+           some files renamed, some of the old night removed    that counts, remove what the new night lacks
+moved      every file under its final name                      flush; report, manifest, then ``_SUCCESS``
+published  ``_SUCCESS``, and a manifest that names the run      remove the run's staging
+unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if every file has its SHA-256
+========== ==================================================== ==============================================
+
+* Two attempts of one split never touch each other's file; the later receipt wins, and either is right.
+* A zombie that ends after publishing finds its run's staging gone, and leaves nothing.
+* Two publishers of one run do the same steps; a file that is gone from staging and has the receipt's digest
+  under its final name was renamed by the other. At worst they leave the state *unmarked*.
+* A second command is refused while the lease is held. The system frees the lease of one that died.
+* A full disk, or one that turns read-only, fails a step; the state before it is still there.
+* No state depends on a clock.
+
+A reader sees one whole night that looks at ``_SUCCESS``, reads the manifest and the files, and then looks at
+``_SUCCESS`` and at the manifest's run id again: while files are exchanged there is no ``_SUCCESS``.
 
 What is flushed to the disk, and when: every published file, every folder and the manifest before
 ``_SUCCESS``. Attempts and receipts are not flushed one by one, which would cost 4 ms each. A power cut can
 take what was not yet on the disk; so a receipt tells in which boot of which machine its file was written, and
 after a restart it counts only if the file still has the receipt's digest. A torn receipt counts as none.
+
+Before the mark is written, rows are counted three times: the plan's (from the shards' footers), the receipts'
+(read = scored + rejected, split by split), and those in the footers of the files that were written.
 """
 
 from __future__ import annotations
@@ -31,15 +53,17 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NoReturn
 
 from job import output, staging, storage
-from job.errors import DataError, StateUnknownError
+from job.errors import DataError, StateUnknownError, one_line
 from job.report import RunReport, reasons_of
 from job.spec import Receipt, Run, Shard
 
 _FORMAT = 1
+_FOOTER_THREADS = 16
 
 
 def run_id(shards: Iterable[Shard], model_digest: str, options: Mapping[str, object]) -> str:
@@ -69,6 +93,7 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     reconcile(run, counted)
     parts = [part for receipt in counted for part in staging.parts(receipt)]
     _check_parts(run.output, parts)
+    _recount(run.output, parts)
     # Hours may have passed since the launcher looked.
     output.check_output(run.output, run.run_id, replace=run.replace)
     stale = _begin_publishing(run, parts)
@@ -101,6 +126,30 @@ def _check_parts(folder: str, parts: Sequence[staging.PartFile]) -> None:
             )
 
 
+def _recount(folder: str, parts: Sequence[staging.PartFile]) -> None:
+    """Count the rows of the files themselves, in their footers."""
+    # Only here: what needs no publishing should not wait for Arrow.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def counted(part: staging.PartFile) -> int:
+        for path in (part.staged, storage.join(folder, part.final)):
+            with suppress(FileNotFoundError):
+                return int(pq.read_metadata(storage.local(path)).num_rows)
+        return -1
+
+    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="recount") as pool:
+        try:
+            for part, rows in zip(parts, pool.map(counted, parts), strict=True):
+                if rows != part.rows:
+                    raise DataError(
+                        f"{part.staged}: it holds {rows} rows, its receipt says {part.rows}; "
+                        f"nothing was published"
+                    )
+        except (pa.ArrowException, OSError) as e:
+            raise DataError(f"{folder}: a file that was written cannot be read back: {one_line(e)}") from e
+
+
 def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
     """Check that every row which was planned was read, and then scored or rejected.
 
@@ -124,7 +173,8 @@ def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
     if rows != run.rows:
         raise DataError(f"{run.output}: {run.rows} rows were planned and {rows} read; nothing was published")
     rejected = sum(receipt.rows_rejected for receipt in receipts)
-    if rejected > run.max_rejected * rows:
+    unreadable = sum(bool(receipt.refused and not receipt.split.row_groups) for receipt in receipts)
+    if run.share_rejected(rejected, unreadable) > run.max_rejected:
         _refuse_rejects(run, receipts, rejected)
     models = sorted({receipt.weights_digest for receipt in receipts})
     if len(models) > 1:
@@ -135,8 +185,8 @@ def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
 
 
 def _refuse_rejects(run: Run, receipts: Sequence[Receipt], rejected: int) -> NoReturn:
-    told = ", ".join(f"{rows} {reason}" for reason, rows in reasons_of(receipts))
-    first = next(receipt.rejects for receipt in receipts if receipt.rejects)
+    told = ", ".join(f"{rows} {reason}" for reason, rows in reasons_of(receipts)) or "shards without a footer"
+    first = next(r.rejects or r.split.shard.path for r in receipts if r.rejects or r.refused)
     raise DataError(
         f"{run.output}: {rejected} of {run.rows} rows were rejected ({told}), more than --max_rejected="
         f"{run.max_rejected}; nothing was published; look at {first}, mend the input or raise --max_rejected"
@@ -188,6 +238,7 @@ def _manifest_of(run: Run, receipts: Sequence[Receipt]) -> dict[str, object]:
                 "first_row": receipt.split.first_row,
             }
             for receipt in receipts
+            if receipt.attempt
         ],
         "rejected_files": [
             {
@@ -195,8 +246,18 @@ def _manifest_of(run: Run, receipts: Sequence[Receipt]) -> dict[str, object]:
                 "rows": receipt.rows_rejected,
                 "bytes": part.size_bytes,
                 "sha256": part.sha256,
+                "shard": receipt.split.shard.path,
             }
             for receipt in receipts
-            for part in staging.parts(receipt)[1:]
+            if (part := staging.rejected_part(receipt)) is not None
+        ],
+        "rejected_shards": [
+            {
+                "shard": receipt.split.shard.path,
+                "rows": receipt.rows_rejected if receipt.split.row_groups else None,
+                "error": receipt.refused,
+            }
+            for receipt in receipts
+            if receipt.refused
         ],
     }

@@ -9,6 +9,7 @@
     │   ├── ModelError            4     the model cannot be had, read or trusted
     │   ├── SchemaError           4     columns and model inputs do not fit
     │   └── ShardError            4     the data's fault: a shard that cannot be read
+    │       └── ShardChangedError 4       it is not the file that was planned; run again
     ├── DataError                 5   the data's fault: rows that cannot be scored
     ├── OutputConflictError       6   the output holds another run
     ├── EngineError               7   the engine cannot be reached
@@ -58,6 +59,10 @@ class SchemaError(PreflightError):
 
 class ShardError(PreflightError):
     """A shard cannot be read as Parquet."""
+
+
+class ShardChangedError(ShardError):
+    """A shard is not the file that was planned: it was written again meanwhile, or still is."""
 
 
 class DataError(JobError):

@@ -8,11 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from job import artifact
 from job.errors import UsageError
-from job.spec import ScoringSpec
+from job.spec import OnNonfinite, ScoringSpec
 
 DEFAULTS: Final[Mapping[str, Any]] = {
     field.name: field.default for field in fields(ScoringSpec) if field.default is not MISSING
@@ -125,6 +125,26 @@ def on_null(given: argparse.Namespace) -> str:
     if value in NULL_POLICIES or (value.startswith("fill=") and value != "fill="):
         return value
     raise UsageError(f"--on_null={value}: must be one of {', '.join(NULL_POLICIES)}, fill=VALUE")
+
+
+def on_nonfinite(given: argparse.Namespace, null_policy: str) -> Any:
+    """Return ``--on_nonfinite``: reject, keep or fail. Who turns nulls into NaN keeps them."""
+    if null_policy != "nan":
+        return choice(given, "on_nonfinite", get_args(OnNonfinite))
+    if given.on_nonfinite and one(given, "on_nonfinite") != "keep":
+        raise UsageError(
+            f"--on_nonfinite={one(given, 'on_nonfinite')}: --on_null=nan makes values that are not finite; "
+            f"leave one of the two out"
+        )
+    return "keep"
+
+
+def age_s(name: str, text: str) -> float:
+    """Return an age such as ``90m``, ``12h`` or ``7d`` in seconds."""
+    found = re.fullmatch(r"([0-9]+)([smhd])", text)
+    if found is None:
+        raise UsageError(f"--{name}={text}: must be a whole number with s, m, h or d behind it, as in 12h")
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]
 
 
 def share(given: argparse.Namespace, name: str) -> float:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from job import artifact, listing, planning, storage
-from job.errors import UsageError
+from job.errors import ShardChangedError, ShardError, UsageError
 from job.spec import ScoringSpec, Shard
 
 _FOOTER_THREADS = 16
@@ -67,15 +67,15 @@ def list_shards(spec: ScoringSpec) -> list[Shard]:
 
 
 def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
-    """Read every footer, several at a time.
+    """Read every footer, several at a time; one that cannot be read tells so in its ``error``.
 
     Raises:
-        ShardError: a shard is no readable Parquet.
+        ShardChangedError: a shard is gone.
     """
     known: list[pa.Schema] = []
     footers = []
     with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
-        for footer in pool.map(planning.read_footer, shards):
+        for footer in pool.map(_footer, shards):
             # Shards by the thousand share a few schemas; one object for each keeps them small. Their
             # metadata is of no use here, and all differ in it: pandas writes the number of rows there.
             schema = next((schema for schema in known if schema.equals(footer.schema)), None)
@@ -84,3 +84,13 @@ def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
                 known.append(schema)
             footers.append(replace(footer, schema=schema))
     return footers
+
+
+def _footer(shard: Shard) -> planning.Footer:
+    try:
+        return planning.read_footer(shard)
+    except ShardChangedError:
+        raise
+    except ShardError as e:
+        # Without the path, so that shards with one and the same fault are told in one line.
+        return planning.Footer(pa.schema([]), (), str(e).removeprefix(f"{shard.path}: "))

@@ -29,7 +29,7 @@ from job import (
     staging,
     storage,
 )
-from job.errors import EngineError, JobError, StateUnknownError, StorageError, UsageError, in_text
+from job.errors import DataError, EngineError, JobError, StateUnknownError, StorageError, UsageError, in_text
 from job.report import RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     from job.pipeline import ScoreParquet
-    from job.scoring import ScoringTask
+    from job.task import ScoringTask
 
 _PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
 
@@ -76,10 +76,14 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
         if held is not None and held["run_id"] == run_id:
             # This very run, damaged and to be replaced: without the mark it counts as unfinished.
             storage.remove(storage.join(spec.output, output.SUCCESS))
+        elif output.mark_again(spec.output, run_id):
+            return Outcome(output.read_report(spec.output), already_published=True)
         output.check_output(spec.output, run_id, replace=spec.if_exists == "replace")
         for other in output.leftovers(spec.output, run_id):
             folder = storage.join(spec.output, staging.STAGING, other)
-            announce(f"{folder}: left by another run; --if_exists=replace removes it")
+            announce(
+                f"{folder}: left by another run; `job clean {spec.output}` or --if_exists=replace removes it"
+            )
         return _run(spec, beam_args, shards, reference, run_id, announce)
 
 
@@ -119,7 +123,8 @@ def _run(
         from job.pipeline import ScoreParquet
 
     options = engines.beam_options(beam_args)
-    task, splits = _prepare(spec, shards, footers, reference, run_id, engines.tensorflow_threads(options))
+    threads = engines.tensorflow_threads(options)
+    task, splits = _prepare(spec, shards, footers, reference, run_id, threads, announce)
     staging.clear_failures(spec.output, run_id)
     plan = staging.write_plan(spec.output, run_id, splits)
     finished = staging.finished(spec.output, run_id)
@@ -134,7 +139,17 @@ def _run(
 
     polled = None if engines.scores_here(options) else finished_rows
     with progress.shown(task.run.rows, rows_of(finished), finished_rows=polled):
-        _wait(options, ScoreParquet(plan, task), task.run)
+        try:
+            _wait(options, ScoreParquet(plan, task), task.run)
+        except JobError as e:
+            # The engine may have lost what it had done; the output says whether the night is there.
+            if not output.is_published(spec.output, run_id):
+                raise
+            announce(f"published, and then the engine failed: {e}")
+    if not output.is_published(spec.output, run_id):
+        raise StateUnknownError(
+            f"{spec.output}: the engine ended, and run {run_id[:12]} is not published; run again to resume"
+        )
     return Outcome(output.read_report(spec.output), already_published=False)
 
 
@@ -145,12 +160,14 @@ def _prepare(
     reference: ModelReference,
     run_id: str,
     threads: int,
+    announce: Callable[[str], None],
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
     from job.rejects import RowPolicy
-    from job.scoring import ScoringTask
+    from job.task import ScoringTask
 
     ready = preflight.check(spec, shards, footers, reference, threads)
-    splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows)
+    groups = [footer.group_rows for footer in footers]
+    splits = planning.plan(shards, groups, spec.split_rows, ready.refused)
     run = Run(
         run_id=run_id,
         output=spec.output,
@@ -164,20 +181,35 @@ def _prepare(
         started_unix_s=_process_start_unix_s(),
         versions=_versions(),
     )
+    _check_refused(run, splits, ready.told)
+    if ready.told:
+        announce(f"shards to be rejected: {ready.told}")
     task = ScoringTask(
         run=run,
         binding=ready.binding,
         keys=spec.keys,
         predictions=ready.predictions,
-        policy=RowPolicy(spec.on_bad_row, spec.on_null, int(spec.max_rejected * run.rows)),
+        policy=RowPolicy.of(spec, run.rows),
         batch_rows=spec.batch_size or 0,
         row_group_rows=spec.row_group_rows,
         compression=spec.compression,
         device=spec.device,
         threads=threads,
         weights_digest=ready.weights_digest,
+        on_bad_shard=spec.on_bad_shard,
     )
     return task, splits
+
+
+def _check_refused(run: Run, splits: Sequence[Split], told: str) -> None:
+    refused = [split for split in splits if split.refused]
+    rows = sum(split.rows for split in refused)
+    share = run.share_rejected(rows, sum(not split.row_groups for split in refused))
+    if share > run.max_rejected:
+        raise DataError(
+            f"bad shards hold {share:.2%} of the rows, more than --max_rejected={run.max_rejected}; nothing "
+            f"was scored: {told}"
+        )
 
 
 def _wait(options: PipelineOptions, scoring: ScoreParquet, run: Run) -> None:
@@ -206,6 +238,7 @@ def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:
         for name in (
             *("keys", "features", "casts", "prediction_columns", "batch_size", "split_rows"),
             *("compression", "row_group_rows", "device", "on_bad_row", "on_null"),
+            *("on_nonfinite", "on_nonfinite_prediction", "on_bad_shard"),
         )
     }
 

@@ -96,7 +96,7 @@ class LoadedModel:
             if size <= 1:
                 raise ModelError(f"{self._reference.path}: one row does not fit the memory: {e}") from e
             middle = size // 2
-            self.batch.shrink(middle)
+            self.batch.shrink(size)
         if rows <= middle:
             # It was the filling that did not fit.
             return self.predict(tensors, middle)

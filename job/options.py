@@ -15,7 +15,7 @@ from typing import Final, NoReturn, get_args
 from job import flags, quiet
 from job.errors import UsageError
 from job.flags import DEFAULTS
-from job.spec import Device, IfExists, OnBadRow, ScoringSpec
+from job.spec import Device, IfExists, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
 
 COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
 HELP: Final = "python -m job score --help"
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of our own flags; values are checked later, in :func:`parse`."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m job score",
         description="Score Parquet shards with a Keras model and write the predictions as Parquet.",
         epilog=_EPILOG,
@@ -73,9 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong as a ``UsageError``, where argparse would print it and exit."""
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.removeprefix('argument ')}; see {HELP}")
+        """Raise ``message`` with the command that tells more."""
+        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
 def _add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +101,19 @@ def _add_reject_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("bad rows")
     _add(group, "on_bad_row", "|".join(get_args(OnBadRow)), "what to do with a row that cannot be scored")
     _add(group, "on_null", "|".join((*flags.NULL_POLICIES, "fill=VALUE")), "what to do with a null feature")
+    _add(
+        group,
+        "on_nonfinite",
+        "|".join(get_args(OnNonfinite)),
+        "what to do with a feature that is NaN or infinite",
+    )
+    _add(group, "on_nonfinite_prediction", "|".join(get_args(OnNonfinite)), "the same, of a prediction")
+    _add(
+        group,
+        "on_bad_shard",
+        "|".join(get_args(OnBadShard)),
+        "what to do with a shard that cannot be read or bound",
+    )
     _add(group, "max_rejected", "SHARE", "nothing is published if more of the rows are rejected")
 
 
@@ -151,7 +167,10 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         batch_size=flags.batch_size(flags.one(given, "batch_size")),
         split_rows=flags.count_of_rows(given, "split_rows"),
         on_bad_row=flags.choice(given, "on_bad_row", get_args(OnBadRow)),
-        on_null=flags.on_null(given),
+        on_null=(null_policy := flags.on_null(given)),
+        on_nonfinite=flags.on_nonfinite(given, null_policy),
+        on_nonfinite_prediction=flags.choice(given, "on_nonfinite_prediction", get_args(OnNonfinite)),
+        on_bad_shard=flags.choice(given, "on_bad_shard", get_args(OnBadShard)),
         max_rejected=flags.share(given, "max_rejected"),
         if_exists=flags.choice(given, "if_exists", get_args(IfExists)),
         model_sha256=flags.sha256(flags.one(given, "model_sha256")),

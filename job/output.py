@@ -27,6 +27,12 @@ def published(output: str) -> dict[str, Any] | None:
     return read_manifest(output)
 
 
+def is_published(output: str, run: str) -> bool:
+    """Say whether the output holds this run, finished."""
+    done = published(output)
+    return done is not None and done["run_id"] == run
+
+
 def damaged(output: str, manifest: dict[str, Any]) -> list[str]:
     """Return the files of a published night that are gone or have another size."""
     sizes = {entry["path"]: entry["bytes"] for entry in _entries(manifest)}
@@ -64,6 +70,23 @@ def read_manifest(output: str) -> dict[str, Any] | None:
     raise OutputConflictError(
         f"{path}: it is no manifest of this job; move it away or choose another --output"
     )
+
+
+def mark_again(output: str, run: str) -> bool:
+    """Put back the ``_SUCCESS`` of a published run that lacks it, and say whether that was done.
+
+    Two publishers of one run, or a person, may have taken it away. Every file must be as the manifest has it.
+    """
+    manifest = read_manifest(output)
+    if manifest is None or manifest["run_id"] != run or read_marker(output, run) is not None:
+        return False
+    if damaged(output, manifest):
+        return False
+    for entry in _entries(manifest):
+        if storage.sha256(storage.join(output, entry["path"])) != entry["sha256"]:
+            return False
+    storage.write_atomic(storage.join(output, SUCCESS), b"")
+    return True
 
 
 @contextmanager

@@ -20,8 +20,9 @@ import apache_beam as beam
 
 from job import commit, staging
 from job.errors import JobError
-from job.scoring import ScoreSplits, ScoringTask
 from job.spec import Receipt, Run
+from job.task import ScoringTask
+from job.worker import ReadPlan, ScoreSplits
 
 
 @dataclass(eq=False)
@@ -36,7 +37,7 @@ class ScoreParquet(beam.PTransform):
         return (
             begin
             | "Name the plan" >> beam.Create([self.plan], reshuffle=False)
-            | "Read the plan" >> beam.FlatMap(staging.read_plan)
+            | "Read the plan" >> beam.FlatMap(ReadPlan(self.task.run))
             | "Spread the splits" >> beam.Reshuffle()
             | "Score the splits" >> beam.ParDo(ScoreSplits(self.task))
             | "Gather" >> beam.WithKeys(0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote
@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.errors import SchemaError, ShardError
+from job.errors import SchemaError, ShardChangedError, ShardError
 from job.spec import Shard, Split
 from job.storage import FileInfo, local
 
@@ -31,10 +31,14 @@ STEM_BYTES = 180
 
 @dataclass(frozen=True, eq=False)
 class Footer:
-    """What a shard says of itself: its columns and the rows of each row group."""
+    """What a shard says of itself: its columns and the rows of each row group.
+
+    ``error`` says why it cannot be read, where it cannot; then it has no columns and no rows.
+    """
 
     schema: pa.Schema
     group_rows: tuple[int, ...]
+    error: str = ""
 
     @property
     def rows(self) -> int:
@@ -55,12 +59,13 @@ def read_footer(shard: Shard) -> Footer:
             # The file's own Arrow schema, when it has one, names dictionaries, fixed sizes and tensors.
             return Footer(file.schema_arrow, groups)
     except FileNotFoundError as e:
-        raise ShardError(f"{shard.path}: was listed and is gone; run again when the input is complete") from e
+        raise ShardChangedError(
+            f"{shard.path}: was listed and is gone; run again when the input is complete"
+        ) from e
     except (pa.ArrowException, OSError, ValueError) as e:
         reason = " ".join(str(e).split())
         raise ShardError(
-            f"{shard.path}: {shard.size_bytes} bytes that are no readable Parquet file ({reason}); "
-            f"write it again or narrow --input"
+            f"{shard.path}: no readable Parquet file ({reason}); write it again or narrow --input"
         ) from e
 
 
@@ -167,27 +172,35 @@ def cut(group_rows: Sequence[int], split_rows: int) -> list[range]:
     return [*runs, range(start, len(group_rows))]
 
 
-def splits_of(shard: Shard, stem: str, group_rows: Sequence[int], split_rows: int) -> list[Split]:
+def splits_of(
+    shard: Shard, stem: str, group_rows: Sequence[int], split_rows: int, refused: str = ""
+) -> list[Split]:
     """Return a shard's splits; only a shard that is cut has row-group numbers in its names."""
     runs = cut(group_rows, split_rows)
     splits, first_row = [], 0
     for run in runs:
         rows = sum(group_rows[i] for i in run)
         name = stem if len(runs) == 1 else f"{stem}-{run[0]:05d}-{run[-1]:05d}"
-        splits.append(Split(name, shard, tuple(run), first_row, rows))
+        splits.append(Split(name, shard, tuple(run), first_row, rows, refused))
         first_row += rows
     return splits
 
 
 def plan(
-    shards: Sequence[Shard], group_rows: Sequence[tuple[int, ...]], split_rows: int
+    shards: Sequence[Shard],
+    group_rows: Sequence[tuple[int, ...]],
+    split_rows: int,
+    refused: Mapping[str, str] | None = None,
 ) -> tuple[Split, ...]:
-    """Return all splits of a run, in the order of its shards."""
+    """Return all splits of a run, in the order of its shards.
+
+    ``refused`` tells of shards, by path, why their rows are to be rejected.
+    """
     stems = output_stems(shards)
     splits = tuple(
         split
         for shard, stem, groups in zip(shards, stems, group_rows, strict=True)
-        for split in splits_of(shard, stem, groups, split_rows)
+        for split in splits_of(shard, stem, groups, split_rows, (refused or {}).get(shard.path, ""))
     )
     doubled = [name for name, n in Counter(s.name.casefold() for s in splits).items() if n > 1]
     if doubled:

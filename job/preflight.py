@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow as pa
 from job import planning
 from job.binding import Binding, bind, mismatches
 from job.columns import layout
-from job.errors import SchemaError
+from job.errors import SchemaError, ShardError
 from job.planning import Footer
 from job.predictions import check_names, prediction_fields
 from job.spec import ModelReference, ScoringSpec, Shard, Signature
@@ -20,12 +20,18 @@ _MOST_MISMATCHES = 20
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """What preflight found: how columns feed the model, and what its outputs are called."""
+    """What preflight found: how columns feed the model, and what its outputs are called.
+
+    ``refused`` tells of bad shards, by path, what is wrong; ``told`` is the same, grouped, for a person.
+    There are none unless bad shards are to be rejected.
+    """
 
     binding: Binding
     predictions: tuple[pa.Field, ...]
     signature: str
     weights_digest: str
+    refused: Mapping[str, str]
+    told: str
 
 
 def check(
@@ -39,30 +45,69 @@ def check(
 
     Raises:
         ModelError: the model cannot be loaded or built.
+        ShardError: no shard can be read, or some cannot and are not to be rejected.
         SchemaError: columns and inputs do not fit, in one message for all shards.
     """
     from job import model
 
-    schemas = [
-        planning.with_partitions(footer.schema, shard.partition)
-        for shard, footer in zip(shards, footers, strict=True)
-    ]
+    wrong: dict[int, tuple[str, ...]] = {
+        i: (footer.error,) for i, footer in enumerate(footers) if footer.error
+    }
+    if len(wrong) == len(shards):
+        raise ShardError(_grouped(wrong, shards))
+    schemas = {
+        i: planning.with_partitions(footer.schema, shard.partition)
+        for i, (shard, footer) in enumerate(zip(shards, footers, strict=True))
+        if not footer.error
+    }
     loaded = model.acquire(reference, device=spec.device, threads=threads)
-    try:
-        binding = bind(
-            schemas[0],
-            loaded.signature,
-            keys=(*spec.keys, *_unasked_folders(spec, shards[0], footers[0])),
-            features=spec.features,
-            casts=spec.casts,
-        )
-    except SchemaError as e:
-        raise SchemaError(f"{e} | of the first of {len(shards)} shards, {shards[0].path}") from e
-    _check_shards(schemas, shards, binding, spec.keys)
+    first, binding = _bind(spec, shards, footers, schemas, loaded.signature)
+    wrong |= _mismatches(schemas, schemas[first], binding, spec.keys)
+    if wrong and spec.on_bad_shard == "fail":
+        kind = ShardError if all(footers[i].error for i in wrong) else SchemaError
+        raise kind(_grouped(wrong, shards))
     loaded.build([feed.input for feed in binding.feeds])
     fields = prediction_fields(loaded.signature.outputs, spec.prediction_columns)
     check_names(fields, spec.keys)
-    return Ready(binding, fields, describe(loaded.signature), loaded.weights_digest)
+    refused = {shards[i].path: "; ".join(lines) for i, lines in wrong.items()}
+    told = _grouped(wrong, shards)
+    return Ready(binding, fields, describe(loaded.signature), loaded.weights_digest, refused, told)
+
+
+def _bind(
+    spec: ScoringSpec,
+    shards: Sequence[Shard],
+    footers: Sequence[Footer],
+    schemas: Mapping[int, pa.Schema],
+    signature: Signature,
+) -> tuple[int, Binding]:
+    """Bind the first shard; where bad shards are to be rejected, the first of the commonest schema that fits.
+
+    Returns:
+        The shard's place among the shards, and the binding.
+    """
+    candidates = [min(schemas)]
+    if spec.on_bad_shard == "reject":
+        distinct: list[tuple[pa.Schema, list[int]]] = []
+        for i, schema in schemas.items():
+            places = next((places for seen, places in distinct if seen.equals(schema)), None)
+            if places is None:
+                distinct.append((schema, places := []))
+            places.append(i)
+        candidates = [places[0] for _, places in sorted(distinct, key=lambda one: -len(one[1]))]
+    failed: SchemaError | None = None
+    for i in candidates:
+        try:
+            return i, bind(
+                schemas[i],
+                signature,
+                keys=(*spec.keys, *_unasked_folders(spec, shards[i], footers[i])),
+                features=spec.features,
+                casts=spec.casts,
+            )
+        except SchemaError as e:
+            failed = failed or SchemaError(f"{e} | of the first of {len(shards)} shards, {shards[i].path}")
+    raise failed or SchemaError("no shard to bind")
 
 
 def describe(signature: Signature) -> str:
@@ -71,30 +116,39 @@ def describe(signature: Signature) -> str:
     return " → ".join(", ".join(f"{s.name} {s.dtype}{list(s.shape)}" for s in side) for side in sides)
 
 
-def _check_shards(
-    schemas: Sequence[pa.Schema], shards: Sequence[Shard], binding: Binding, keys: Sequence[str]
-) -> None:
+def _mismatches(
+    schemas: Mapping[int, pa.Schema], first: pa.Schema, binding: Binding, keys: Sequence[str]
+) -> dict[int, tuple[str, ...]]:
+    """Return what is wrong with each shard that does not fit, by its place among the shards."""
     known: list[tuple[pa.Schema, tuple[str, ...]]] = []
-    wrong: dict[str, list[str]] = {}
-    for schema, shard in zip(schemas, shards, strict=True):
+    wrong: dict[int, tuple[str, ...]] = {}
+    for i, schema in schemas.items():
         # Most shards have one of a few schemas; each is checked once.
         lines = next((lines for seen, lines in known if seen.equals(schema)), None)
         if lines is None:
             lines = (
                 *mismatches(schema, binding, keys),
-                *_key_types(schema, schemas[0], keys),
-                *_cast_types(schema, schemas[0], binding),
+                *_key_types(schema, first, keys),
+                *_cast_types(schema, first, binding),
             )
             known.append((schema, lines))
-        for line in lines:
-            wrong.setdefault(line, []).append(shard.path)
-    if wrong:
-        found = [
-            f"{line} in {len(paths)} of {len(shards)} shards, first {paths[0]}"
-            for line, paths in wrong.items()
-        ]
-        more = f"; and {len(found) - _MOST_MISMATCHES} more" if len(found) > _MOST_MISMATCHES else ""
-        raise SchemaError("; ".join(found[:_MOST_MISMATCHES]) + more)
+        if lines:
+            wrong[i] = lines
+    return wrong
+
+
+def _grouped(wrong: Mapping[int, Sequence[str]], shards: Sequence[Shard]) -> str:
+    """Return every fault once, with the number of shards that have it and the first of them."""
+    places: dict[str, list[int]] = {}
+    for i in sorted(wrong):
+        for line in wrong[i]:
+            places.setdefault(line, []).append(i)
+    total = len(shards)
+    found = [
+        f"{line} in {len(of)} of {total} shards, first {shards[of[0]].path}" for line, of in places.items()
+    ]
+    more = f"; and {len(found) - _MOST_MISMATCHES} more" if len(found) > _MOST_MISMATCHES else ""
+    return "; ".join(found[:_MOST_MISMATCHES]) + more
 
 
 def _key_types(schema: pa.Schema, first: pa.Schema, keys: Sequence[str]) -> tuple[str, ...]:

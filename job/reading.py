@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import planning, sizing, storage
-from job.errors import ShardError, one_line
+from job.errors import ShardChangedError, ShardError, one_line
 from job.sizing import CHUNK_BYTES, data_bytes
 from job.spec import Shard, Split
 
@@ -164,7 +164,7 @@ def _open(shard: Shard) -> pq.ParquetFile:
     try:
         found = storage.describe(shard.path)
         if found is None or (found.size_bytes, found.stamp) != (shard.size_bytes, shard.stamp):
-            raise ShardError(
+            raise ShardChangedError(
                 f"{shard.path}: it is not the file that was planned ({shard.size_bytes} bytes of time "
                 f"{shard.stamp}); run again to plan anew"
             )

@@ -1,9 +1,9 @@
 """Rows that cannot be scored: found, set aside, and kept with all their columns and the reason.
 
-A row is bad when a value of it cannot be fed to the model (a null, a value that a cast would change), or
-when the model fails on it. The first is seen while binding. The second is found by halving the batch that
-failed: for one bad row among n that takes about 2·log2(n) predictions. Its neighbours are scored as if it
-were not there.
+A row is bad when a value of it cannot be fed to the model (a null, a NaN, a value that a cast would change),
+when the model fails on it, or when its prediction is not finite. The first is seen while binding. The second
+is found by halving the batch that failed: for one bad row among n that takes about 2·log2(n) predictions. Its
+neighbours are scored as if it were not there.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from job.binding import Binding, to_tensors
 from job.errors import DataError, JobError, one_line
+from job.finite import NONFINITE, NONFINITE_PREDICTION, feature_faults
 from job.model import slice_of
-from job.spec import OnBadRow, RowFault, Split, Tensor
+from job.spec import OnBadRow, OnNonfinite, RowFault, ScoringSpec, Split, Tensor
 
 # The columns that a file of rejected rows has behind the shard's own.
 EXTRA_COLUMNS = (
@@ -39,6 +40,22 @@ class RowPolicy:
     on_bad_row: OnBadRow
     on_null: str
     most_rows: int
+    on_nonfinite: OnNonfinite = "reject"
+    on_nonfinite_prediction: OnNonfinite = "reject"
+
+    @classmethod
+    def of(cls, spec: ScoringSpec, rows: int) -> RowPolicy:
+        """Return what a person asked for, of a run of so many rows."""
+        most = int(spec.max_rejected * rows)
+        return cls(spec.on_bad_row, spec.on_null, most, spec.on_nonfinite, spec.on_nonfinite_prediction)
+
+    def failing_flag(self, reason: str) -> str:
+        """Return the flag that makes a row with this reason fail the run; empty where it is rejected."""
+        own = {"null": "on_null", NONFINITE: "on_nonfinite", NONFINITE_PREDICTION: "on_nonfinite_prediction"}
+        for flag in (own.get(reason, "on_bad_row"), "on_bad_row"):
+            if getattr(self, flag) == "fail":
+                return f"--{flag}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -77,13 +94,10 @@ class Rejects:
         Raises:
             DataError: bad rows are to fail the run.
         """
-        policy, shard = self.policy, self._split.shard.path
-        fails = policy.on_null if reason == "null" and policy.on_null == "fail" else policy.on_bad_row
-        if fails == "fail":
-            flag = "--on_null" if reason == "null" and policy.on_null == "fail" else "--on_bad_row"
+        if flag := self.policy.failing_flag(reason):
             raise DataError(
-                f"{shard}: row {rows[0]}: {error} ({reason}); {len(rows)} such row(s) in this batch; mend "
-                f"the shard, or {flag}=reject"
+                f"{self._split.shard.path}: row {rows[0]}: {error} ({reason}); {len(rows)} such row(s) in "
+                f"this batch; mend the shard, or {flag}=reject"
             )
         for row in rows:
             self._found.setdefault(row, _Rejected(row, reason, error))
@@ -132,6 +146,8 @@ def sift(
     """
     piece = _fill_nulls(piece, binding, rejects.policy)
     tensors, faults = to_tensors(piece, binding)
+    if rejects.policy.on_nonfinite != "keep":
+        faults = (*faults, *feature_faults(tensors, binding.feeds))
     if not faults:
         return None, tensors
     keep = np.ones(piece.num_rows, dtype=bool)

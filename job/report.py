@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
-from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from job import page
 from job.errors import UsageError
 from job.spec import Receipt, Run
 
@@ -45,7 +45,8 @@ class RunReport:
     the rows that it scored itself by its seconds, start-up included. ``first_batch_s`` is from
     its start to its first predicted batch, ``None`` where nothing was left to predict. Stage
     seconds are summed over threads, so they may exceed ``wall_s``. ``batch_rows`` are the
-    distinct batch sizes used, ascending.
+    distinct batch sizes used, ascending. ``nonfinite_rows`` were kept with a prediction that is not finite;
+    ``memory_rows`` is the smallest batch that did not fit the memory, 0 where all did.
     """
 
     run_id: str
@@ -75,6 +76,9 @@ class RunReport:
     bind_s: float
     predict_s: float
     write_s: float
+    nonfinite_rows: int = 0
+    shards_rejected: int = 0
+    memory_rows: int = 0
 
     @classmethod
     def of(cls, run: Run, receipts: Sequence[Receipt], *, ended_unix_s: float) -> RunReport:
@@ -87,7 +91,8 @@ class RunReport:
         if len(names) != len(receipts):
             raise ValueError(f"{len(receipts)} receipts for {len(names)} splits in run {run.run_id}")
         fresh = [receipt for receipt in receipts if not receipt.reused]
-        wall_s = ended_unix_s - run.started_unix_s
+        # A clock that was set back in between must not make a speed negative.
+        wall_s = max(0.0, ended_unix_s - run.started_unix_s)
         first_unix_s = min((r.first_batch_unix_s for r in fresh if r.batches), default=None)
         scored_now = sum(receipt.rows_scored for receipt in fresh)
         return cls(
@@ -98,7 +103,7 @@ class RunReport:
             weights_sha256=_distinct(receipt.weights_digest for receipt in receipts),
             started_utc=datetime.fromtimestamp(run.started_unix_s, UTC).isoformat(timespec="seconds"),
             wall_s=wall_s,
-            first_batch_s=None if first_unix_s is None else first_unix_s - run.started_unix_s,
+            first_batch_s=None if first_unix_s is None else max(0.0, first_unix_s - run.started_unix_s),
             rows_per_s=scored_now / wall_s if wall_s > 0 else 0.0,
             shards=run.shards,
             splits=len(receipts),
@@ -114,6 +119,9 @@ class RunReport:
             batch_rows=tuple(sorted({receipt.batch_rows for receipt in receipts if receipt.batches})),
             batches=sum(receipt.batches for receipt in receipts),
             traces=_traces(receipts),
+            nonfinite_rows=sum(receipt.nonfinite_rows for receipt in receipts),
+            shards_rejected=len({receipt.split.shard.path for receipt in receipts if receipt.refused}),
+            memory_rows=min((r.memory_rows for r in receipts if r.memory_rows), default=0),
             **{f"{stage}_s": sum(getattr(r, f"{stage}_s") for r in receipts) for stage in STAGES},
         )
 
@@ -139,7 +147,13 @@ class RunReport:
                 raise UsageError(
                     f"{where} is report version {data['report_version']}; this job reads {VERSION}"
                 )
-            values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
+            # What has a default came later than the first reports.
+            values: dict[str, Any] = {
+                field.name: data[field.name]
+                if field.default is MISSING
+                else data.get(field.name, field.default)
+                for field in fields(cls)
+            }
             values["loads"] = tuple(
                 ModelLoad(load["load"], load["worker"], load["load_s"]) for load in values["loads"]
             )
@@ -170,6 +184,12 @@ class RunReport:
                 f"{self.rows_scored:,} scored of {self.rows_read:,} read", f"{self.rows_rejected:,} rejected"
             ),
             "rejected": _join(*(f"{rows:,} {reason}" for reason, rows in self.reject_reasons)),
+            "not finite": f"{_count(self.nonfinite_rows, 'row')} kept with such a prediction"
+            if self.nonfinite_rows
+            else "",
+            "bad shards": f"{self.shards_rejected:,} rejected in part or whole"
+            if self.shards_rejected
+            else "",
             "from": f"{_count(self.shards, 'shard')} in {_count(self.splits, 'split')}",
             "output": self.output,
             "files": f"{_count(self.files, 'file')}, {_size(self.files_bytes)}",
@@ -189,6 +209,7 @@ class RunReport:
             "batch size": _join(
                 f"{_span(self.batch_rows)} rows" if self.batch_rows else "",
                 _count(self.batches, "batch", "batches"),
+                f"{self.memory_rows:,} did not fit the memory" if self.memory_rows else "",
             ),
             "thread seconds": _join(*(f"{stage} {getattr(self, f'{stage}_s'):.1f}" for stage in STAGES)),
             "started": self.started_utc,
@@ -198,53 +219,9 @@ class RunReport:
 
     def to_html(self) -> str:
         """Return ``_report.html``: one page that needs nothing from elsewhere, all values escaped."""
-        rows = "\n".join(
-            f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>"
-            for label, value in self.lines().items()
-        )
         seconds = {stage: getattr(self, f"{stage}_s") for stage in STAGES}
-        whole_s = sum(seconds.values())
-        bars = "\n".join(
-            f"<tr><th>{stage}</th><td>{value:.1f} s</td>"
-            f'<td class="bar"><i style="width:{100 * value / whole_s if whole_s else 0:.1f}%"></i></td></tr>'
-            for stage, value in seconds.items()
-        )
-        loads = "\n".join(
-            f"<tr><th>{escape(load.load)}</th><td>{escape(load.worker)}</td><td>{load.load_s:.1f} s</td></tr>"
-            for load in self.loads
-        )
-        return _PAGE.format(run=escape(self.run_id[:12]), rows=rows, bars=bars, loads=loads)
-
-
-_PAGE: Final = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>Scoring run {run}</title>
-<style>
-:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
-body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; margin-bottom: 2rem; }}
-th, td {{ text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; overflow-wrap: anywhere; }}
-th {{ font-weight: 600; white-space: nowrap; }}
-tr {{ border-bottom: 1px solid #8884; }}
-.bar {{ width: 60%; }}
-.bar i {{ display: block; height: 1rem; margin-top: .25rem; background: #47a; }}
-</style>
-<h1>Scoring run {run}</h1>
-<table>
-{rows}
-</table>
-<h2>Seconds of work by stage, summed over threads</h2>
-<table>
-{bars}
-</table>
-<h2>Model loads</h2>
-<table>
-{loads}
-</table>
-</html>
-"""
+        loads = [(load.load, load.worker, load.load_s) for load in self.loads]
+        return page.render(self.run_id, self.lines(), seconds, loads)
 
 
 def _loads(receipts: Sequence[Receipt]) -> tuple[ModelLoad, ...]:

@@ -17,44 +17,25 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from job import model, progress, staging, storage
-from job.binding import Binding, to_tensors
-from job.errors import DataError, JobError, ModelError, ShardError, one_line
+from job import model, progress, rejected, staging, storage
+from job.binding import to_tensors
+from job.errors import DataError, ShardChangedError, ShardError
+from job.finite import NONFINITE_PREDICTION, nonfinite_rows, prediction_error
 from job.predictions import to_arrow
 from job.reading import SplitReader
-from job.rejects import MODEL_ERROR, Rejects, RowPolicy, predict_around, sift, with_extras
+from job.rejects import MODEL_ERROR, Rejects, predict_around, sift
 from job.sizing import chunk_rows
-from job.spec import Device, Receipt, Run, Split
+from job.spec import Receipt, Split
+from job.task import ScoringTask
 from job.writing import PartWriter
-
-
-@dataclass(frozen=True, eq=False)
-class ScoringTask:
-    """What a worker must know beyond the split: one per run, the same for all workers.
-
-    ``batch_rows`` 0 means auto. ``threads`` is TensorFlow's threads within one operation.
-    ``weights_digest`` is of the weights that a builder made on the launcher, empty for an artifact's.
-    """
-
-    run: Run
-    binding: Binding
-    keys: tuple[str, ...]
-    predictions: tuple[pa.Field, ...]
-    policy: RowPolicy
-    batch_rows: int
-    row_group_rows: int
-    compression: str
-    device: Device
-    threads: int
-    weights_digest: str
 
 
 @dataclass
@@ -67,10 +48,13 @@ class _Tally:
     bind_s: float = 0.0
     predict_s: float = 0.0
     first_batch_unix_s: float = 0.0
+    nonfinite_rows: int = 0
 
 
 def score_split(split: Split, task: ScoringTask, loaded: model.LoadedModel) -> Receipt:
     """Score one split into a new attempt and return its receipt, which is not yet written.
+
+    A split that is refused, or cannot be read, is rejected as a whole where the task says so.
 
     Raises:
         ShardError: the shard is not what the plan says, or cannot be read.
@@ -79,11 +63,38 @@ def score_split(split: Split, task: ScoringTask, loaded: model.LoadedModel) -> R
     """
     tally = _Tally()
     try:
+        if split.refused:
+            return _refuse(split, task, loaded, split.refused)
         return _score(split, task, loaded, tally)
-    except BaseException:
+    except BaseException as e:
         # Another attempt will count these rows again.
         progress.rows_done.add(-tally.rows)
+        damaged = isinstance(e, ShardError) and not isinstance(e, ShardChangedError)
+        if damaged and task.on_bad_shard == "reject":
+            return _refuse(split, task, loaded, str(e))
         raise
+
+
+def _refuse(split: Split, task: ScoringTask, loaded: model.LoadedModel, error: str) -> Receipt:
+    """Reject every row of a split because of its shard."""
+    attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
+    written = rejected.write_split(attempt, split, error, task.files)
+    if split.rows > task.policy.most_rows:
+        raise DataError(_too_many(split, split.rows, f"{rejected.BAD_SHARD}: {error}", task, written))
+    progress.rows_done.add(split.rows)
+    return Receipt(
+        attempt="",
+        rows_scored=0,
+        rows_rejected=split.rows,
+        file_bytes=0,
+        file_sha256="",
+        read_s=0.0,
+        write_s=0.0,
+        reject_reasons=((rejected.BAD_SHARD, split.rows),) if split.rows else (),
+        refused=error,
+        **written,
+        **_circumstances(split, task, loaded, _Tally(rows=split.rows)),
+    )
 
 
 def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally) -> Receipt:
@@ -95,7 +106,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         overlap = split.rows > rows_at_once
         kept = [name for name in task.keys if name in reader.schema.names]
         fields = [*(reader.schema.field(name) for name in kept), *task.predictions]
-        schema = pa.schema(fields, metadata=_metadata(task.run))
+        schema = pa.schema(fields, metadata=dict(task.files.metadata))
         with (
             PartWriter(attempt, schema, task.row_group_rows, task.compression, overlap=overlap) as writer,
             # On an error the thread that reads ahead must end before the file is closed.
@@ -113,8 +124,8 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
                 part = writer.finish()
         # Only now: the thread that reads ahead has ended, and the file can be read again.
         if rejects.too_many:
-            _give_up(attempt, reader, rejects, task)
-        rejected = _write_rejects(attempt, reader, rejects, task)
+            _give_up(attempt, reader, rejects, task, split)
+        set_aside = rejected.write_rows(attempt, reader, rejects, task.files)
     return Receipt(
         attempt=attempt,
         rows_scored=part.rows,
@@ -124,7 +135,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         read_s=reader.read_s,
         write_s=part.write_s,
         reject_reasons=rejects.reasons,
-        **rejected,
+        **set_aside,
         **_circumstances(split, task, loaded, tally),
     )
 
@@ -148,14 +159,22 @@ def _circumstances(
         "weights_digest": loaded.weights_digest,
         "first_batch_unix_s": tally.first_batch_unix_s,
         "boot_id": storage.boot_id(),
+        "nonfinite_rows": tally.nonfinite_rows,
+        "memory_rows": loaded.batch.memory_rows,
     }
 
 
-def _give_up(attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringTask) -> NoReturn:
-    written = _write_rejects(attempt, reader, rejects, task)
+def _give_up(
+    attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringTask, split: Split
+) -> NoReturn:
+    written = rejected.write_rows(attempt, reader, rejects, task.files)
     reasons = ", ".join(f"{rows} {reason}" for reason, rows in rejects.reasons)
-    raise DataError(
-        f"{reader.path}: {rejects.rows} row(s) rejected ({reasons}), more than --max_rejected="
+    raise DataError(_too_many(split, rejects.rows, reasons, task, written))
+
+
+def _too_many(split: Split, rows: int, reasons: str, task: ScoringTask, written: dict[str, Any]) -> str:
+    return (
+        f"{split.shard.path}: {rows} row(s) rejected ({reasons}), more than --max_rejected="
         f"{task.run.max_rejected} of {task.run.rows} allows; look at {written['rejects']}, mend the shard or "
         f"raise --max_rejected"
     )
@@ -163,24 +182,10 @@ def _give_up(attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringT
 
 def _check_rows(split: Split, tally: _Tally) -> None:
     if tally.rows != split.rows:
-        raise ShardError(
+        raise ShardChangedError(
             f"{split.shard.path}: split {split.name} held {split.rows} rows when it was planned and "
             f"{tally.rows} now; the file is being changed, run again when it is complete"
         )
-
-
-def _write_rejects(attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringTask) -> dict[str, Any]:
-    """Write a split's rejected rows, all their columns read again, and return the receipt's fields."""
-    if not rejects.rows:
-        return {}
-    path = f"{attempt.removesuffix('.parquet')}.rejected"
-    schema = with_extras(reader.schema.empty_table(), []).schema.with_metadata(_metadata(task.run))
-    with PartWriter(path, schema, task.row_group_rows, task.compression, overlap=False) as writer:
-        for table in rejects.tables(reader.everything()):
-            for batch in table.to_batches():
-                writer.append(batch.columns)
-        part = writer.finish()
-    return {"rejects": path, "rejects_bytes": part.size_bytes, "rejects_sha256": part.sha256}
 
 
 def _batches(
@@ -223,14 +228,40 @@ def _predict(
         rejects.add([first_row + row], MODEL_ERROR, error)
     if bad:
         good = np.delete(np.arange(rows) if good is None else good, list(bad))
+    outputs, good = _finite_only(outputs, good, first_row, task, rejects, tally)
     tally.predict_s += time.perf_counter() - bound
     tally.first_batch_unix_s = tally.first_batch_unix_s or time.time()
-    columns = to_arrow(outputs, task.predictions, rows - len(bad)) if outputs else []
+    columns = (
+        to_arrow(outputs, task.predictions, piece.num_rows if good is None else len(good)) if outputs else []
+    )
     tally.bind_s += bound - begin
     tally.rows += piece.num_rows
     tally.batches += 1
     progress.rows_done.add(piece.num_rows)
     return None if good is None else pa.array(good), columns
+
+
+def _finite_only(
+    outputs: list[np.ndarray],
+    good: NDArray[np.int64] | None,
+    first_row: int,
+    task: ScoringTask,
+    rejects: Rejects,
+    tally: _Tally,
+) -> tuple[list[np.ndarray], NDArray[np.int64] | None]:
+    """Reject the rows whose predictions are not finite, or count them where they are to be kept."""
+    found = [rows for output in outputs if len(rows := nonfinite_rows(output))]
+    if not found:
+        return outputs, good
+    bad = np.unique(np.concatenate(found))
+    if task.policy.on_nonfinite_prediction == "keep":
+        tally.nonfinite_rows += len(bad)
+        return outputs, good
+    positions = np.arange(len(outputs[0])) if good is None else good
+    for position in bad:
+        error = prediction_error(outputs, position)
+        rejects.add([first_row + int(positions[position])], NONFINITE_PREDICTION, error)
+    return [np.delete(output, bad, axis=0) for output in outputs], np.delete(positions, bad)
 
 
 def _batch_rows(chunk: pa.RecordBatch, task: ScoringTask, loaded: model.LoadedModel) -> int:
@@ -245,53 +276,3 @@ def _batch_rows(chunk: pa.RecordBatch, task: ScoringTask, loaded: model.LoadedMo
             loaded.predict(tensors, rows)
 
     return loaded.batch.choose(chunk.num_rows, predict)
-
-
-def _metadata(run: Run) -> dict[str, str]:
-    return {
-        "scoring_job.run_id": run.run_id,
-        "scoring_job.model_sha256": run.model.digest,
-        "scoring_job.signature": run.signature,
-    }
-
-
-@dataclass(eq=False)
-class ScoreSplits(beam.DoFn):
-    """``Split`` → ``Receipt``; a split that has a receipt is not scored again."""
-
-    task: ScoringTask
-
-    def setup(self) -> None:
-        """Take this process's copy of the model, whatever the engine does with its DoFns."""
-        task = self.task
-        with self._failures_left_behind(""):
-            self._loaded = model.acquire(task.run.model, device=task.device, threads=task.threads)
-            self._loaded.build([feed.input for feed in task.binding.feeds])
-            if self._loaded.weights_digest != task.weights_digest:
-                raise ModelError(
-                    f"{task.run.model.path}: its builder made weights {self._loaded.weights_digest[:12]} "
-                    f"here, {task.weights_digest[:12]} where the run was planned; give --weights, or seed it"
-                )
-
-    def process(self, split: Split) -> Iterator[Receipt]:
-        """Score one split, or return the receipt that it has."""
-        run = self.task.run
-        found = staging.read_receipt(run.output, run.run_id, split)
-        # An unseeded builder makes another model each time: what an earlier one scored does not count.
-        if found is not None and found.weights_digest == self.task.weights_digest:
-            yield replace(found, reused=True)
-            return
-        with self._failures_left_behind(split.name):
-            receipt = score_split(split, self.task, self._loaded)
-            staging.write_receipt(run.output, receipt)
-        yield receipt
-
-    @contextmanager
-    def _failures_left_behind(self, where: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as e:
-            text = f"{where or 'the worker'}: unexpected {one_line(e)}; see more with --debug"
-            told = e if isinstance(e, JobError) else JobError(text)
-            staging.write_failure(self.task.run.output, self.task.run.run_id, where, told)
-            raise

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 Device = Literal["auto", "cpu", "gpu"]
 IfExists = Literal["fail", "replace"]
 OnBadRow = Literal["reject", "fail"]
+OnBadShard = Literal["fail", "reject"]
+OnNonfinite = Literal["reject", "keep", "fail"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class ScoringSpec:
     split_rows: int = 2_000_000
     on_bad_row: OnBadRow = "reject"
     on_null: str = "reject"
+    on_nonfinite: OnNonfinite = "reject"
+    on_nonfinite_prediction: OnNonfinite = "reject"
+    on_bad_shard: OnBadShard = "fail"
     max_rejected: float = 0.01
     if_exists: IfExists = "fail"
     model_sha256: str | None = None
@@ -68,7 +73,9 @@ class Split:
     """A run of whole row groups of one shard. ``name`` is unique in its run.
 
     ``name`` is also the output file, relative to the output folder, without
-    ``.parquet``. ``first_row`` is the shard's row number of the split's first row.
+    ``.parquet``. ``first_row`` is the shard's row number of the split's first row. ``refused`` says why all
+    its rows are to be rejected: the shard does not fit the model, or has no footer that can be read, and then
+    no row groups and no rows either. It is empty for a split that is to be scored.
     """
 
     name: str
@@ -76,6 +83,7 @@ class Split:
     row_groups: tuple[int, ...]
     first_row: int
     rows: int
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ class RowFault:
     """Rows of one batch that cannot be fed to the model, and why.
 
     ``rows``: ``(faulty,) int64`` row numbers within the batch, ascending. ``code`` is one of
-    ``null``, ``overflow``, ``inexact``, ``range``, ``parse``, ``shape``; ``example`` is the
+    ``null``, ``overflow``, ``inexact``, ``range``, ``parse``, ``shape``, ``nonfinite``; ``example`` is the
     first offending value as text.
     """
 
@@ -189,6 +197,15 @@ class Run:
     started_unix_s: float
     versions: tuple[tuple[str, str], ...]
 
+    def share_rejected(self, rows: int, unreadable: int) -> float:
+        """Return the share of the run's rows that so many rejected ones are, from 0 to 1.
+
+        ``unreadable`` shards have no footer that would tell their rows; each counts as one of average size.
+        """
+        unknown = unreadable * self.rows / max(1, self.shards - unreadable)
+        whole = self.rows + unknown
+        return (rows + unknown) / whole if whole else float(unreadable > 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -200,7 +217,10 @@ class Receipt:
     ``first_batch_unix_s`` is when the split's first batch had been predicted, 0 where there was none.
     ``boot_id`` is the writing machine's, see ``storage.boot_id``. ``reused`` says that the run at hand found
     the receipt and did not score the split. ``rejects`` is the attempt's file of rejected rows, empty where
-    there are none, and ``reject_reasons`` counts them by reason.
+    there are none, and ``reject_reasons`` counts them by reason. ``refused`` says why every row was rejected,
+    because of the shard; then ``attempt`` is empty. ``nonfinite_rows`` are rows that were kept with a
+    prediction that is not finite. ``memory_rows`` is the smallest batch that did not fit the memory so far, 0
+    where all did.
     """
 
     split: Split
@@ -228,4 +248,7 @@ class Receipt:
     rejects_bytes: int = 0
     rejects_sha256: str = ""
     reject_reasons: tuple[tuple[str, int], ...] = ()
+    refused: str = ""
+    nonfinite_rows: int = 0
+    memory_rows: int = 0
     reused: bool = False

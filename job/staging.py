@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from job import storage
-from job.errors import JobError, by_name
+from job.errors import JobError, StateUnknownError, by_name
 from job.spec import Receipt, Shard, Split
 
-STAGING, REJECTED = "_staging", "_rejected"
+STAGING, REJECTED, PLAN = "_staging", "_rejected", "plan.jsonl"
 
 
 def folder_of(output: str, run: str) -> str:
@@ -30,27 +30,57 @@ def write_plan(output: str, run: str, splits: Iterable[Split]) -> str:
     folder = folder_of(output, run)
     for part in ("attempts", "receipts", "failures"):
         storage.make_folder(storage.join(folder, part))
-    path = storage.join(folder, "plan.jsonl")
+    path = storage.join(folder, PLAN)
     lines = [json.dumps(dataclasses.asdict(split)) for split in splits]
     storage.write_atomic(path, "\n".join([*lines, ""]).encode())
     return path
 
 
 def read_plan(path: str) -> Iterator[Split]:
-    """Yield the splits of a plan file."""
-    for line in (storage.read_bytes(path) or b"").splitlines():
+    """Yield the splits of a plan file.
+
+    Raises:
+        StateUnknownError: it is gone.
+    """
+    content = storage.read_bytes(path)
+    if content is None:
+        raise _gone(path)
+    for line in content.splitlines():
         yield _split(json.loads(line))
 
 
+def _check_under_way(output: str, run: str) -> None:
+    """Refuse to bring back the staging of a run that another attempt has published meanwhile."""
+    path = storage.join(folder_of(output, run), PLAN)
+    if not storage.exists(path):
+        raise _gone(path)
+
+
+def _gone(path: str) -> StateUnknownError:
+    return StateUnknownError(
+        f"{path}: the run's plan is gone: it was published or removed meanwhile; run again to see which"
+    )
+
+
 def new_attempt(output: str, run: str, split: Split) -> str:
-    """Return the path of a new attempt's file, which no other attempt has; its folder exists."""
+    """Return the path of a new attempt's file, which no other attempt has; its folder exists.
+
+    Raises:
+        StateUnknownError: the run's staging is gone.
+    """
+    _check_under_way(output, run)
     path = f"{storage.join(folder_of(output, run), 'attempts', split.name)}.{os.urandom(8).hex()}.parquet"
     storage.make_folder(path.rpartition("/")[0])
     return path
 
 
 def write_receipt(output: str, receipt: Receipt) -> None:
-    """Make an attempt the one that counts."""
+    """Make an attempt the one that counts.
+
+    Raises:
+        StateUnknownError: the run's staging is gone.
+    """
+    _check_under_way(output, receipt.run_id)
     path = _receipt_path(output, receipt.run_id, receipt.split)
     storage.make_folder(path.rpartition("/")[0])
     storage.write_atomic(path, json.dumps(dataclasses.asdict(receipt)).encode(), durable=False)
@@ -72,6 +102,9 @@ def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
         return None
     if receipt.run_id != run or receipt.split != split:
         return None
+    attempts = f"{storage.join(folder_of(output, run), 'attempts')}/"
+    if any(not part.staged.startswith(attempts) for part in parts(receipt)):
+        return None
     # Attempts are not flushed one by one. Only a restart can have cost what was not on the disk yet.
     same_boot = bool(receipt.boot_id) and receipt.boot_id == storage.boot_id()
     is_whole = all(part.is_staged(same_boot) or part.is_published(output) for part in parts(receipt))
@@ -84,6 +117,7 @@ class PartFile:
 
     staged: str
     final: str
+    rows: int
     size_bytes: int
     sha256: str
 
@@ -101,12 +135,25 @@ class PartFile:
 
 def parts(receipt: Receipt) -> list[PartFile]:
     """Return the files that a receipt stands for: the scored rows, and the rejected ones if there are any."""
-    name = f"{receipt.split.name}.parquet"
-    found = [PartFile(receipt.attempt, name, receipt.file_bytes, receipt.file_sha256)]
-    if receipt.rejects:
-        final = f"{REJECTED}/{name}"
-        found.append(PartFile(receipt.rejects, final, receipt.rejects_bytes, receipt.rejects_sha256))
-    return found
+    found = (scored_part(receipt), rejected_part(receipt))
+    return [part for part in found if part is not None]
+
+
+def scored_part(receipt: Receipt) -> PartFile | None:
+    """Return the file of scored rows; ``None`` where the shard was refused."""
+    if not receipt.attempt:
+        return None
+    final = f"{receipt.split.name}.parquet"
+    return PartFile(receipt.attempt, final, receipt.rows_scored, receipt.file_bytes, receipt.file_sha256)
+
+
+def rejected_part(receipt: Receipt) -> PartFile | None:
+    """Return the file of rejected rows; ``None`` where there are none."""
+    if not receipt.rejects:
+        return None
+    final = f"{REJECTED}/{receipt.split.name}.parquet"
+    rows, size_bytes = receipt.rows_rejected, receipt.rejects_bytes
+    return PartFile(receipt.rejects, final, rows, size_bytes, receipt.rejects_sha256)
 
 
 def finished(output: str, run: str) -> set[str]:
@@ -125,6 +172,7 @@ def write_failure(output: str, run: str, where: str, error: JobError) -> None:
     content = {"error": type(error).__name__, "message": str(error), "where": where}
     # What is being told matters more than that it could not be written down.
     with suppress(JobError):
+        _check_under_way(output, run)
         storage.make_folder(folder)
         path = storage.join(folder, f"{os.urandom(8).hex()}.json")
         storage.write_atomic(path, json.dumps(content).encode(), durable=False)

@@ -48,20 +48,24 @@ def an_empty_folder(night: Night) -> Case:
 def a_shard_that_is_text(night: Night) -> Case:
     args = good(night)
     (night.input / "part-1.parquet").write_text("id,f0\n1,2\n")
-    return args, 4, r"part-1\.parquet: 10 bytes that are no readable Parquet file .*write it again"
+    return (
+        args,
+        4,
+        r"error: no readable Parquet file .*; write it again .* in 1 of 3 shards, first .*part-1\.parquet",
+    )
 
 
 def a_shard_that_is_cut_short(night: Night) -> Case:
     args = good(night)
     path = night.input / "part-2.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    return args, 4, r"part-2\.parquet: \d+ bytes that are no readable Parquet file"
+    return args, 4, r"no readable Parquet file .* first .*part-2\.parquet"
 
 
 def a_shard_of_no_bytes(night: Night) -> Case:
     args = good(night)
     (night.input / "part-0.parquet").write_bytes(b"")
-    return args, 4, r"part-0\.parquet: 0 bytes that are no readable Parquet file"
+    return args, 4, r"no readable Parquet file .*0 bytes.* first .*part-0\.parquet"
 
 
 def a_shard_with_damaged_pages(night: Night) -> Case:

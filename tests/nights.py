@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from job.model import LoadedModel
     from job.report import RunReport
-    from job.scoring import ScoringTask
     from job.spec import Split
+    from job.task import ScoringTask
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,15 +72,17 @@ class Night:
         from job import artifact, inputs, options, planning, preflight, staging
         from job.model import acquire
         from job.rejects import RowPolicy
-        from job.scoring import ScoringTask
         from job.spec import Run
+        from job.task import ScoringTask
 
         spec, _ = options.parse(self.args(model, *flags))
         shards = inputs.list_shards(spec)
         footers = inputs.read_footers(shards)
         reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=None)
         ready = preflight.check(spec, shards, footers, reference, 0)
-        splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows)
+        splits = planning.plan(
+            shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused
+        )
         rows = sum(split.rows for split in splits)
         counts = (len(shards), len(splits), rows)
         run = Run(
@@ -91,13 +93,14 @@ class Night:
             binding=ready.binding,
             keys=spec.keys,
             predictions=ready.predictions,
-            policy=RowPolicy(spec.on_bad_row, spec.on_null, int(spec.max_rejected * rows)),
+            policy=RowPolicy.of(spec, rows),
             batch_rows=spec.batch_size or 0,
             row_group_rows=spec.row_group_rows,
             compression=spec.compression,
             device=spec.device,
             threads=0,
             weights_digest=ready.weights_digest,
+            on_bad_shard=spec.on_bad_shard,
         )
         path = staging.write_plan(spec.output, run.run_id, splits)
         return Planned(task, splits, acquire(reference), path)

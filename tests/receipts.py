@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from job import staging, storage
 from job.spec import ModelReference, Receipt, Run, Shard, Split
@@ -35,9 +39,19 @@ def run_of(output: Path, splits: Sequence[Split], run_id: str = RUN_ID, *, repla
     )
 
 
+def parquet(content: bytes, rows: int) -> bytes:
+    """A Parquet file of so many rows, each of which holds the content; the same bytes each time."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"content": [content] * rows}), sink)
+    return sink.getvalue()
+
+
 def receipt(output: Path, one: Split, content: bytes = b"predictions", **changes: Any) -> Receipt:
-    """Write an attempt with ``content`` and return the receipt for it, not yet written."""
+    """Write an attempt of Parquet with ``content`` in it and return the receipt for it, not yet written."""
     run_id = changes.pop("run_id", RUN_ID)
+    content = parquet(content, one.rows)
+    if not Path(staging.folder_of(str(output), run_id), staging.PLAN).exists():
+        staging.write_plan(str(output), run_id, [])
     attempt = staging.new_attempt(str(output), run_id, one)
     Path(attempt).write_bytes(content)
     fields: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from job import planning, scoring
+from job import planning, worker
 from tests.bad_nights import CASES, Case, a_shard_that_is_cut_short, an_integer_that_no_float32_is, good
 from tests.nights import Night, features, run_cli, visible
 
@@ -102,7 +102,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(
     def fail(*given: Any) -> Any:
         raise ZeroDivisionError("a\nsurprise")
 
-    monkeypatch.setattr(scoring, "score_split", fail)
+    monkeypatch.setattr(worker, "score_split", fail)
     message = r"^error: part-[0-2]: unexpected ZeroDivisionError: a surprise; see more with --debug$"
     check(*run_cli(capfd, "score", *good(night)), 1, message)
     nothing_is_published(night)

@@ -15,7 +15,7 @@ from job.errors import DataError, OutputConflictError, StateUnknownError
 from job.output import check_output, published, remove_staging
 from job.report import RunReport
 from job.spec import Receipt, Run, Shard
-from tests.receipts import RUN_ID, receipt, run_of, split
+from tests.receipts import RUN_ID, parquet, receipt, run_of, split
 
 SPLITS = [split("a", 3), split("ds=1/b", 4), split("ds=1/c", 0)]
 NOW = 1010.0
@@ -42,7 +42,7 @@ def test_a_published_night(tmp_path: Path) -> None:
         *("_SUCCESS", "_manifest.json", "_report.html", "_report.json"),
         *("a.parquet", "ds=1/b.parquet", "ds=1/c.parquet"),
     ]
-    assert files["ds=1/b.parquet"] == b"a ds=1/b"
+    assert files["ds=1/b.parquet"] == parquet(b"a ds=1/b", 4)
     assert RunReport.from_json(files["_report.json"].decode()) == report
     assert (report.rows_scored, report.wall_s, report.first_batch_s) == (7, 10.0, 2.0)
     manifest = published(str(tmp_path))

@@ -14,10 +14,11 @@ from apache_beam.runners.portability.fn_api_runner import execution
 from apache_beam.testing.util import assert_that
 
 from job import engines, staging
-from job.errors import DataError
+from job.errors import DataError, StateUnknownError
 from job.pipeline import Publish, ScoreParquet
 from job.scoring import score_split
 from job.spec import Receipt, Shard, Split
+from job.worker import ReadPlan, ScoreSplits
 from tests.nights import Night, Planned, dense, features, saved
 
 GROUP_BY_KEY = "beam:transform:group_by_key:v1"
@@ -143,11 +144,29 @@ def test_publish_refuses_when_a_split_is_missing(night: Night) -> None:
     assert night.files() == []
 
 
+def test_a_plan_that_is_gone_is_not_a_night_without_rows(night: Night) -> None:
+    planned = two_shards(night, 100)
+    Path(planned.path).unlink()
+    with pytest.raises(StateUnknownError, match=r"plan\.jsonl: the run's plan is gone"):
+        list(ReadPlan(planned.task.run)(planned.path))
+    step = ScoreSplits(planned.task)
+    step.setup()
+    with pytest.raises(StateUnknownError, match="the run's plan is gone"):
+        list(step.process(planned.splits[0]))
+    with pytest.raises(Exception, match="the run's plan is gone"):
+        run(planned)
+
+
 def test_an_engine_may_repeat_every_step_after_the_night_is_published(night: Night) -> None:
     planned = two_shards(night, 100)
-    first = json.loads(Publish(planned.task.run)(0, receipts_of(planned)))
+    receipts = receipts_of(planned)
+    first = json.loads(Publish(planned.task.run)(0, receipts))
     files = {path: path.stat() for path in night.files()}
-    again = json.loads(Publish(planned.task.run)(0, receipts_of(planned)))
+    assert list(ReadPlan(planned.task.run)(planned.path)) == []
+    step = ScoreSplits(planned.task)
+    step.setup()
+    assert [receipt for split in planned.splits for receipt in step.process(split)] == []
+    again = json.loads(Publish(planned.task.run)(0, receipts))
     assert first == again
     assert {path: path.stat() for path in night.files()} == files
     assert night.scored().num_rows == 200

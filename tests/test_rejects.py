@@ -53,7 +53,7 @@ def test_where_no_row_is_bad_nothing_is_copied_out() -> None:
     [("nan", [103], [1, math.nan, 3, 5, math.nan]), ("fill=7", [103], [1, 7, 3, 5, 7])],
 )
 def test_nulls_are_filled(on_null: str, rows: list[int], values: list[float]) -> None:
-    rejects = Rejects(SPLIT, policy(on_null=on_null))
+    rejects = Rejects(SPLIT, policy(on_null=on_null, on_nonfinite="keep"))
     good, (tensor,) = sift(batch(), 100, BINDING, rejects)
     assert good is not None
     assert rejects.row_numbers.tolist() == rows

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from job import commit, model, progress, staging
 from job.errors import DataError, JobError, ModelError, ShardError
-from job.scoring import ScoreSplits, score_split
+from job.scoring import score_split
+from job.worker import ScoreSplits
 from tests.nights import Night, dense, features, matrix, module, saved
 
 SUM_BUILDER = """import keras

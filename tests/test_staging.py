@@ -34,6 +34,7 @@ def test_a_receipt_comes_back_as_it_was_written(tmp_path: Path, name: str) -> No
 
 
 def test_attempts_of_one_split_never_share_a_file(tmp_path: Path) -> None:
+    staging.write_plan(str(tmp_path), RUN_ID, [split("a")])
     paths = {staging.new_attempt(str(tmp_path), RUN_ID, split("a")) for _ in range(100)}
     assert len(paths) == 100
 

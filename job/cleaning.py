@@ -1,0 +1,62 @@
+"""What abandoned runs left in an output's staging, and how it is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from job import output, staging, storage
+from job.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a run that nobody works on left in staging.
+
+    ``age_s`` is since its newest file was written. ``kept`` says why it stays, empty where it does not.
+    """
+
+    run_id: str
+    splits: int
+    size_bytes: int
+    age_s: float
+    kept: str
+
+
+def clean(folder: str, *, older_than_s: float, dry_run: bool, clock: Callable[[], float]) -> list[Leftover]:
+    """Remove the staging of runs that nobody works on, and return what there was.
+
+    Args:
+        folder: the output.
+        older_than_s: younger ones stay.
+        dry_run: remove nothing.
+        clock: tells the time in seconds since 1970.
+
+    Raises:
+        OutputConflictError: a run is at work on the output.
+        UsageError: there is no such folder.
+    """
+    if not storage.is_folder(folder):
+        raise UsageError(f"{folder}: there is no such folder; give the --output of a run")
+    with output.lease(folder):
+        held = output.published(folder)
+        found = []
+        for run_id in output.leftovers(folder, ""):
+            one = _look_at(folder, run_id, clock(), older_than_s, None if held is None else held["run_id"])
+            if not one.kept and not dry_run:
+                output.remove_staging(folder, run_id)
+            found.append(one)
+    return found
+
+
+def _look_at(folder: str, run_id: str, now_s: float, older_than_s: float, published: str | None) -> Leftover:
+    files = storage.tree(staging.folder_of(folder, run_id))
+    age_s = now_s - max((int(info.stamp) / 1e9 for info in files), default=0.0)
+    kept = ""
+    if age_s < older_than_s:
+        kept = "too young"
+    elif run_id != published and output.read_marker(folder, run_id) is not None:
+        # What is not yet under its final name would be lost, and the night with it.
+        kept = "half published: finish it with its own command, or score with --if_exists=replace"
+    size_bytes = sum(info.size_bytes for info in files)
+    return Leftover(run_id, len(staging.finished(folder, run_id)), size_bytes, age_s, kept)

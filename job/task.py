@@ -1,0 +1,45 @@
+"""What a worker must know beyond the split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from job.binding import Binding
+from job.rejected import FileOptions
+from job.rejects import RowPolicy
+from job.spec import Device, OnBadShard, Run
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringTask:
+    """What a worker must know beyond the split: one per run, the same for all workers.
+
+    ``batch_rows`` 0 means auto. ``threads`` is TensorFlow's threads within one operation.
+    ``weights_digest`` is of the weights that a builder made on the launcher, empty for an artifact's.
+    """
+
+    run: Run
+    binding: Binding
+    keys: tuple[str, ...]
+    predictions: tuple[pa.Field, ...]
+    policy: RowPolicy
+    batch_rows: int
+    row_group_rows: int
+    compression: str
+    device: Device
+    threads: int
+    weights_digest: str
+    on_bad_shard: OnBadShard = "fail"
+
+    @property
+    def files(self) -> FileOptions:
+        """Return how output files are written."""
+        run = self.run
+        metadata = {
+            "scoring_job.run_id": run.run_id,
+            "scoring_job.model_sha256": run.model.digest,
+            "scoring_job.signature": run.signature,
+        }
+        return FileOptions(self.row_group_rows, self.compression, metadata)

@@ -1,0 +1,82 @@
+"""What runs on a worker: takes the process's model, scores splits, leaves receipts and errors behind.
+
+Engines run steps again when they have lost the outcome, also after the run was published. Its plan is gone
+then, and every step does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+
+from job import model, output, staging
+from job.errors import JobError, ModelError, StateUnknownError, one_line
+from job.scoring import score_split
+from job.spec import Receipt, Run, Split
+from job.task import ScoringTask
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """Reads the splits of a run: path of the plan → ``Split`` of each."""
+
+    run: Run
+
+    def __call__(self, path: str) -> Iterator[Split]:
+        """Yield the splits, none where the run is published."""
+        try:
+            yield from staging.read_plan(path)
+        except StateUnknownError as e:
+            if not output.is_published(self.run.output, self.run.run_id):
+                staging.write_failure(self.run.output, self.run.run_id, "", e)
+                raise
+
+
+@dataclass(eq=False)
+class ScoreSplits(beam.DoFn):
+    """``Split`` → ``Receipt``; a split that has a receipt is not scored again."""
+
+    task: ScoringTask
+
+    def setup(self) -> None:
+        """Take this process's copy of the model, whatever the engine does with its DoFns."""
+        task = self.task
+        with self._failures_left_behind(""):
+            self._loaded = model.acquire(task.run.model, device=task.device, threads=task.threads)
+            self._loaded.build([feed.input for feed in task.binding.feeds])
+            if self._loaded.weights_digest != task.weights_digest:
+                raise ModelError(
+                    f"{task.run.model.path}: its builder made weights {self._loaded.weights_digest[:12]} "
+                    f"here, {task.weights_digest[:12]} where the run was planned; give --weights, or seed it"
+                )
+
+    def process(self, split: Split) -> Iterator[Receipt]:
+        """Score one split, or return the receipt that it has."""
+        run = self.task.run
+        found = staging.read_receipt(run.output, run.run_id, split)
+        # An unseeded builder makes another model each time: what an earlier one scored does not count.
+        if found is not None and found.weights_digest == self.task.weights_digest:
+            yield replace(found, reused=True)
+            return
+        try:
+            with self._failures_left_behind(split.name):
+                receipt = score_split(split, self.task, self._loaded)
+                staging.write_receipt(run.output, receipt)
+        except StateUnknownError:
+            if output.is_published(run.output, run.run_id):
+                return
+            raise
+        yield receipt
+
+    @contextmanager
+    def _failures_left_behind(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:
+            text = f"{where or 'the worker'}: unexpected {one_line(e)}; see more with --debug"
+            told = e if isinstance(e, JobError) else JobError(text)
+            staging.write_failure(self.task.run.output, self.task.run.run_id, where, told)
+            raise
