@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from job import commit, staging, storage
 from job.errors import DataError, OutputConflictError, StateUnknownError
-from job.output import check_output, published, remove_staging
+from job.output import check_output, mark_again, published, remove_staging
 from job.report import RunReport
 from job.spec import Receipt, Run, Shard
 from tests.receipts import RUN_ID, parquet, receipt, run_of, split
@@ -84,6 +85,53 @@ def test_nothing_is_published_when_it_does_not_add_up(tmp_path: Path, case: str)
     with pytest.raises(DataError, match=message):
         commit.publish(run, change(receipts), clock=lambda: NOW)
     assert tree(tmp_path) == before
+
+
+def test_rows_are_counted_again_in_the_files_themselves(tmp_path: Path) -> None:
+    """A file of another number of rows, though its size and its receipt agree."""
+    run, receipts = staged(tmp_path)
+    other = parquet(b"a a", 4)
+    Path(receipts[0].attempt).write_bytes(other)
+    receipts[0] = replace(receipts[0], file_bytes=len(other), file_sha256=hashlib.sha256(other).hexdigest())
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match=r"it holds 4 rows, its receipt says 3; nothing was published"):
+        commit.publish(run, receipts, clock=lambda: NOW)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_that_cannot_be_read_back_is_not_published(tmp_path: Path) -> None:
+    run, receipts = staged(tmp_path)
+    path = Path(receipts[0].attempt)
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(DataError, match="a file that was written cannot be read back"):
+        commit.publish(run, receipts, clock=lambda: NOW)
+    assert not (tmp_path / "_SUCCESS").exists()
+
+
+def test_a_clock_that_is_set_back_makes_no_negative_seconds(tmp_path: Path) -> None:
+    run, receipts = staged(tmp_path)
+    report = commit.publish(run, receipts, clock=lambda: run.started_unix_s - 3600)
+    assert (report.wall_s, report.rows_per_s) == (0.0, 0.0)
+    receipts = [replace(r, first_batch_unix_s=run.started_unix_s - 60) for r in receipts]
+    assert RunReport.of(run, receipts, ended_unix_s=NOW).first_batch_s == 0.0
+
+
+def test_a_published_night_that_lost_its_mark_gets_it_back(tmp_path: Path) -> None:
+    run, receipts = staged(tmp_path)
+    commit.publish(run, receipts, clock=lambda: NOW)
+    assert not mark_again(str(tmp_path), "b" * 64)
+    (tmp_path / "_SUCCESS").unlink()
+    assert not mark_again(str(tmp_path), "b" * 64)
+    assert mark_again(str(tmp_path), RUN_ID)
+    assert (tmp_path / "_SUCCESS").exists()
+    # Not where a file is another one, of the same size or not.
+    (tmp_path / "_SUCCESS").unlink()
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:50] + b"?" + content[51:])
+    assert not mark_again(str(tmp_path), RUN_ID)
+    (tmp_path / "a.parquet").unlink()
+    assert not mark_again(str(tmp_path), RUN_ID)
+    assert not (tmp_path / "_SUCCESS").exists()
 
 
 class StoppedError(Exception):

@@ -1,0 +1,114 @@
+"""Leftovers of abandoned runs: what is removed, what is kept, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from job import commit, output, staging
+from job.cleaning import clean
+from job.errors import OutputConflictError, UsageError
+from tests.nights import Night, dense, features, run_cli, saved
+from tests.receipts import receipt, run_of, split
+
+NOW = 2_000_000_000.0
+RUNS = {name: name * 64 for name in "bcde"}
+
+
+def left(folder: Path, run_id: str, age_s: float) -> None:
+    """Leave a run behind with one receipt, all files as old as that."""
+    one = receipt(folder, split("a"), run_id=run_id)
+    staging.write_receipt(str(folder), one)
+    for path in Path(staging.folder_of(str(folder), run_id)).rglob("*"):
+        os.utime(path, (NOW - age_s, NOW - age_s))
+
+
+def test_old_ones_go_and_young_ones_stay(tmp_path: Path) -> None:
+    left(tmp_path, RUNS["b"], 7200)
+    left(tmp_path, RUNS["c"], 3599)
+    for dry_run in (True, False):
+        found = clean(str(tmp_path), older_than_s=3600, dry_run=dry_run, clock=lambda: NOW)
+        assert [(one.run_id[0], one.splits, one.kept) for one in found] == [
+            ("b", 1, ""),
+            ("c", 1, "too young"),
+        ]
+        assert found[0].size_bytes > 100
+        assert found[0].age_s == pytest.approx(7200)
+        kept = [RUNS["b"], RUNS["c"]] if dry_run else [RUNS["c"]]
+        assert sorted(os.listdir(tmp_path / "_staging")) == kept
+
+
+def test_a_clock_that_was_set_back_removes_nothing(tmp_path: Path) -> None:
+    left(tmp_path, RUNS["b"], -3600)
+    (one,) = clean(str(tmp_path), older_than_s=0, dry_run=False, clock=lambda: NOW)
+    assert one.kept == "too young"
+    assert one.age_s == pytest.approx(-3600)
+
+
+def test_a_live_run_keeps_its_own_and_all_others(tmp_path: Path) -> None:
+    left(tmp_path, RUNS["b"], 7200)
+    with (
+        output.lease(str(tmp_path)),
+        pytest.raises(OutputConflictError, match=f"another run is at work on it .process {os.getpid()}"),
+    ):
+        clean(str(tmp_path), older_than_s=0, dry_run=False, clock=lambda: NOW)
+    assert (tmp_path / "_staging" / RUNS["b"]).exists()
+
+
+def test_a_half_published_night_is_kept_and_the_rest_of_a_published_one_not(tmp_path: Path) -> None:
+    left(tmp_path, RUNS["d"], 7200)
+    Path(output.marker_path(str(tmp_path), RUNS["d"])).write_text(json.dumps({"stale": [], "files": []}))
+    os.utime(output.marker_path(str(tmp_path), RUNS["d"]), (NOW - 7200, NOW - 7200))
+    (one,) = clean(str(tmp_path), older_than_s=0, dry_run=False, clock=lambda: NOW)
+    assert one.kept.startswith("half published: finish it with its own command")
+    run = run_of(tmp_path, [split("a")], RUNS["e"], replace=True)
+    commit.publish(run, [receipt(tmp_path, split("a"), run_id=RUNS["e"])], clock=lambda: NOW)
+    assert not (tmp_path / "_staging").exists()
+    left(tmp_path, RUNS["e"], 7200)
+    Path(output.marker_path(str(tmp_path), RUNS["e"])).write_text(json.dumps({"stale": [], "files": []}))
+    os.utime(output.marker_path(str(tmp_path), RUNS["e"]), (NOW - 7200, NOW - 7200))
+    (one,) = clean(str(tmp_path), older_than_s=0, dry_run=False, clock=lambda: NOW)
+    assert (one.run_id, one.kept) == (RUNS["e"], "")
+    assert not (tmp_path / "_staging").exists()
+    assert (tmp_path / "_SUCCESS").exists()
+
+
+def test_no_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no such folder"):
+        clean(str(tmp_path / "no"), older_than_s=0, dry_run=False, clock=lambda: NOW)
+
+
+def test_the_command(night: Night, capfd: pytest.CaptureFixture[str]) -> None:
+    night.shard("a", features(50))
+    left(night.output, RUNS["b"], NOW)
+    model = saved(dense(), night.folder / "m.keras")
+    code, _, err = run_cli(capfd, "score", *night.args(model, "--keys=id"))
+    assert code == 0
+    assert f"{night.output}/_staging/{RUNS['b']}: left by another run; `job clean {night.output}`" in err
+    code, out, _ = run_cli(capfd, "clean", str(night.output), "--dry_run")
+    assert (code, "would be removed" in out) == (0, True)
+    code, out, _ = run_cli(capfd, "clean", str(night.output), "--older_than=2d")
+    assert code == 0
+    assert out.startswith("run bbbbbbbbbbbb: 1 finished splits, ")
+    assert out.endswith(" h old: removed\n")
+    assert not (night.output / "_staging").exists()
+    code, out, _ = run_cli(capfd, "clean", str(night.output))
+    assert (code, out) == (0, f"{night.output}: nothing was left in staging\n")
+    assert len(night.files()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the following arguments are required: OUTPUT"),
+        (["x", "--older_than=3"], "--older_than=3: must be a whole number with s, m, h or d behind it"),
+        (["x", "--all"], "unrecognized arguments: --all"),
+    ],
+)
+def test_wrong_usage(args: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_cli(capfd, "clean", *args)
+    assert code == 2
+    assert message in err
