@@ -19,6 +19,7 @@ from job.step import Step
 
 # Two rows rather than one, so that a model cannot mistake the batch for a single example.
 _ROWS_TO_BUILD = 2
+_PLAIN_ROWS = 1024
 
 
 def load(reference: ModelReference) -> Step:
@@ -162,6 +163,12 @@ class _KerasStep:
             if "ResourceExhausted" in type(e).__name__ or "RESOURCE_EXHAUSTED" in str(e):
                 raise MemoryError(one_line(e)) from e
             raise
+        return [np.asarray(output) for output in _flat(outputs)]
+
+    def predict_plain(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        fed = self._pack([feedable(tensor) for tensor in tensors])
+        with self._lock:
+            outputs = self._model.predict(fed, batch_size=_PLAIN_ROWS, verbose=0)
         return [np.asarray(output) for output in _flat(outputs)]
 
     def _pack(self, flat: Sequence[Any]) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from job import progress, quiet
-from job.errors import JobError, UsageError, one_line
+from job.errors import DataError, JobError, UsageError, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -166,6 +166,48 @@ def _clean_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _verify(args: Sequence[str]) -> int:
+    given = _verify_parser().parse_args(list(args))
+    from job import flags, storage, verify
+    from job.rescoring import Tolerance
+
+    sample = verify.ALL if given.sample_rows == "all" else flags.whole("sample_rows", given.sample_rows)
+    seed = None if given.seed is None else flags.whole("seed", given.seed)
+    tolerance = Tolerance(flags.number("rtol", given.rtol), flags.number("atol", given.atol))
+    folder = os.path.abspath(storage.local(given.output))
+    found = verify.verify(folder, sample_rows=sample, seed=seed, tolerance=tolerance)
+    _print(found.to_json() if given.json else "".join(f"{line}\n" for line in verify.lines(found)))
+    if not found.is_right:
+        told = (
+            f"{len(found.findings):,} findings, {found.rows_different:,} of {found.rows_again:,} rows differ"
+        )
+        raise DataError(f"{folder}: it is not the night that its manifest tells of: {told}")
+    return 0
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    from job.options import Parser
+
+    parser = Parser(
+        prog=f"{PROGRAM} verify",
+        description="Check a published night: files, checksums, counts; score a sample of its rows again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("output", metavar="OUTPUT", help="the folder that the night was published at")
+    _flag(parser, "sample_rows", "ROWS|all", "1000", "rows to score again; 0 looks at the output alone")
+    _flag(parser, "seed", "N", None, "of the sample, to draw the same one again")
+    _flag(parser, "rtol", "X", "1e-5", "predictions may differ by this share of themselves")
+    _flag(parser, "atol", "X", "1e-6", "and by this much, times their median magnitude if that is above 1")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _flag(parser: argparse.ArgumentParser, name: str, form: str, default: str | None, text: str) -> None:
+    shown = f"{text} (default: {default})" if default else text
+    parser.add_argument(f"--{name}", metavar=form, default=default, help=shown)
+
+
 def _print(what: str | Table) -> None:
     """Write a result to standard output; a reader that has left does not turn success into failure."""
     try:
@@ -191,5 +233,6 @@ def _fail(message: str, exit_code: int, *, debug: bool) -> int:
 COMMANDS: Final[Mapping[str, Command]] = {
     "score": Command("score shards and publish the predictions", _score, _score_help),
     "report": Command("print the run report of an output", _report, _report_help),
+    "verify": Command("check a published night", _verify, lambda: _verify_parser().format_help()),
     "clean": Command("remove what abandoned runs left", _clean, lambda: _clean_parser().format_help()),
 }

@@ -57,12 +57,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NoReturn
 
-from job import output, staging, storage
+from job import manifest, output, staging, storage
 from job.errors import DataError, StateUnknownError, one_line
 from job.report import RunReport, reasons_of
 from job.spec import Receipt, Run, Shard
 
-_FORMAT = 1
 _FOOTER_THREADS = 16
 
 
@@ -108,8 +107,7 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     report = RunReport.of(run, counted, ended_unix_s=clock())
     storage.write_atomic(storage.join(run.output, output.REPORT_JSON), report.to_json().encode())
     storage.write_atomic(storage.join(run.output, output.REPORT_HTML), report.to_html().encode())
-    manifest = json.dumps(_manifest_of(run, counted), indent=1)
-    storage.write_atomic(storage.join(run.output, output.MANIFEST), manifest.encode())
+    storage.write_atomic(storage.join(run.output, output.MANIFEST), manifest.compose(run, counted).encode())
     storage.write_atomic(storage.join(run.output, output.SUCCESS), b"")
     for other in output.leftovers(run.output, run.run_id) if run.replace else ():
         output.remove_staging(run.output, other)
@@ -213,51 +211,3 @@ def _move(top: str, part: staging.PartFile) -> str:
     with suppress(FileNotFoundError):
         storage.rename(part.staged, final)
     return folder
-
-
-def _manifest_of(run: Run, receipts: Sequence[Receipt]) -> dict[str, object]:
-    return {
-        "format": _FORMAT,
-        "run_id": run.run_id,
-        "model": {"path": run.model.path, "sha256": run.model.digest, "signature": run.signature},
-        "versions": dict(run.versions),
-        "shards": run.shards,
-        "rows_read": run.rows,
-        "rows_scored": sum(receipt.rows_scored for receipt in receipts),
-        "rows_rejected": sum(receipt.rows_rejected for receipt in receipts),
-        "files": [
-            {
-                "path": staging.parts(receipt)[0].final,
-                "rows": receipt.rows_scored,
-                "bytes": receipt.file_bytes,
-                "sha256": receipt.file_sha256,
-                "shard": receipt.split.shard.path,
-                "row_groups": [receipt.split.row_groups[0], receipt.split.row_groups[-1]]
-                if receipt.split.row_groups
-                else [],
-                "first_row": receipt.split.first_row,
-            }
-            for receipt in receipts
-            if receipt.attempt
-        ],
-        "rejected_files": [
-            {
-                "path": part.final,
-                "rows": receipt.rows_rejected,
-                "bytes": part.size_bytes,
-                "sha256": part.sha256,
-                "shard": receipt.split.shard.path,
-            }
-            for receipt in receipts
-            if (part := staging.rejected_part(receipt)) is not None
-        ],
-        "rejected_shards": [
-            {
-                "shard": receipt.split.shard.path,
-                "rows": receipt.rows_rejected if receipt.split.row_groups else None,
-                "error": receipt.refused,
-            }
-            for receipt in receipts
-            if receipt.refused
-        ],
-    }

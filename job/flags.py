@@ -139,6 +139,20 @@ def on_nonfinite(given: argparse.Namespace, null_policy: str) -> Any:
     return "keep"
 
 
+def whole(name: str, text: str) -> int:
+    """Return a whole number from 0."""
+    if not re.fullmatch(r"[0-9]+", text):
+        raise UsageError(f"--{name}={text}: must be a whole number from 0")
+    return int(text)
+
+
+def number(name: str, text: str) -> float:
+    """Return a number from 0."""
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", text):
+        raise UsageError(f"--{name}={text}: must be a number from 0, as in 1e-5")
+    return float(text)
+
+
 def age_s(name: str, text: str) -> float:
     """Return an age such as ``90m``, ``12h`` or ``7d`` in seconds."""
     found = re.fullmatch(r"([0-9]+)([smhd])", text)

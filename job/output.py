@@ -13,6 +13,7 @@ from typing import Any
 from job import staging, storage
 from job.errors import OutputConflictError
 from job.locking import held
+from job.manifest import check_inside, entries, parse
 from job.report import RunReport
 from job.staging import STAGING
 
@@ -35,7 +36,7 @@ def is_published(output: str, run: str) -> bool:
 
 def damaged(output: str, manifest: dict[str, Any]) -> list[str]:
     """Return the files of a published night that are gone or have another size."""
-    sizes = {entry["path"]: entry["bytes"] for entry in _entries(manifest)}
+    sizes = {entry["path"]: entry["bytes"] for entry in entries(manifest)}
     wrong = [path for path, size in sizes.items() if storage.size_bytes(storage.join(output, path)) != size]
     return wrong if storage.exists(storage.join(output, REPORT_JSON)) else [*wrong, REPORT_JSON]
 
@@ -50,26 +51,13 @@ def read_report(output: str) -> RunReport:
     return RunReport.from_json((storage.read_bytes(path) or b"").decode(), path)
 
 
-def _entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*manifest["files"], *manifest["rejected_files"]]
-
-
 def read_manifest(output: str) -> dict[str, Any] | None:
     """Return the manifest, finished or not; ``None`` where there is none."""
     path = storage.join(output, MANIFEST)
     content = storage.read_bytes(path)
     if content is None:
         return None
-    try:
-        manifest = dict(json.loads(content))
-        paths = [entry["path"] for entry in _entries(manifest)]
-        if all(isinstance(text, str) for text in (manifest["run_id"], *paths)):
-            return manifest
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise OutputConflictError(
-        f"{path}: it is no manifest of this job; move it away or choose another --output"
-    )
+    return parse(content, path)
 
 
 def mark_again(output: str, run: str) -> bool:
@@ -82,7 +70,7 @@ def mark_again(output: str, run: str) -> bool:
         return False
     if damaged(output, manifest):
         return False
-    for entry in _entries(manifest):
+    for entry in entries(manifest):
         if storage.sha256(storage.join(output, entry["path"])) != entry["sha256"]:
             return False
     storage.write_atomic(storage.join(output, SUCCESS), b"")
@@ -146,7 +134,7 @@ def check_output(output: str, run: str, *, replace: bool) -> None:
 
 def known_files(output: str, run: str, manifest: dict[str, Any] | None) -> set[str]:
     """Return the files, relative to the output, of the night that is there and of any half-published one."""
-    found = {entry["path"] for entry in _entries(manifest)} if manifest else set()
+    found = {entry["path"] for entry in entries(manifest)} if manifest else set()
     for other in leftovers(output, run):
         found.update((read_marker(output, other) or {}).get("files", ()))
     return found
@@ -154,8 +142,13 @@ def known_files(output: str, run: str, manifest: dict[str, Any] | None) -> set[s
 
 def read_marker(output: str, run: str) -> dict[str, list[str]] | None:
     """Return what a run that began to publish was going to do, or ``None`` if none has begun."""
-    content = storage.read_bytes(marker_path(output, run))
-    return dict(json.loads(content)) if content else None
+    path = marker_path(output, run)
+    content = storage.read_bytes(path)
+    if not content:
+        return None
+    marker: dict[str, list[str]] = json.loads(content)
+    check_inside([*marker["stale"], *marker["files"]], path)
+    return marker
 
 
 def marker_path(output: str, run: str) -> str:

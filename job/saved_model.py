@@ -68,6 +68,10 @@ class SavedModelStep:
         outputs = self._function(**feed)
         return [outputs[name].numpy() for name in sorted(outputs)]
 
+    def predict_plain(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Predict one batch; a graph has no other way than ``predict``."""
+        return self.predict(tensors)
+
     def traces(self) -> int:
         """Return 1: the graph was traced when it was saved."""
         return 1

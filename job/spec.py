@@ -182,7 +182,8 @@ class Run:
     """One run, as every worker and the publishing step know it.
 
     ``started_unix_s`` is when the launching process began. ``versions`` are those of the packages on the
-    launcher. ``signature`` is the model's inputs and outputs as text.
+    launcher. ``signature`` is the model's inputs and outputs as text. ``scoring`` is, as JSON, what is
+    needed to score a row again.
     """
 
     run_id: str
@@ -196,6 +197,7 @@ class Run:
     replace: bool
     started_unix_s: float
     versions: tuple[tuple[str, str], ...]
+    scoring: str = "{}"
 
     def share_rejected(self, rows: int, unreadable: int) -> float:
         """Return the share of the run's rows that so many rejected ones are, from 0 to 1.

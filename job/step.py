@@ -27,6 +27,9 @@ class Step(Protocol):
     def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
         """Predict one batch; ``(rows, *shape)`` in and out."""
 
+    def predict_plain(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Predict one batch by ``Model.predict``, the slow way that everybody knows."""
+
     def traces(self) -> int:
         """Return how often the predict step has been traced."""
 

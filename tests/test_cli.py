@@ -57,10 +57,10 @@ def test_help_lists_the_commands_that_exist() -> None:
     listed = [
         line.split()[0] for line in done.stdout.partition("commands:\n")[2].splitlines() if line[:2] == "  "
     ]
-    assert listed == list(cli.COMMANDS) == ["score", "report", "clean"]
+    assert listed == list(cli.COMMANDS) == ["score", "report", "verify", "clean"]
 
 
-@pytest.mark.parametrize("command", ["score", "report", "clean"])
+@pytest.mark.parametrize("command", ["score", "report", "verify", "clean"])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_every_command_has_help(command: str, flag: str) -> None:
     done = job(command, flag)
@@ -82,8 +82,11 @@ def test_help_imports_nothing_slow(args: list[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no command; use one of score, report, clean, or python -m job --help"),
-        (["scoer"], "unknown command 'scoer'; use one of score, report, clean, or python -m job --help"),
+        ([], "no command; use one of score, report, verify, clean, or python -m job --help"),
+        (
+            ["scoer"],
+            "unknown command 'scoer'; use one of score, report, verify, clean, or python -m job --help",
+        ),
         (
             ["score", *REQUIRED, "--batch_size=0"],
             "--batch_size=0: must be a whole number of rows from 1, or auto",

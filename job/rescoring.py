@@ -1,0 +1,253 @@
+"""Scoring published rows again, from the original shards and by plain ``Model.predict``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from job import model, storage
+from job.binding import Binding
+from job.errors import DataError
+from job.planning import read_footer
+from job.predictions import to_arrow
+from job.reading import SplitReader
+from job.rejects import EXTRA_COLUMNS, Rejects, RowPolicy, sift
+from job.spec import Feed, InputSpec, ScoringSpec, Shard, Split
+
+# Rows that are predicted at once, and read at once.
+_BATCH_ROWS = 8192
+_CHUNK_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two predictions may be apart: ``|published - again| <= atol·s + rtol·|again|``.
+
+    How rows are cut into batches changes the last digits. ``s`` is the column's median magnitude among the
+    rows compared, at least 1, since sums of large terms cancel to small ones. Types with fewer digits than
+    float32 are given four of their own rounding steps.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that scoring again does not give. ``row`` counts in the file, ``shard_row`` in the shard."""
+
+    file: str
+    row: int
+    shard: str
+    shard_row: int
+    column: str
+    published: str
+    again: str
+
+
+def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]) -> str:
+    """Return what is needed to score a row again, as JSON: the binding itself, not what led to it."""
+    feeds = [
+        {
+            "input": feed.input.name,
+            "dtype": feed.input.dtype,
+            "shape": list(feed.input.shape),
+            "columns": list(feed.columns),
+        }
+        for feed in binding.feeds
+    ]
+    content = {
+        "feeds": feeds,
+        "casts": dict(binding.casts),
+        "keys": list(spec.keys),
+        "predictions": list(predictions),
+        "on_null": spec.on_null,
+        "on_nonfinite": spec.on_nonfinite,
+        "on_nonfinite_prediction": spec.on_nonfinite_prediction,
+        "on_bad_row": spec.on_bad_row,
+        "on_bad_shard": spec.on_bad_shard,
+        "device": spec.device,
+    }
+    return json.dumps(content, sort_keys=True)
+
+
+def binding_of(scoring: Mapping[str, Any]) -> Binding:
+    """Return the binding that a manifest's ``scoring`` tells of."""
+    feeds = tuple(
+        Feed(InputSpec(feed["input"], tuple(feed["shape"]), feed["dtype"]), tuple(feed["columns"]))
+        for feed in scoring["feeds"]
+    )
+    return Binding(feeds, tuple(scoring["casts"].items()))
+
+
+class Rescorer:
+    """Scores rows of a night again. ``output`` is the folder, ``manifest`` the night's."""
+
+    def __init__(self, output: str, manifest: Mapping[str, Any], loaded: model.LoadedModel) -> None:
+        self._output = output
+        self._scoring = manifest["scoring"]
+        self._binding = binding_of(self._scoring)
+        self._loaded = loaded
+        paths = [entry["path"] for entry in manifest["rejected_files"]]
+        self._rejected = {path.partition("/")[2]: path for path in paths}
+
+    def build(self) -> None:
+        """Make the model ready for the inputs that the night was scored with.
+
+        Raises:
+            ModelError: it does not take them.
+        """
+        self._loaded.build([feed.input for feed in self._binding.feeds])
+
+    def differences(
+        self, entry: Mapping[str, Any], rows: NDArray[np.int64], tolerance: Tolerance
+    ) -> tuple[int, list[Difference]]:
+        """Score rows of one file again.
+
+        Args:
+            entry: the file's, in the manifest.
+            rows: their numbers in the file, ascending.
+            tolerance: how far predictions may be apart.
+
+        Returns:
+            How many rows differ, and every differing value of the first of them.
+
+        Raises:
+            ShardError: the shard cannot be read, or is not the one that was scored.
+            DataError: rows cannot be fed to the model now.
+        """
+        shard_rows = self._shard_rows(entry)[rows]
+        wanted = self._features(entry, shard_rows)
+        published = self._published(entry, rows)
+        names = self._scoring["predictions"]
+        fields = [published.schema.field(name) for name in names]
+        again = self._predicted(wanted, fields, entry)
+        columns = {
+            name: (published.column(name), wanted.column(name))
+            for name in self._scoring["keys"]
+            if name in published.schema.names
+        }
+        wrong = {name: _unequal(old, new) for name, (old, new) in columns.items()}
+        for i, name in enumerate(names):
+            columns[name] = (published.column(name), again[i])
+            wrong[name] = _apart(published.column(name), again[i], tolerance)
+        bad = np.flatnonzero(np.any(list(wrong.values()), axis=0))
+        found = [
+            Difference(
+                entry["path"],
+                int(rows[i]),
+                entry["shard"],
+                int(shard_rows[i]),
+                name,
+                str(columns[name][0][int(i)].as_py()),
+                str(columns[name][1][int(i)].as_py()),
+            )
+            for i in bad[:10]
+            for name in columns
+            if wrong[name][i]
+        ]
+        return len(bad), found
+
+    def _shard_rows(self, entry: Mapping[str, Any]) -> NDArray[np.int64]:
+        """Return the shard's row number of each row of a file, ``(rows,) int64``."""
+        first, rows = entry["first_row"], entry["split_rows"]
+        every = np.arange(first, first + rows)
+        if path := self._rejected.get(entry["path"]):
+            with pq.ParquetFile(storage.local(storage.join(self._output, path))) as file:
+                # The extra columns come last; a shard may have columns of their names.
+                extras = file.schema_arrow.names[-len(EXTRA_COLUMNS) :]
+                column = file.read(columns=extras).column(extras[1])
+            every = np.setdiff1d(every, column.to_numpy(), assume_unique=True)
+        if len(every) != entry["rows"]:
+            raise DataError(f"{entry['path']}: {entry['rows']} rows are published, {len(every)} were scored")
+        return every
+
+    def _features(self, entry: Mapping[str, Any], shard_rows: NDArray[np.int64]) -> pa.RecordBatch:
+        """Return the features and keys of rows of a shard, in order."""
+        partition = tuple(entry["partition"].items())
+        shard = Shard(entry["shard"], entry["shard_bytes"], entry["shard_stamp"], partition)
+        keys = self._scoring["keys"]
+        found: list[pa.RecordBatch] = []
+        for split in _groups_with(shard, shard_rows):
+            with SplitReader(split) as reader:
+                chunks = reader.chunks(self._binding.columns, keys, _CHUNK_ROWS)
+                found += _taken(chunks, shard_rows - split.first_row)
+        return pa.Table.from_batches(found).combine_chunks().to_batches()[0]
+
+    def _published(self, entry: Mapping[str, Any], rows: NDArray[np.int64]) -> pa.RecordBatch:
+        with pq.ParquetFile(storage.local(storage.join(self._output, entry["path"]))) as file:
+            found = list(_taken(file.iter_batches(_CHUNK_ROWS), rows))
+        return pa.Table.from_batches(found).combine_chunks().to_batches()[0]
+
+    def _predicted(
+        self, rows: pa.RecordBatch, fields: Sequence[pa.Field], entry: Mapping[str, Any]
+    ) -> list[pa.ChunkedArray]:
+        parts: list[list[pa.Array]] = [[] for _ in fields]
+        policy = RowPolicy("reject", self._scoring["on_null"], 0, self._scoring["on_nonfinite"])
+        for start in range(0, rows.num_rows, _BATCH_ROWS):
+            piece = rows.slice(start, _BATCH_ROWS)
+            rejects = Rejects(Split("", Shard(entry["shard"], 0, ""), (), 0, 0), policy)
+            good, tensors = sift(piece, 0, self._binding, rejects)
+            if good is not None:
+                raise DataError(
+                    f"{entry['shard']}: published rows cannot be fed to the model: {rejects.reasons}"
+                )
+            outputs = self._loaded.predict_plain(tensors)
+            for part, column in zip(parts, to_arrow(outputs, fields, piece.num_rows), strict=True):
+                part.append(column)
+        return [pa.chunked_array(part, field.type) for part, field in zip(parts, fields, strict=True)]
+
+
+def _groups_with(shard: Shard, shard_rows: NDArray[np.int64]) -> Iterator[Split]:
+    """Yield a split for each row group of a shard that holds any of these rows."""
+    first_row = 0
+    for group, rows in enumerate(read_footer(shard).group_rows):
+        if np.any((shard_rows >= first_row) & (shard_rows < first_row + rows)):
+            yield Split("", shard, (group,), first_row, rows)
+        first_row += rows
+
+
+def _taken(batches: Iterator[pa.RecordBatch], rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
+    """Yield those rows of consecutive batches; numbers before the first and after the last are left out."""
+    start = 0
+    for batch in batches:
+        here = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
+        if len(here):
+            taken = batch.take(pa.array(here))
+            # Codes of one batch mean nothing beside those of another.
+            plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in taken.columns]
+            yield pa.RecordBatch.from_arrays(plain, names=taken.schema.names)
+        start += batch.num_rows
+
+
+def _unequal(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:
+    return np.array(
+        [a != b and not (a != a and b != b) for a, b in zip(old.to_pylist(), new.to_pylist(), strict=True)]
+    )
+
+
+def _apart(old: pa.Array, new: pa.ChunkedArray, tolerance: Tolerance) -> NDArray[np.bool_]:
+    """Return which rows of a prediction differ, ``(rows,) bool``."""
+    new = new.combine_chunks()
+    leaf = old.type
+    while pa.types.is_nested(leaf):
+        leaf = leaf.value_type
+    if not pa.types.is_floating(leaf):
+        return _unequal(old, new)
+    a, b = (np.array(column.to_pylist(), np.float64).reshape(len(column), -1) for column in (old, new))
+    step = float(np.finfo(leaf.to_pandas_dtype()).eps)
+    coarse = 4 * step if step > np.finfo(np.float32).eps else 0.0
+    finite = np.where(np.isfinite(b), np.abs(b), np.nan)
+    with np.errstate(invalid="ignore"):
+        scale = max(1.0, float(np.nanmedian(finite))) if np.isfinite(b).any() else 1.0
+        limit = max(tolerance.atol, coarse) * scale + max(tolerance.rtol, coarse) * np.abs(b)
+        same = (np.abs(a - b) <= limit) | (a == b) | (np.isnan(a) & np.isnan(b))
+    differ: NDArray[np.bool_] = ~same.all(axis=1)
+    return differ

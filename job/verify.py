@@ -1,0 +1,233 @@
+"""Is a published night what its manifest says, and what the model says?
+
+The files are checked whole: they are there, no others are, and each has its size, its SHA-256 and its rows.
+Of the predictions a random sample is scored again, from the original shards: some rows of one row group of
+each file, since reading a row costs as much as reading its row group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Final, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from job import artifact, manifest, output, staging, storage
+from job.errors import JobError, ModelError, UsageError, one_line
+from job.rescoring import Difference, Rescorer, Tolerance
+from job.spec import Device, ModelReference
+
+ALL: Final = -1
+_THREADS: Final = 16
+_MOST_DIFFERENCES: Final = 10
+# As many rows of a file are compared at once.
+_BLOCK_ROWS: Final = 500_000
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found. ``findings`` are faults, one line each; ``rows_again`` were scored again."""
+
+    output: str
+    run_id: str
+    files: int
+    rows: int
+    rows_again: int
+    rows_different: int
+    findings: tuple[str, ...]
+    differences: tuple[Difference, ...]
+
+    @property
+    def is_right(self) -> bool:
+        """Say whether nothing is wrong."""
+        return not self.findings and not self.rows_different
+
+    def to_json(self) -> str:
+        """Return all of it as one JSON object."""
+        return json.dumps({**asdict(self), "is_right": self.is_right}, indent=2, ensure_ascii=False) + "\n"
+
+
+def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolerance) -> Verification:
+    """Check a published night.
+
+    Args:
+        folder: the output.
+        sample_rows: about how many rows to score again; ``ALL`` of them, or 0 to look at the files alone.
+        seed: of the sample; ``None`` takes another one each time.
+        tolerance: how far predictions may be apart.
+
+    Raises:
+        UsageError: nothing is published there, or by a version that noted too little.
+        OutputConflictError: the manifest is none of this job's.
+    """
+    night = output.published(folder)
+    if night is None:
+        raise UsageError(
+            f"{folder}: it holds no published night; without _SUCCESS there is nothing to verify"
+        )
+    if "feeds" not in night.get("scoring", {}):
+        raise UsageError(f"{folder}: an older version of this job wrote it, whose manifest tells too little")
+    findings = [*_counts(night), *_strangers(folder, night)]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
+        entries = manifest.entries(night)
+        digests = {entry["sha256"]: entry["path"] for entry in entries}
+        told = list(pool.map(lambda entry: _file(folder, night["run_id"], entry, digests), entries))
+        findings += [line for lines in told for line in lines]
+        if sample_rows:
+            findings += [line for lines in pool.map(_shard, *_by_shard(night)) for line in lines]
+    # What is wrong with a file need not be told of each of its rows.
+    whole = [entry for entry, lines in zip(night["files"], told, strict=False) if not lines]
+    again, different, differences = 0, 0, list[Difference]()
+    rescorer = _rescorer(folder, night, findings) if sample_rows else None
+    for entry, rows in _sample(whole, sample_rows, seed) if rescorer else ():
+        try:
+            wrong, shown = cast(Rescorer, rescorer).differences(entry, rows, tolerance)
+        except (JobError, pa.ArrowException, OSError, KeyError) as e:
+            findings.append(f"{entry['path']}: it cannot be scored again: {one_line(e)}")
+            continue
+        again += len(rows)
+        different += wrong
+        differences += shown[: _MOST_DIFFERENCES - len(differences)]
+    counts = (len(entries), night["rows_scored"], again, different)
+    # A file that is damaged is told once, though several checks may see it.
+    return Verification(folder, night["run_id"], *counts, tuple(dict.fromkeys(findings)), tuple(differences))
+
+
+def _counts(night: Mapping[str, Any]) -> Iterator[str]:
+    scored = sum(entry["rows"] for entry in night["files"])
+    rejected = sum(entry["rows"] for entry in night["rejected_files"])
+    for what, told, found in (
+        ("scored", night["rows_scored"], scored),
+        ("rejected", night["rows_rejected"], rejected),
+        ("read", night["rows_read"], scored + rejected),
+    ):
+        if told != found:
+            yield f"the manifest tells of {told} rows {what}, its files of {found}"
+
+
+def _strangers(folder: str, night: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the files that readers see, or that are among the rejected ones, and that the manifest lacks."""
+    known = {entry["path"] for entry in manifest.entries(night)}
+    for info in storage.tree(folder):
+        path = info.path.removeprefix(folder).lstrip("/")
+        inner = path.removeprefix(f"{staging.REJECTED}/")
+        if path not in known and not any(part.startswith(("_", ".")) for part in inner.split("/")):
+            yield f"{path}: the manifest does not name it"
+
+
+def _file(folder: str, run_id: str, entry: Mapping[str, Any], digests: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with one file, by itself."""
+    name, path = entry["path"], storage.join(folder, entry["path"])
+    size = storage.size_bytes(path)
+    if size is None:
+        return [f"{name}: it is gone"]
+    try:
+        found = storage.sha256(path)
+        if found != entry["sha256"]:
+            if (other := digests.get(found)) is not None:
+                return [f"{name}: it holds what {other} should hold"]
+            told = f"{size} bytes of SHA-256 {found[:12]}, not {entry['bytes']} of {entry['sha256'][:12]}"
+            return [f"{name}: it was changed: {told}"]
+        metadata = pq.read_metadata(storage.local(path))
+    except (OSError, pa.ArrowException) as e:
+        return [f"{name}: it cannot be read: {one_line(e)}"]
+    wrong = []
+    if metadata.num_rows != entry["rows"]:
+        wrong.append(f"{name}: it holds {metadata.num_rows} rows, not {entry['rows']}")
+    of_run = (metadata.metadata or {}).get(b"scoring_job.run_id", b"").decode(errors="replace")
+    if of_run != run_id:
+        wrong.append(f"{name}: it is of run {of_run[:12] or 'none'}, not {run_id[:12]}")
+    return wrong
+
+
+def _by_shard(night: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[int]]:
+    """Return one entry for each shard, and the rows of the shard that the manifest accounts for."""
+    rows: Counter[str] = Counter()
+    of: dict[str, Mapping[str, Any]] = {}
+    for entry in manifest.entries(night):
+        of.setdefault(entry["shard"], entry)
+        rows[entry["shard"]] += entry["rows"]
+    return list(of.values()), [rows[shard] for shard in of]
+
+
+def _shard(entry: Mapping[str, Any], rows: int) -> list[str]:
+    """Return what is wrong with a shard: it was changed, or not all of its rows are accounted for."""
+    path = entry["shard"]
+    now = storage.describe(path)
+    if now is None or (now.size_bytes, now.stamp) != (entry["shard_bytes"], entry["shard_stamp"]):
+        state = "is gone" if now is None else "was changed"
+        return [f"{path}: the shard {state} since it was scored; --sample_rows=0 looks at the output alone"]
+    try:
+        held = pq.read_metadata(storage.local(path)).num_rows
+    except (OSError, pa.ArrowException) as e:
+        return [f"{path}: the shard cannot be read: {one_line(e)}"]
+    return [] if held == rows else [f"{path}: the shard holds {held} rows, the night accounts for {rows}"]
+
+
+def _rescorer(folder: str, night: Mapping[str, Any], findings: list[str]) -> Rescorer | None:
+    """Load the model that the night was scored with; where it is not to be had, that is a finding."""
+    from job import model
+
+    told, device = night["model"], cast(Device, night["scoring"]["device"])
+    try:
+        reference = ModelReference(told["path"], told["weights"], told["trusted"], told["sha256"])
+        if (found := artifact.digest(reference.path, reference.weights)) != reference.digest:
+            raise ModelError(f"{reference.path}: its SHA-256 is {found} now, the night's {reference.digest}")
+        loaded = model.acquire(reference, device=device)
+        rescorer = Rescorer(folder, night, loaded)
+        rescorer.build()
+    except JobError as e:
+        findings.append(f"the model is not to be had: {e}; --sample_rows=0 looks at the output alone")
+        return None
+    return rescorer
+
+
+def _sample(
+    files: Sequence[Mapping[str, Any]], sample_rows: int, seed: int | None
+) -> Iterator[tuple[Mapping[str, Any], NDArray[np.int64]]]:
+    """Yield files and numbers of rows in them, ascending, about as many as were asked for."""
+    filled = [entry for entry in files if entry["rows"]]
+    if sample_rows == ALL or sample_rows >= sum(entry["rows"] for entry in filled):
+        for entry in filled:
+            for start in range(0, entry["rows"], _BLOCK_ROWS):
+                yield entry, np.arange(start, min(start + _BLOCK_ROWS, entry["rows"]))
+        return
+    random = np.random.default_rng(seed)
+    if len(filled) > sample_rows:
+        filled = [filled[i] for i in np.sort(random.choice(len(filled), sample_rows, replace=False))]
+    total = sum(entry["rows"] for entry in filled)
+    for entry in filled:
+        share = max(1, -(-sample_rows * entry["rows"] // total))
+        start, rows = _stretch(entry, random)
+        yield entry, np.sort(start + random.choice(rows, min(share, rows), replace=False))
+
+
+def _stretch(entry: Mapping[str, Any], random: np.random.Generator) -> tuple[int, int]:
+    """Return a run of rows of a file, its first and their number, about as many as a row group has."""
+    first, last = entry["row_groups"]
+    groups = last - first + 1
+    rows = -(-entry["rows"] // groups)
+    start = int(random.integers(groups)) * rows
+    if start >= entry["rows"]:
+        start = 0
+    return start, min(rows, entry["rows"] - start)
+
+
+def lines(found: Verification) -> Iterable[str]:
+    """Yield what a person should read, line by line; the verdict comes last."""
+    yield from found.findings
+    for one in found.differences:
+        where = f"{one.file}: row {one.row} (row {one.shard_row} of {one.shard})"
+        yield f"{where}: {one.column} is {one.published}, scoring it again gives {one.again}"
+    told = f"{found.files:,} files, {found.rows:,} rows, {found.rows_again:,} of them scored again"
+    verdict = "all is right"
+    if not found.is_right:
+        verdict = f"{len(found.findings):,} findings, {found.rows_different:,} rows differ"
+    yield f"run {found.run_id[:12]}: {told}: {verdict}"
