@@ -105,10 +105,15 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     for folder in sorted(folders):
         storage.sync_folder(folder)
     report = RunReport.of(run, counted, ended_unix_s=clock())
-    storage.write_atomic(storage.join(run.output, output.REPORT_JSON), report.to_json().encode())
-    storage.write_atomic(storage.join(run.output, output.REPORT_HTML), report.to_html().encode())
-    storage.write_atomic(storage.join(run.output, output.MANIFEST), manifest.compose(run, counted).encode())
-    storage.write_atomic(storage.join(run.output, output.SUCCESS), b"")
+    # What a killed process leaves unfinished goes with the staging.
+    aside = staging.folder_of(run.output, run.run_id)
+    for name, content in (
+        (output.REPORT_JSON, report.to_json()),
+        (output.REPORT_HTML, report.to_html()),
+        (output.MANIFEST, manifest.compose(run, counted)),
+        (output.SUCCESS, ""),
+    ):
+        storage.write_atomic(storage.join(run.output, name), content.encode(), aside=aside)
     for other in output.leftovers(run.output, run.run_id) if run.replace else ():
         output.remove_staging(run.output, other)
     output.remove_staging(run.output, run.run_id)

@@ -100,7 +100,7 @@ def _done_before(spec: ScoringSpec, run_id: str) -> Outcome | None:
             f"{spec.output}: this run is published, but {len(wrong)} of its files are gone or changed, first "
             f"{wrong[0]}; find out why, or score it anew with --if_exists=replace"
         )
-    output.remove_staging(spec.output, run_id)
+    output.remove_rest(spec.output, run_id)
     return Outcome(output.read_report(spec.output), already_published=True)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -64,6 +64,7 @@ def mark_again(output: str, run: str) -> bool:
     """Put back the ``_SUCCESS`` of a published run that lacks it, and say whether that was done.
 
     Two publishers of one run, or a person, may have taken it away. Every file must be as the manifest has it.
+    The lease must be held.
     """
     manifest = read_manifest(output)
     if manifest is None or manifest["run_id"] != run or read_marker(output, run) is not None:
@@ -73,7 +74,7 @@ def mark_again(output: str, run: str) -> bool:
     for entry in entries(manifest):
         if storage.sha256(storage.join(output, entry["path"])) != entry["sha256"]:
             return False
-    storage.write_atomic(storage.join(output, SUCCESS), b"")
+    storage.write_atomic(storage.join(output, SUCCESS), b"", aside=storage.join(output, STAGING))
     return True
 
 
@@ -165,6 +166,14 @@ def remove_staging(output: str, run: str) -> None:
     """Remove one run's staging, and the staging folder if it is then empty."""
     storage.remove_tree(staging.folder_of(output, run))
     storage.remove_empty_folder(storage.join(output, STAGING))
+
+
+def remove_rest(output: str, run: str) -> None:
+    """Remove what a published run left when it was killed: its staging, and a lease that nobody holds."""
+    remove_staging(output, run)
+    if storage.exists(storage.join(output, STAGING, LEASE)):
+        with suppress(OutputConflictError), lease(output):
+            pass
 
 
 def _is_hidden(path: str, output: str) -> bool:

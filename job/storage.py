@@ -133,25 +133,27 @@ def make_folder(path: str) -> None:
         raise StorageError(f"{path}: the folder cannot be made: {reason(e)}") from e
 
 
-def write_atomic(path: str, content: bytes, *, durable: bool = True) -> None:
+def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str | None = None) -> None:
     """Write a small file so that a reader sees all of it or none.
 
+    It is written aside first, in the folder ``aside`` or else its own, where a killed process leaves it.
     With ``durable`` that holds after a power cut as well; without it the file may then
     be empty or absent, which its reader must be able to live with.
     """
-    aside = f"{path}.{os.urandom(6).hex()}.tmp"
+    folder, name = os.path.split(local(path))
+    unfinished = os.path.join(local(aside) if aside else folder, f"{name}.{os.urandom(6).hex()}.tmp")
     try:
-        with open(local(aside), "xb") as sink:
+        with open(unfinished, "xb") as sink:
             sink.write(content)
             sink.flush()
             if durable:
                 os.fsync(sink.fileno())
-        os.replace(local(aside), local(path))
+        os.replace(unfinished, local(path))
         if durable:
-            sync_folder(os.path.dirname(local(path)) or ".")
+            sync_folder(folder or ".")
     except OSError as e:
         with contextlib.suppress(OSError):
-            os.unlink(local(aside))
+            os.unlink(unfinished)
         raise StorageError(f"{path}: cannot be written: {reason(e)}") from e
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from job import commit, staging, storage
 from job.errors import DataError, OutputConflictError, StateUnknownError
-from job.output import check_output, mark_again, published, remove_staging
+from job.output import check_output, lease, mark_again, published, remove_staging
 from job.report import RunReport
 from job.spec import Receipt, Run, Shard
 from tests.receipts import RUN_ID, parquet, receipt, run_of, split
@@ -122,7 +122,9 @@ def test_a_published_night_that_lost_its_mark_gets_it_back(tmp_path: Path) -> No
     assert not mark_again(str(tmp_path), "b" * 64)
     (tmp_path / "_SUCCESS").unlink()
     assert not mark_again(str(tmp_path), "b" * 64)
-    assert mark_again(str(tmp_path), RUN_ID)
+    with lease(str(tmp_path)):
+        assert mark_again(str(tmp_path), RUN_ID)
+    assert not (tmp_path / "_staging").exists()
     assert (tmp_path / "_SUCCESS").exists()
     # Not where a file is another one, of the same size or not.
     (tmp_path / "_SUCCESS").unlink()
