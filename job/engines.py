@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 EMBEDDED: Final = "FnApiRunner"
 
+# What Beam's embedded runner says when a worker's connection ends.
+_WORKER_DIED: Final = "Channel closed prematurely"
+
 # A job server that is just being started gets so long to answer.
 _ANSWER_S: Final = 30.0
 
@@ -147,6 +150,11 @@ def scores_here(options: PipelineOptions) -> bool:
 
 def told(name: str, error: Exception) -> Exception:
     """Return what to raise for an ``error`` that the runner ``name`` raised and that no worker left."""
+    if name == EMBEDDED and _WORKER_DIED in str(error):
+        return JobError(
+            "a worker process died in mid-run; the kernel kills one when memory is short; run again to "
+            "resume, with fewer of them (--direct_num_workers) if it recurs"
+        )
     if isinstance(error, JobError) or name == EMBEDDED:
         return error
     return EngineError(

@@ -78,19 +78,25 @@ def imports() -> Iterator[None]:
 
 @contextmanager
 def engine() -> Iterator[None]:
-    """Run a pipeline without the tracebacks that the embedded engine's worker threads print.
+    """Run a pipeline without the tracebacks that the embedded engine's threads print when it fails.
 
-    Nothing is lost: the same text is in the exception that the pipeline raises.
+    Nothing is lost: what went wrong is in the exception that the pipeline raises.
     """
-    original = sys.stderr
+    original, hook = sys.stderr, threading.excepthook
     if original is None or os.environ.get(TF_LEVEL) == "0":
         yield
         return
     sys.stderr = cast("TextIO", _WithoutTracebacks(original))
+    threading.excepthook = lambda _: None
+    # It logs that it cannot close the connection of a worker that died.
+    closing = logging.getLogger("apache_beam.runners.portability.fn_api_runner.worker_handlers")
+    level = closing.level
+    closing.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        sys.stderr = original
+        sys.stderr, threading.excepthook = original, hook
+        closing.setLevel(level)
 
 
 class _WithoutTracebacks:

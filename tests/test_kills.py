@@ -6,15 +6,19 @@ import hashlib
 import json
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 
-from tests.killing import Done, Job, Zygote, kinds, zygote
+from tests.killing import ROOT, Done, Job, Zygote, kinds, zygote
 from tests.nights import Night, dense, features, saved
 
 SPLITS = 12
@@ -225,3 +229,32 @@ def test_killed_with_worker_processes(killed: Killed) -> None:
     # Receipts are written by the workers; the launcher waits for them.
     assert both.run(kill_after_s=9.0).code in (KILLED, 0)
     check_the_same_command(alone, wanted, run_id)
+
+
+@pytest.mark.slow
+def test_one_worker_process_that_the_kernel_kills(killed: Killed) -> None:
+    """It ends at once with one line, and the same command goes on from the receipts."""
+    wanted, _, _ = uninterrupted(killed)
+    night = killed.night
+    shutil.rmtree(night.output)
+    processes = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+    command = [sys.executable, "-m", "job", *killed.job().args, *processes]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as launcher:
+        # The slow part of a worker's start is behind it when its first receipt is there.
+        victim = None
+        while victim is None and launcher.poll() is None:
+            time.sleep(0.005)
+            if any((night.output / "_staging").rglob("receipts/*/*.json")):
+                children = psutil.Process(launcher.pid).children(recursive=True)
+                victim = next((child for child in children if "python" in child.name()), None)
+        assert victim is not None
+        victim.kill()
+        _, err = launcher.communicate(timeout=60)
+    if launcher.returncode:
+        assert launcher.returncode == 1
+        last = err.strip().splitlines()[-1]
+        assert last.startswith("error: a worker process died in mid-run")
+        assert "Traceback" not in err
+        assert is_whole(night.output) == ""
+    assert killed.run().code == 0
+    assert files(night.output) == wanted
