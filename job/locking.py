@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from job import storage
+from job.errors import StorageError
 
 
 @contextmanager
@@ -24,17 +25,23 @@ def held(path: str, owner: str) -> Iterator[str | None]:
         yield content.decode(errors="replace").strip() or "unknown"
         return
     try:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, owner.encode())
+        # Only so that others can say who holds it: a full disk is told by whoever needs to write.
+        with suppress(OSError):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, owner.encode())
         yield None
     finally:
-        storage.remove(path)
+        with suppress(StorageError):
+            storage.remove(path)
         os.close(descriptor)
 
 
 def _locked(path: str) -> int | None:
     while True:
-        descriptor = os.open(storage.local(path), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(storage.local(path), os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as e:
+            raise StorageError(f"{path}: cannot be written: {storage.reason(e)}") from e
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,15 +11,15 @@ flushed together by ``sync_files``: measured on ext4, 4.2 ms for each new file w
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from job.errors import StorageError, UsageError
 
@@ -71,19 +71,18 @@ def is_folder(path: str) -> bool:
 
 def describe(path: str) -> FileInfo | None:
     """Return a file as a listing would show it now, or ``None`` where there is no such file."""
-    try:
-        status = os.stat(local(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    with _told(path, "cannot be looked at"):
+        try:
+            status = os.stat(local(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     return FileInfo(path, status.st_size, str(status.st_mtime_ns), "")
 
 
 def size_bytes(path: str) -> int | None:
     """Return a file's size, or ``None`` where there is no such file."""
-    try:
-        return os.stat(local(path)).st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    found = describe(path)
+    return None if found is None else found.size_bytes
 
 
 def tree(path: str) -> list[FileInfo]:
@@ -91,33 +90,33 @@ def tree(path: str) -> list[FileInfo]:
     found = []
     for folder, _, names in os.walk(local(path)):
         for name in names:
-            full = os.path.join(folder, name)
-            status = os.stat(full)
-            found.append(FileInfo(full, status.st_size, str(status.st_mtime_ns), path))
+            # One that goes away meanwhile is not there.
+            if (info := describe(os.path.join(folder, name))) is not None:
+                found.append(dataclasses.replace(info, root=path))
     return sorted(found, key=lambda info: info.path)
 
 
 def names(path: str) -> list[str]:
     """Return the sorted names in a folder; empty if it is absent."""
-    try:
-        return sorted(os.listdir(local(path)))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    with _told(path, "cannot be listed"):
+        try:
+            return sorted(os.listdir(local(path)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def read_bytes(path: str) -> bytes | None:
     """Return a small file's content, or ``None`` where there is no such file."""
-    try:
-        return Path(local(path)).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as e:
-        raise StorageError(f"{path}: cannot be read: {reason(e)}") from e
+    with _told(path, "cannot be read"):
+        try:
+            return Path(local(path)).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
 def sha256(path: str) -> str:
     """Return the SHA-256 of a file's content, in hex."""
-    with open(local(path), "rb") as source:
+    with _told(path, "cannot be read"), open(local(path), "rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
@@ -127,10 +126,8 @@ def make_folder(path: str) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
-    try:
+    with _told(path, "the folder cannot be made"):
         os.makedirs(local(path), exist_ok=True)
-    except OSError as e:
-        raise StorageError(f"{path}: the folder cannot be made: {reason(e)}") from e
 
 
 def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str | None = None) -> None:
@@ -155,56 +152,6 @@ def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str 
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
         raise StorageError(f"{path}: cannot be written: {reason(e)}") from e
-
-
-class HashingSink:
-    """A new file that keeps the SHA-256 and the length of what is written to it.
-
-    Hashing on the way saves reading every output file again.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._digest = hashlib.sha256()
-        self._file: BinaryIO = open(local(path), "xb")  # noqa: SIM115 - closed by close()
-        self.bytes_written = 0
-        self._abandoned = False
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Append ``data`` and return its length in bytes; it goes nowhere after an unsealed ``close``."""
-        if self._abandoned:
-            # Arrow still writes a footer when it collects a writer that was given up.
-            return len(data)
-        self._digest.update(data)
-        written = self._file.write(data)
-        self.bytes_written += written
-        return written
-
-    def tell(self) -> int:
-        """Return the number of bytes written so far."""
-        return self.bytes_written
-
-    def flush(self) -> None:
-        """Hand buffered bytes to the operating system."""
-        if not self._abandoned:
-            self._file.flush()
-
-    def seal(self) -> str:
-        """Close, and return the content's SHA-256 in hex; it is not flushed to the disk."""
-        self._file.close()
-        return self._digest.hexdigest()
-
-    def close(self) -> None:
-        """Close; safe to call twice."""
-        self._abandoned = self._abandoned or not self._file.closed
-        # What could not be written is lost with the attempt; the error that led here says more.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether the file is closed."""
-        return self._file.closed
 
 
 def rename(source: str, target: str) -> None:
@@ -234,14 +181,12 @@ def sync_files(paths: Iterable[str]) -> None:
 
 
 def _sync_file(path: str) -> None:
-    try:
+    with _told(path, "cannot be flushed to the disk"):
         descriptor = os.open(local(path), os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as e:
-        raise StorageError(f"{path}: cannot be flushed to the disk: {reason(e)}") from e
 
 
 def boot_id() -> str:
@@ -257,20 +202,21 @@ def boot_id() -> str:
 
 def sync_folder(path: str) -> None:
     """Flush a folder's names to the disk, where the file system can."""
-    descriptor = os.open(local(path), os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as e:
-        # Some network file systems cannot sync folders and say so; they are durable by themselves.
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
+    with _told(path, "cannot be flushed to the disk"):
+        descriptor = os.open(local(path), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as e:
+            # Some network file systems cannot sync folders and say so; they are durable by themselves.
+            if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def remove(path: str) -> None:
     """Remove a file; nothing happens where there is none."""
-    with contextlib.suppress(FileNotFoundError):
+    with _told(path, "cannot be removed"), contextlib.suppress(FileNotFoundError):
         os.unlink(local(path))
 
 
@@ -291,6 +237,15 @@ def remove_empty_parents(path: str, top: str) -> None:
     while folder != local(top) and folder.startswith(local(top)):
         remove_empty_folder(folder)
         folder = os.path.dirname(folder)
+
+
+@contextlib.contextmanager
+def _told(path: str, what: str) -> Iterator[None]:
+    """Turn what the operating system raises into one line about a path."""
+    try:
+        yield
+    except OSError as e:
+        raise StorageError(f"{path}: {what}: {reason(e)}") from e
 
 
 def reason(error: Exception) -> str:

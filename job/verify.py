@@ -136,7 +136,7 @@ def _file(folder: str, run_id: str, entry: Mapping[str, Any], digests: Mapping[s
             told = f"{size} bytes of SHA-256 {found[:12]}, not {entry['bytes']} of {entry['sha256'][:12]}"
             return [f"{name}: it was changed: {told}"]
         metadata = pq.read_metadata(storage.local(path))
-    except (OSError, pa.ArrowException) as e:
+    except (JobError, OSError, pa.ArrowException) as e:
         return [f"{name}: it cannot be read: {one_line(e)}"]
     wrong = []
     if metadata.num_rows != entry["rows"]:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.errors import StorageError
+from job.hashing import HashingSink
 from job.sizing import data_bytes
-from job.storage import HashingSink
 
 # A row group is written before it reaches this, whatever its rows: wide outputs must not fill the memory.
 ROW_GROUP_BYTES = 64 << 20

@@ -10,6 +10,7 @@ from apache_beam.utils import shared
 
 from job import launch, model, options, staging, storage
 from job.errors import DataError, OutputConflictError, StateUnknownError, StorageError
+from job.hashing import HashingSink
 from job.output import lease
 from tests.nights import Night, dense, features, module, saved, visible
 
@@ -84,7 +85,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_next_try_goes_on(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.HashingSink, "write", full)
+        patch.setattr(HashingSink, "write", full)
         patch.setattr(staging, "write_failure", lambda *_: None)
         with pytest.raises(StorageError, match=r"^[^\n]*/attempts/[^\n]*No space left on device$"):
             night.score(path, "--keys=id")

@@ -32,7 +32,7 @@ ORDER = (
     ("columns",),
     ("model", "backend", "saved_model", "step", "artifact", "batching"),
     ("commit", "cleaning", "output", "manifest", "staging", "locking"),
-    ("storage",),
+    ("hashing", "storage"),
     ("report", "page"),
     ("metrics",),
     ("progress",),

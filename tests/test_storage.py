@@ -10,6 +10,7 @@ import pytest
 
 from job import storage
 from job.errors import StorageError
+from job.hashing import HashingSink
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -51,14 +52,14 @@ def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_hashing_sink(tmp_path: Path) -> None:
-    sink = storage.HashingSink(f"{tmp_path}/x")
+    sink = HashingSink(f"{tmp_path}/x")
     sink.write(b"one")
     sink.write(memoryview(b"two"))
     assert (sink.tell(), sink.closed) == (6, False)
     assert sink.seal() == hashlib.sha256(b"onetwo").hexdigest() == storage.sha256(f"{tmp_path}/x")
     assert sink.closed
     with pytest.raises(FileExistsError):
-        storage.HashingSink(f"{tmp_path}/x")
+        HashingSink(f"{tmp_path}/x")
 
 
 def test_rename_and_remove(tmp_path: Path) -> None:

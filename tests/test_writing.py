@@ -13,7 +13,7 @@ import pytest
 
 from job import writing
 from job.errors import StorageError
-from job.storage import HashingSink
+from job.hashing import HashingSink
 from job.writing import Part, PartWriter
 
 SCHEMA = pa.schema([("id", pa.int64()), ("score", pa.float32())], metadata={"night": "first"})
