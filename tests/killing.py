@@ -37,8 +37,9 @@ class Job:
     """One command line, and when it dies.
 
     ``watched`` is the folder whose changes are counted. The process group is killed before change number
-    ``kill_at`` (from 0), or ``kill_after_s`` after its start. ``log`` gets what it prints; beside it, with
-    ``.steps`` behind, the changes are listed as they happen.
+    ``kill_at`` (from 0), or ``kill_after_s`` after its start. Changes from number ``deny_from`` to before
+    ``deny_to`` fail with the error number ``deny``, as on a disk that was made read-only. ``log`` gets what
+    it prints; beside it, with ``.steps`` behind, the changes are listed as they happen.
     """
 
     args: tuple[str, ...]
@@ -46,6 +47,9 @@ class Job:
     watched: str = ""
     kill_at: int = -1
     kill_after_s: float = -1.0
+    deny: int = 0
+    deny_from: int = 0
+    deny_to: int = 0
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,12 @@ def _watch(one: Job) -> None:
             return
         if not isinstance(path, str) or not path.startswith(one.watched):
             return
-        if next(numbers) == one.kill_at:
+        number = next(numbers)
+        if number == one.kill_at:
             os.killpg(0, signal.SIGKILL)
             time.sleep(60)
+        if one.deny_from <= number < one.deny_to:
+            raise OSError(one.deny, os.strerror(one.deny), path)
         os.write(steps, f"{event} {path.removeprefix(one.watched).lstrip('/')}\n".encode())
 
     sys.addaudithook(hook)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from apache_beam.utils import shared
 
-from job import launch, model, options, staging, storage
+from job import launch, model, options, staging
 from job.errors import DataError, OutputConflictError, StateUnknownError, StorageError
 from job.hashing import HashingSink
 from job.output import lease
