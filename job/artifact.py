@@ -16,12 +16,10 @@ import hashlib
 import importlib.util
 import json
 import re
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from job import storage
+from job import archive, storage
 from job.errors import ModelError, UsageError
 from job.spec import ModelReference
 
@@ -29,8 +27,6 @@ Kind = Literal["keras", "h5", "saved_model", "builder"]
 
 BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FORMS = "x.keras, x.h5, a SavedModel folder or package.module:function"
-# What Keras writes into config.json for a Python lambda, whose body is marshalled byte code.
-_CODE_CLASSES = frozenset({"Lambda", "__lambda__"})
 
 
 def kind_of(path: str) -> Kind:
@@ -71,7 +67,7 @@ def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None
             f"save it as .keras, or add --trust_model"
         )
     if kind == "keras":
-        _check_archive(path, trusted)
+        archive.check(path, trusted=trusted)
     found = digest(path, weights)
     if sha256 is not None and found != sha256.lower():
         raise ModelError(f"--model={path}: its SHA-256 is {found}, --model_sha256 wants {sha256.lower()}")
@@ -142,30 +138,3 @@ def _check_weights(path: str, weights: str, kind: Kind) -> None:
         raise ModelError(f"--weights={weights}: there is no such file")
     if not weights.endswith(".weights.h5"):
         raise ModelError(f"--weights={weights}: Keras reads weights from files named *.weights.h5")
-
-
-def _check_archive(path: str, trusted: bool) -> None:
-    try:
-        with zipfile.ZipFile(storage.local(path)) as archive:
-            config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as e:
-        raise ModelError(
-            f"--model={path}: it is no .keras archive ({' '.join(str(e).split())}); save it with model.save()"
-        ) from e
-    coded = sorted(_CODE_CLASSES.intersection(_class_names(config)))
-    if coded and not trusted:
-        raise ModelError(
-            f"--model={path}: it carries Python code ({', '.join(coded)}); look at it, then add --trust_model"
-        )
-
-
-def _class_names(node: object) -> Iterator[str]:
-    if isinstance(node, dict):
-        name = node.get("class_name")
-        if isinstance(name, str):
-            yield name
-        for value in node.values():
-            yield from _class_names(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _class_names(value)

@@ -145,7 +145,7 @@ def test_an_old_night_is_untouched_until_the_mark(planned: Planned, for_good: bo
             shutil.copytree(kept, folder)
             with pytest.MonkeyPatch.context() as patch:
                 calls = failing(patch, seam, OSError(errno.ENOSPC, "No space left on device"), at, for_good)
-                failed = outcome(new)
+                outcome(new)
             seen = is_whole(folder)
             assert seen in ("", "e" * 64, planned.task.run.run_id)
             if seen != "e" * 64 and output.read_marker(str(folder), "e" * 64) is None:

@@ -30,7 +30,7 @@ ORDER = (
     ("binding", "tensors", "casting", "rounding"),
     ("predictions",),
     ("columns",),
-    ("model", "backend", "saved_model", "step", "artifact", "batching"),
+    ("model", "backend", "saved_model", "step", "artifact", "archive", "batching"),
     ("commit", "cleaning", "output", "manifest", "staging", "locking"),
     ("hashing", "storage"),
     ("report", "page"),

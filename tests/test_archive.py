@@ -1,0 +1,317 @@
+"""Archives that were made to harm, or damaged by chance: refused in one line, and nothing of them is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job import archive
+from job.errors import ModelError
+from tests.nights import dense, saved
+
+CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(dense(), tmp_path_factory.mktemp("good") / "m.keras")
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as source:
+        return {name: source.read(name) for name in source.namelist()}
+
+
+def written(path: Path, content: dict[str, bytes], **kinds: Any) -> Path:
+    with zipfile.ZipFile(path, "w", **kinds) as sink:
+        for name, data in content.items():
+            sink.writestr(name, data)
+    return path
+
+
+def refused(path: Path, message: str, *, trusted: bool = False) -> None:
+    with pytest.raises(ModelError, match=message) as error:
+        archive.check(str(path), trusted=trusted)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_what_keras_writes_is_let_through(good: Path, tmp_path: Path) -> None:
+    archive.check(str(good), trusted=False)
+    # Packed once more by somebody who wanted it smaller.
+    small = written(tmp_path / "small.keras", members(good), compression=zipfile.ZIP_DEFLATED)
+    archive.check(str(small), trusted=False)
+    with_assets = {**members(good), "assets/layers/lookup/vocabulary.txt": b"a\nb\n"}
+    archive.check(str(written(tmp_path / "assets.keras", with_assets)), trusted=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../evil.txt", "/etc/cron.d/evil", "assets/../../evil.txt", "assets//evil", "assets/./evil"),
+        *("C:/evil.txt", "..\\evil.txt", "assets/..\\..\\evil"),
+    ],
+)
+def test_a_member_that_leaves_the_folder(good: Path, tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / "m.keras", {**members(good), name: b"evil"})
+    refused(path, r"its member .* would leave the folder|its member .* is none that Keras writes")
+    refused(path, "it was tampered with", trusted=True)
+
+
+@pytest.mark.parametrize("name", ["evil.py", "model.weights.h5.bak", "assets", "variables/variables.index"])
+def test_a_member_that_keras_does_not_write(good: Path, tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / "m.keras", {**members(good), name: b"evil"})
+    refused(path, f"its member '{name}' is none that Keras writes")
+
+
+def test_links_devices_and_secrets(good: Path, tmp_path: Path) -> None:
+    for kind in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR):
+        path = written(tmp_path / "m.keras", members(good))
+        info = zipfile.ZipInfo("assets/x")
+        info.external_attr = (kind | 0o644) << 16
+        with zipfile.ZipFile(path, "a") as sink:
+            sink.writestr(info, "/etc/passwd")
+        refused(path, "its member 'assets/x' is a link or a device")
+    path = written(tmp_path / "m.keras", members(good))
+    content = bytearray(path.read_bytes())
+    # Bit 0 of the flags in the central directory's first entry.
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(bytes(content))
+    refused(path, "its member 'metadata.json' is encrypted")
+
+
+def test_doubled_members(good: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "m.keras", members(good))
+    for name in ("Assets/X", "assets/x", "assets/X"):
+        with zipfile.ZipFile(path, "a") as sink:
+            sink.writestr(name, "")
+    refused(path, "is none that Keras writes")
+    path = written(tmp_path / "n.keras", {**members(good), "assets/x": b"", "assets/X": b""})
+    refused(path, "its member 'assets/X' is there twice")
+
+
+def test_bombs(good: Path, tmp_path: Path) -> None:
+    zeros = {**members(good), WEIGHTS: bytes(200 << 20)}
+    path = written(tmp_path / "zeros.keras", zeros, compression=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1 << 20
+    refused(path, r"its member 'model\.weights\.h5' unpacks from [\d,]+ bytes to 209,715,200")
+    wide = {**members(good), CONFIG: b" " * (65 << 20)}
+    path = written(tmp_path / "wide.keras", wide)
+    refused(path, r"its member 'config\.json' is 68,157,440 bytes long, more than 67,108,864")
+
+
+def test_members_that_lie_over_each_other(good: Path, tmp_path: Path) -> None:
+    """One member's data, named by many entries of the central directory."""
+    content = {**members(good), "assets/0": os.urandom(1000)}
+    path = written(tmp_path / "m.keras", content)
+    with zipfile.ZipFile(path, "a") as sink:
+        info = sink.getinfo("assets/0")
+        for i in range(1, 500):
+            copy = zipfile.ZipInfo(f"assets/{i}")
+            copy.header_offset, copy.file_size = info.header_offset, info.file_size
+            copy.compress_size, copy.CRC = info.compress_size, info.CRC
+            sink.filelist.append(copy)
+            sink.NameToInfo[copy.filename] = copy
+        sink._didModify = True  # type: ignore[attr-defined]
+    refused(path, "its members lie over each other")
+
+
+CANARY = """import pathlib, os
+pathlib.Path(os.environ["CANARY"]).write_text("run")
+class Evil:
+    @classmethod
+    def from_config(cls, config): pathlib.Path(os.environ["CANARY"]).write_text("run")
+def evil(*args, **kwargs): pathlib.Path(os.environ["CANARY"]).write_text("run")
+"""
+
+
+def layer(module: str, kind: str, registered: str | None = None, /, **config: Any) -> dict[str, Any]:
+    return {"module": module, "class_name": kind, "config": config, "registered_name": registered}
+
+
+PAYLOADS: dict[str, dict[str, Any]] = {
+    "a class of any module": layer("canary", "Evil"),
+    "a registered name of any module": layer("canary", "Evil", "canary>Evil"),
+    "a function of any module": layer("canary", "function", "evil", name="evil"),
+    "os.system": layer("os", "function", "system", name="system"),
+    "keras's own way to fetch a file": layer("keras.utils", "get_file", origin="file:///etc/passwd"),
+    "a lambda layer": layer("keras.layers", "Lambda", function={"class_name": "__lambda__", "config": {}}),
+    "a graph at a path": layer("keras.layers", "TFSMLayer", filepath="/tmp/graph"),
+    "a pickle": layer("keras.layers", "TorchModuleWrapper", module="gASV"),
+    "a vocabulary at a path": layer("keras.layers", "StringLookup", vocabulary="/etc/passwd", name="x"),
+    "a module that runs when imported": layer("canary.sub", "Layer"),
+    "a base class of an importable module": layer("keras.src.canary", "Evil"),
+}
+
+LOADER = """
+import json, os, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+from job import artifact, backend
+from job.errors import ModelError
+outcomes = []
+for path in sys.argv[1:]:
+    sys.stderr.write(path + "\\n")
+    try:
+        reference = artifact.resolve(path, None, trusted=False, sha256=None)
+        step = backend.load(reference)
+        signature = step.signature()
+        if signature.inputs:
+            step.build(signature.inputs)
+        outcomes.append("loaded")
+    except ModelError as e:
+        outcomes.append(f"refused {e}")
+    except MemoryError as e:
+        outcomes.append(f"refused {e}")
+print(json.dumps(outcomes))
+"""
+
+
+def load_in_a_process(paths: list[Path], folder: Path) -> list[str]:
+    """What becomes of archives in a process of its own; a crash or a hang names the last one on stderr."""
+    (folder / "canary").mkdir(exist_ok=True)
+    (folder / "canary/__init__.py").write_text(CANARY)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{folder}:{Path(__file__).parents[1]}",
+        "CANARY": f"{folder}/dead",
+    }
+    command = [sys.executable, "-W", "ignore", "-c", LOADER, *map(str, paths)]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (folder / "dead").exists(), "code in an archive was run"
+    outcomes: list[str] = json.loads(done.stdout.splitlines()[-1])
+    assert len(outcomes) == len(paths)
+    return outcomes
+
+
+def test_payloads_are_refused_and_nothing_is_run(good: Path, tmp_path: Path) -> None:
+    paths = []
+    for i, payload in enumerate(PAYLOADS.values()):
+        for place in ("model", "layer"):
+            content = members(good)
+            config = json.loads(content[CONFIG])
+            if place == "model":
+                config = payload
+            else:
+                config["config"]["layers"].append(payload)
+            content[CONFIG] = json.dumps(config).encode()
+            paths.append(written(tmp_path / f"{i}-{place}.keras", content))
+    outcomes = load_in_a_process(paths, tmp_path)
+    loaded = [path.name for path, outcome in zip(paths, outcomes, strict=True) if outcome == "loaded"]
+    assert not loaded
+    assert all("\n" not in outcome for outcome in outcomes)
+
+
+Change = Callable[[random.Random, bytearray], None]
+
+
+def flip(chance: random.Random, content: bytearray) -> None:
+    for _ in range(chance.choice((1, 1, 3, 20))):
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+
+
+def truncate(chance: random.Random, content: bytearray) -> None:
+    del content[chance.randrange(len(content)) :]
+
+
+def splice(chance: random.Random, content: bytearray) -> None:
+    start, end = sorted(chance.randrange(len(content)) for _ in range(2))
+    at = chance.randrange(len(content))
+    content[at:at] = content[start : min(end, start + 500)]
+
+
+def cut_out(chance: random.Random, content: bytearray) -> None:
+    start = chance.randrange(len(content))
+    del content[start : start + chance.randrange(1, 200)]
+
+
+CHANGES: tuple[Change, ...] = (flip, truncate, splice, cut_out)
+ODD: list[Any] = [
+    None,
+    -1,
+    1 << 70,
+    1e308,
+    "",
+    "../x",
+    [],
+    {},
+    [[]],
+    True,
+    {"class_name": 5},
+    {"class_name": "Dense"},
+]
+
+
+def strange(chance: random.Random, content: bytes) -> bytes:
+    """Put something odd at a random place of a configuration."""
+    config = json.loads(content)
+    nodes: list[Any] = [config]
+    for node in nodes:
+        nodes += [
+            child
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
+        ]
+    node = chance.choice([node for node in nodes if node])
+    key = chance.choice(list(node)) if isinstance(node, dict) else chance.randrange(len(node))
+    node[key] = chance.choice(ODD)
+    return json.dumps(config).encode()
+
+
+def test_three_thousand_damaged_archives_end_in_one_line(good: Path, tmp_path: Path) -> None:
+    chance = random.Random(7)
+    original, path = good.read_bytes(), tmp_path / "m.keras"
+    refusals = 0
+    for i in range(3000):
+        content = bytearray(original)
+        CHANGES[i % len(CHANGES)](chance, content)
+        path.write_bytes(bytes(content))
+        try:
+            archive.check(str(path), trusted=False)
+        except ModelError as e:
+            refusals += 1
+            text = str(e)
+        else:
+            text = ""
+        assert "\n" not in text
+        assert len(text) < 1000
+    assert refusals > 1000
+
+
+@pytest.mark.parametrize(
+    "config", [b"[" * 200_000, b'{"a":' * 100_000, b"\xff\xfe", b"7", b"[]", b"NaN", b"", b"1" * 5000]
+)
+def test_a_configuration_that_is_none(good: Path, tmp_path: Path, config: bytes) -> None:
+    path = written(tmp_path / "m.keras", {**members(good), CONFIG: config})
+    refused(path, "it is no .keras archive")
+
+
+@pytest.mark.slow
+def test_what_gets_past_the_archive_ends_in_one_line_too(good: Path, tmp_path: Path) -> None:
+    """Damaged weights and odd configurations, as far as Keras and HDF5 themselves."""
+    chance = random.Random(11)
+    content, paths = members(good), []
+    for i in range(240):
+        changed = dict(content)
+        if i % 2:
+            weights = bytearray(content[WEIGHTS])
+            CHANGES[i // 2 % len(CHANGES)](chance, weights)
+            changed[WEIGHTS] = bytes(weights)
+        else:
+            changed[CONFIG] = strange(chance, content[CONFIG])
+        paths.append(written(tmp_path / f"{i}.keras", changed))
+    outcomes = load_in_a_process(paths, tmp_path)
+    assert all("\n" not in outcome for outcome in outcomes)
+    assert sum(outcome.startswith("refused") for outcome in outcomes) > 60
