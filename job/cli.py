@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from job import progress, quiet
+from job import progress, quiet, redaction
 from job.errors import DataError, JobError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
+    redaction.learn(args)
     try:
         return _run(args, debug=debug)
     except JobError as error:
@@ -225,7 +226,7 @@ def _print(what: str | Table) -> None:
 
 def _fail(message: str, exit_code: int, *, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        sys.stderr.write(redaction.scrub(traceback.format_exc()))
     progress.say(f"error: {' '.join(message.split())}")
     return exit_code
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from job import redaction
 from job.errors import JobError
 
 if TYPE_CHECKING:
@@ -157,8 +158,8 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """Write one line to standard error as it is, however wide the terminal."""
-    console().print(text, markup=False, soft_wrap=True)
+    """Write one line to standard error as it is but for secrets, however wide the terminal."""
+    console().print(redaction.scrub(text), markup=False, soft_wrap=True)
 
 
 @contextmanager

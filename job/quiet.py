@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, TextIO, cast
 
+from job import redaction
+
 TF_LEVEL: Final = "TF_CPP_MIN_LOG_LEVEL"
 
 _ERRORS_ONLY: Final = ("absl", "apache_beam", "google", "grpc", "tensorflow", "urllib3")
@@ -46,6 +48,8 @@ def hush(*, debug: bool) -> None:
     if debug:
         os.environ[TF_LEVEL] = "0"
         logging.basicConfig(level=logging.INFO)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(redaction.Scrubbing())
         return
     os.environ.setdefault(TF_LEVEL, "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from job import storage
+from job import redaction, storage
 from job.errors import JobError, StateUnknownError, by_name
 from job.spec import Receipt, Shard, Split
 
@@ -169,7 +169,7 @@ def write_failure(output: str, run: str, where: str, error: JobError) -> None:
     ``where`` is the split's name, or empty where no split is to blame.
     """
     folder = storage.join(folder_of(output, run), "failures")
-    content = {"error": type(error).__name__, "message": str(error), "where": where}
+    content = {"error": type(error).__name__, "message": redaction.scrub(str(error)), "where": where}
     # What is being told matters more than that it could not be written down.
     with suppress(JobError):
         _check_under_way(output, run)

@@ -38,6 +38,7 @@ ORDER = (
     ("progress",),
     ("nightly",),
     ("quiet",),
+    ("redaction",),
     ("spec",),
     ("errors",),
 )

@@ -1,0 +1,66 @@
+"""What must not be written anywhere: passwords, keys and tokens, whoever repeats them.
+
+They come in by flags (Beam has ``--s3_secret_access_key``), by the environment and within URLs, and go out in
+other people's error messages. So every text that leaves the process is looked through once, at its door.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from typing import Final
+
+_HIDDEN: Final = "***"
+_NAME: Final = re.compile(
+    r"secret|passw|token|credential|access_?key|api_?key|private_?key|connection_?string|(?<![a-z])sas(?![a-z])",
+    re.IGNORECASE,
+)
+# Shorter values are found in innocent words.
+_FEWEST_CHARACTERS: Final = 6
+# A URL with a user's name, and perhaps a password, before its host.
+_USER: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGNORECASE)
+# Signed URLs of all clouds, and settings in texts: name=value.
+_PARAMETER: Final = re.compile(r"(?P<name>[\w.-]+)=(?P<value>[^\s&;,'\"]+)")
+_SIGNED: Final = frozenset({"sig", "awsaccesskeyid", "x-amz-signature", "x-goog-signature"})
+# Where a secret lies is none, and a person must be told.
+_PLACE: Final = re.compile(r"(file|path|dir|credentials)$", re.IGNORECASE)
+
+_learned: set[str] = set()
+
+
+def learn(args: Sequence[str]) -> None:
+    """Remember the values of flags that sound secret, as ``--name=value`` or ``--name value``."""
+    for i, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name.startswith("-") and _NAME.search(name) and not _PLACE.search(name):
+            value = value if equals else next(iter(args[i + 1 : i + 2]), "")
+            if len(value) >= _FEWEST_CHARACTERS and not value.startswith("--"):
+                _learned.add(value)
+
+
+def scrub(text: str) -> str:
+    """Return a text with every secret in it replaced by ``***``."""
+    named = (value for name, value in os.environ.items() if _NAME.search(name) and not _PLACE.search(name))
+    for value in sorted({*_learned, *named}, key=len, reverse=True):
+        if len(value) >= _FEWEST_CHARACTERS:
+            text = text.replace(value, _HIDDEN)
+    text = _USER.sub(rf"\g<scheme>{_HIDDEN}@", text)
+    return _PARAMETER.sub(_hide_parameter, text)
+
+
+def _hide_parameter(found: re.Match[str]) -> str:
+    name = found["name"]
+    if name.lower() in _SIGNED or (_NAME.search(name) and not _PLACE.search(name)):
+        return f"{name}={_HIDDEN}"
+    return found[0]
+
+
+class Scrubbing(logging.Filter):
+    """Takes secrets out of what libraries log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Put the whole message, scrubbed, in the place of its parts."""
+        record.msg, record.args = scrub(record.getMessage()), None
+        return True
