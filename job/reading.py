@@ -37,6 +37,7 @@ class SplitReader:
         self.read_s = 0.0
 
     def __enter__(self) -> SplitReader:
+        self._samples: dict[tuple[str, ...], sizing.Sample] = {}
         self._file = _open(self._split.shard)
         self.schema: pa.Schema = self._file.schema_arrow
         return self
@@ -57,8 +58,8 @@ class SplitReader:
         Raises:
             ShardError: the shard is damaged.
         """
-        repeating = sizing.repeating_text(self._file, self._split, features, keys)
         # Keys are left alone: they are published as the shard has them.
+        repeating = self._sample(features, keys).repeating([name for name in features if name not in keys])
         with (
             _file(self.path, self._file.metadata, repeating) if repeating else nullcontext(self._file) as file
         ):
@@ -82,7 +83,13 @@ class SplitReader:
 
     def row_bytes(self, features: Sequence[str], keys: Sequence[str]) -> int:
         """Return about how many bytes a row of these columns takes up once it is read; 0 of no rows."""
-        return sizing.row_bytes(self._file, self._split, features, keys)
+        return self._sample(features, keys).row_bytes()
+
+    def _sample(self, features: Sequence[str], keys: Sequence[str]) -> sizing.Sample:
+        names = (*features, *keys)
+        if names not in self._samples:
+            self._samples[names] = sizing.Sample(self._file, self._split, names)
+        return self._samples[names]
 
     def _read(
         self, file: pq.ParquetFile, features: Sequence[str], keys: Sequence[str], chunk_rows: int
@@ -102,12 +109,23 @@ class SplitReader:
                 for groups in self._read_at_once(wanted)
                 for batch in file.iter_batches(chunk_rows, groups, wanted, use_threads=False)
             )
+            rows = 0
             for batch in _whole(batches, chunk_rows):
+                rows += batch.num_rows
+                for column in batch.columns:
+                    # Arrow trusts the codes in a file; those of a damaged one lead out of the dictionary.
+                    if _holds_dictionary(pa.struct([("", column.type)])):
+                        column.validate(full=True)
                 for name, scalar in folders:
                     batch = batch.append_column(name, pa.repeat(scalar, batch.num_rows))
                 self.read_s += time.perf_counter() - begin
                 yield batch
                 begin = time.perf_counter()
+            if rows != split.rows:
+                raise ShardError(
+                    f"{split.shard.path}: row groups {split.row_groups[0]} to {split.row_groups[-1]} hold "
+                    f"{rows} rows, and the footer says {split.rows}; write the shard again"
+                )
         except (pa.ArrowException, OSError) as e:
             known = next((advice for says, advice in _UNREADABLE.items() if says in str(e)), "")
             raise ShardError(
@@ -184,4 +202,6 @@ def _file(
         read_dictionary=list(as_dictionary),
         pre_buffer=False,
         buffer_size=COLUMN_BUFFER_BYTES,
+        # Costs nothing where the writer left no checksums.
+        page_checksum_verification=True,
     )

@@ -120,7 +120,6 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
                     keys = [piece.column(name) for name in kept]
                     writer.append([*(keys if good is None else (key.take(good) for key in keys)), *scored])
             if not rejects.too_many:
-                _check_rows(split, tally)
                 part = writer.finish()
         # Only now: the thread that reads ahead has ended, and the file can be read again.
         if rejects.too_many:
@@ -178,14 +177,6 @@ def _too_many(split: Split, rows: int, reasons: str, task: ScoringTask, written:
         f"{task.run.max_rejected} of {task.run.rows} allows; look at {written['rejects']}, mend the shard or "
         f"raise --max_rejected"
     )
-
-
-def _check_rows(split: Split, tally: _Tally) -> None:
-    if tally.rows != split.rows:
-        raise ShardChangedError(
-            f"{split.shard.path}: split {split.name} held {split.rows} rows when it was planned and "
-            f"{tally.rows} now; the file is being changed, run again when it is complete"
-        )
 
 
 def _batches(

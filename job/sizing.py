@@ -1,16 +1,21 @@
 """How many rows fit: the bytes that rows take up in memory, before and after they are read.
 
-A chunk is sized before the first one is read: from what the columns take up in the file and, where text is
-dictionary-encoded and so takes up more once it is decoded, from a sample of the split's first rows. Text that
-repeats at first and grows later is underestimated; a chunk may then exceed ``CHUNK_BYTES``.
+A chunk is sized before the first one is read: from a sample of the split's first rows, and from how the bytes
+a row of the other row groups compare with those of the first. Text that repeats at first and grows later
+within its row group is underestimated; a chunk may then exceed ``CHUNK_BYTES``.
+
+The metadata of column chunks would tell some of this without reading. It is not looked at: of a damaged
+footer, pyarrow 25 ends the whole process there (an exception of C++ that it does not expect); reading raises.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from job.spec import Feed, Split
@@ -22,8 +27,10 @@ CHUNK_ROWS = 65_536
 _STRING_BYTES = 32
 _SAMPLE_ROWS = 1024
 _SAMPLE_GROUPS = 16
-# Plain text takes up more than this many bytes a value, its length alone; codes of a dictionary do not.
-_CODE_BYTES = 4
+_SAMPLE_BYTES = 4 << 20
+# A split of no more than both is not worth a sample.
+_SMALL_ROWS = 4096
+_SMALL_BYTES = 1 << 20
 
 
 def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> int:
@@ -45,53 +52,57 @@ def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> i
     return 1 << (fitting.bit_length() - 1)
 
 
-def row_bytes(file: pq.ParquetFile, split: Split, features: Sequence[str], keys: Sequence[str]) -> int:
-    """Return about how many bytes a row of a split's columns takes up once it is read; 0 of no rows."""
-    groups = _groups(file, split)
-    rows = sum(group.num_rows for group in groups)
-    if not rows:
-        return 0
-    wanted = _leaves(file, {*features, *keys})
-    stored: int = sum(group.column(i).total_uncompressed_size for group in groups for i, _ in wanted) // rows
-    repeating = repeating_text(file, split, features, keys)
-    growing = {
-        name
-        for i, name in wanted
-        if name not in repeating
-        if groups[0].column(i).physical_type == "BYTE_ARRAY" and groups[0].column(i).has_dictionary_page
-    }
-    if not growing or split.rows <= _SAMPLE_ROWS:
-        return stored
-    # What cannot be read is told where it is read for good.
-    with suppress(pa.ArrowException, OSError):
-        first = list(split.row_groups[:1])
-        sample = next(file.iter_batches(_SAMPLE_ROWS, first, sorted(growing), use_threads=False))
-        stored += data_bytes(sample) // max(1, sample.num_rows)
-    return stored
+class Sample:
+    """What the first rows of a split tell of all of them; ``names`` are the columns to read."""
 
+    def __init__(self, file: pq.ParquetFile, split: Split, names: Sequence[str]) -> None:
+        self._file, self._split = file, split
+        # One number per row group, over all columns of the file, as encoded and not yet compressed.
+        self._sizes = [(group.num_rows, group.total_byte_size) for group in _groups(file, split)]
+        self._names = [name for name in dict.fromkeys(names) if name in file.schema_arrow.names]
 
-def repeating_text(
-    file: pq.ParquetFile, split: Split, features: Sequence[str], keys: Sequence[str]
-) -> list[str]:
-    """Return the features that are text and dictionary-encoded throughout, and no keys.
+    def row_bytes(self) -> int:
+        """Return about how many bytes a row takes up once it is read; 0 of no rows."""
+        rows, size_bytes = (sum(sizes) for sizes in zip(*self._sizes, strict=True)) if self._sizes else (0, 0)
+        if not rows:
+            return 0
+        small = self._split.rows <= _SMALL_ROWS and size_bytes <= _SMALL_BYTES
+        if small and not any(_holds_text(self._file.schema_arrow.field(name).type) for name in self._names):
+            return size_bytes // rows
+        batch = self._batch
+        if batch is None or not batch.num_rows:
+            return size_bytes // rows
+        first_rows, first_bytes = self._sizes[0]
+        growth = (size_bytes / rows) / (first_bytes / first_rows) if first_rows and first_bytes else 1.0
+        return int(data_bytes(batch) / batch.num_rows * max(1.0, growth))
 
-    They are better read as codes and dictionary: reading and binding 2,000,000 values of 200 took 13 ms so,
-    and 93 ms as plain text. Of distinct values it would take 530 ms instead of 220.
-    """
-    text = {
-        field.name
-        for field in file.schema_arrow
-        if field.name in features and field.name not in keys and pa.types.is_string(field.type)
-    }
-    if not text:
-        return []
-    groups = _groups(file, split)
-    leaves = _leaves(file, text)
-    return [name for i, name in leaves if groups and all(_is_coded(group.column(i)) for group in groups)]
+    def repeating(self, names: Sequence[str]) -> list[str]:
+        """Return those of the columns that are text of which less than half is distinct.
 
+        They are better read as codes and dictionary: reading and binding 2,000,000 values of 200 took 13 ms
+        so, and 93 ms as plain text. Of distinct values it would take 530 ms instead of 220.
+        """
+        text = [
+            n for n in names if n in self._names and pa.types.is_string(self._file.schema_arrow.field(n).type)
+        ]
+        if not text or (batch := self._batch) is None:
+            return []
+        return [name for name in text if 2 * pc.count_distinct(batch.column(name)).as_py() <= batch.num_rows]
 
-def _is_coded(chunk: pq.ColumnChunkMetaData) -> bool:
-    return bool(chunk.has_dictionary_page and chunk.total_uncompressed_size <= _CODE_BYTES * chunk.num_values)
+    @functools.cached_property
+    def _batch(self) -> pa.RecordBatch | None:
+        rows, size_bytes = self._sizes[0] if self._sizes else (0, 0)
+        if not rows:
+            return None
+        some = max(1, min(_SAMPLE_ROWS, _SAMPLE_BYTES * rows // max(1, size_bytes)))
+        first = list(self._split.row_groups[:1])
+        # What cannot be read is told where it is read for good.
+        with suppress(pa.ArrowException, OSError):
+            batch: pa.RecordBatch | None = next(
+                self._file.iter_batches(some, first, self._names, use_threads=False), None
+            )
+            return batch
+        return None
 
 
 def _groups(file: pq.ParquetFile, split: Split) -> list[pq.RowGroupMetaData]:
@@ -100,16 +111,11 @@ def _groups(file: pq.ParquetFile, split: Split) -> list[pq.RowGroupMetaData]:
     return [file.metadata.row_group(i) for i in groups[:: max(1, len(groups) // _SAMPLE_GROUPS)]]
 
 
-def _leaves(file: pq.ParquetFile, names: set[str]) -> list[tuple[int, str]]:
-    """Return the numbers of the leaf columns of these columns, and the column that each belongs to."""
-    found = []
-    for i in range(file.metadata.num_columns):
-        path = file.schema.column(i).path
-        if path in names:
-            found.append((i, path))
-        elif "." in path and (owner := next((n for n in names if path.startswith(f"{n}.")), None)):
-            found.append((i, owner))
-    return found
+def _holds_text(kind: pa.DataType) -> bool:
+    """Say whether values of a type may take up many more bytes than their codes in a dictionary."""
+    if pa.types.is_nested(kind):
+        return any(_holds_text(kind.field(i).type) for i in range(kind.num_fields))
+    return not pa.types.is_primitive(kind)
 
 
 def _cell_bytes(dtype: str) -> int:

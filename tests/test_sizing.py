@@ -48,7 +48,7 @@ def test_keys_count(tmp_path: Path, values: str) -> None:
     keys = {"list": [[t] for t in texts], "struct": [{"t": t} for t in texts]}.get(values, texts)
     table = pa.table({"f": np.zeros(rows, np.float32), "key": keys, "unused": ["x" * 99] * rows})
     file, split = opened(tmp_path, table)
-    row_bytes = sizing.row_bytes(file, split, ["f"], ["key"])
+    row_bytes = sizing.Sample(file, split, ["f", "key"]).row_bytes()
     assert 4096 <= row_bytes < 2.2 * 4100
     at_once = chunk_rows([FLOAT], 0, row_bytes)
     assert data_bytes(file.read().select(["f", "key"]).to_batches()[0].slice(0, 1)) * at_once <= CHUNK_BYTES
@@ -59,27 +59,29 @@ def test_numbers_count_as_they_are_stored(tmp_path: Path) -> None:
         {"f": np.random.default_rng(0).normal(size=9000), "k.2": np.zeros(9000), "k": ["x"] * 9000}
     )
     file, split = opened(tmp_path, table, 3000)
-    assert 8 <= sizing.row_bytes(file, split, ["f"], []) <= 12
+    assert 8 <= sizing.Sample(file, split, ["f"]).row_bytes() <= 12
     # A column whose name begins like another's is not that column.
-    assert sizing.row_bytes(file, split, [], ["k.2"]) <= 1
+    assert sizing.Sample(file, split, ["k.2"]).row_bytes() == 8
+    assert sizing.Sample(file, split, ["k"]).row_bytes() <= 6
 
 
 def test_no_rows_have_no_size(tmp_path: Path) -> None:
     file, split = opened(tmp_path, pa.table({"f": pa.array([], pa.float32())}))
-    assert sizing.row_bytes(file, split, ["f"], []) == 0
+    assert sizing.Sample(file, split, ["f"]).row_bytes() == 0
 
 
-@pytest.mark.parametrize(
-    ("features", "keys", "expected"),
-    [(["low"], [], ["low"]), (["high"], [], []), (["low"], ["low"], []), ([], ["low"], []), (["n"], [], [])],
-)
-def test_text_that_repeats_is_known_from_the_footer(
-    tmp_path: Path, features: list[str], keys: list[str], expected: list[str]
-) -> None:
+def test_text_that_repeats_is_known_from_a_sample(tmp_path: Path) -> None:
     high = [f"{i:09d}" for i in range(200_000)]
-    table = pa.table({"low": ["Rome", "Oslo"] * 100_000, "high": high, "n": [7] * 200_000})
+    table = pa.table({"low": ["Rome", None] * 100_000, "high": high, "n": [7] * 200_000})
     file, split = opened(tmp_path, table, 200_000)
-    assert sizing.repeating_text(file, split, features, keys) == expected
+    assert sizing.Sample(file, split, ["low", "high", "n"]).repeating(["low", "high", "n", "none"]) == ["low"]
+    assert sizing.Sample(file, split, ["low", "high"]).repeating([]) == []
+
+
+def test_row_groups_that_are_larger_than_the_first_count(tmp_path: Path) -> None:
+    texts = ["x" * 10] * 3000 + [f"{i:010d}" * 100 for i in range(3000)]
+    file, split = opened(tmp_path, pa.table({"t": texts}), 3000)
+    assert sizing.Sample(file, split, ["t"]).row_bytes() > 500
 
 
 def test_dictionaries_are_not_counted_with_every_slice() -> None:
