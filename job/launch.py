@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -119,11 +119,12 @@ def _run(
     run_id: str,
     announce: Callable[[str], None],
 ) -> Outcome:
-    footers = inputs.read_footers(shards)
     with quiet.imports():
         from job.pipeline import ScoreParquet
 
     options = engines.beam_options(beam_args)
+    # With options of its own: portable runners take their name out of those that they are given.
+    footers = _read_footers(spec, shards, run_id, engines.beam_options(beam_args))
     threads = engines.tensorflow_threads(options)
     task, splits = _prepare(spec, shards, footers, reference, run_id, threads, announce)
     staging.clear_failures(spec.output, run_id)
@@ -152,6 +153,18 @@ def _run(
             f"{spec.output}: the engine ended, and run {run_id[:12]} is not published; run again to resume"
         )
     return Outcome(output.read_report(spec.output), already_published=False)
+
+
+def _read_footers(
+    spec: ScoringSpec, shards: list[Shard], run_id: str, options: PipelineOptions
+) -> list[planning.Footer]:
+    from job import footers
+
+    if engines.scores_here(options) or len(shards) < footers.FROM_SHARDS:
+        return inputs.read_footers(shards)
+    staging.clear_failures(spec.output, run_id)
+    with _workers_errors(options, spec.output, run_id):
+        return footers.read_on_workers(shards, spec.output, run_id, options)
 
 
 def _prepare(
@@ -217,21 +230,27 @@ def _check_refused(run: Run, splits: Sequence[Split], told: str) -> None:
 def _wait(options: PipelineOptions, scoring: ScoreParquet, run: Run) -> None:
     import apache_beam as beam
 
+    with _workers_errors(options, run.output, run.run_id):
+        pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
+        pipeline | "Score Parquet" >> scoring
+        state = pipeline.run().wait_until_finish()
+    if state not in (None, "DONE"):
+        left = staging.failure(run.output, run.run_id)
+        raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
+
+
+@contextmanager
+def _workers_errors(options: PipelineOptions, folder: str, run_id: str) -> Iterator[None]:
+    """Turn what an engine raises into the error that a worker left, where there is one: it says more."""
     # Asked first: portable runners take their name out of the options.
     name = engines.name(options)
     try:
         with quiet.engine():
-            pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
-            pipeline | "Score Parquet" >> scoring
-            state = pipeline.run().wait_until_finish()
+            yield
     except JobError:
         raise
     except Exception as e:
-        # A worker's own error, where it left one, says more than what the engine made of it.
-        raise (staging.failure(run.output, run.run_id) or in_text(str(e)) or engines.told(name, e)) from e
-    if state not in (None, "DONE"):
-        left = staging.failure(run.output, run.run_id)
-        raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
+        raise (staging.failure(folder, run_id) or in_text(str(e)) or engines.told(name, e)) from e
 
 
 def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:

@@ -163,16 +163,18 @@ def finished(output: str, run: str) -> set[str]:
     return {path.removesuffix(".json") for path in paths if path.endswith(".json")}
 
 
-def write_failure(output: str, run: str, where: str, error: JobError) -> None:
+def write_failure(output: str, run: str, where: str, error: JobError, *, planned: bool = True) -> None:
     """Leave a worker's error where the launcher finds it: engines flatten exceptions into text.
 
-    ``where`` is the split's name, or empty where no split is to blame.
+    ``where`` is the split's name, or empty where no split is to blame. ``planned`` says that the run has a
+    plan as long as it is under way.
     """
     folder = storage.join(folder_of(output, run), "failures")
     content = {"error": type(error).__name__, "message": redaction.scrub(str(error)), "where": where}
     # What is being told matters more than that it could not be written down.
     with suppress(JobError):
-        _check_under_way(output, run)
+        if planned:
+            _check_under_way(output, run)
         storage.make_folder(folder)
         path = storage.join(folder, f"{os.urandom(8).hex()}.json")
         storage.write_atomic(path, json.dumps(content).encode(), durable=False)
@@ -196,12 +198,9 @@ def _receipt_path(output: str, run: str, split: Split) -> str:
 
 
 def _split(fields: dict[str, Any]) -> Split:
-    shard = fields["shard"]
-    partition = tuple((name, value) for name, value in shard["partition"])
-    return Split(
-        **{
-            **fields,
-            "shard": Shard(**{**shard, "partition": partition}),
-            "row_groups": tuple(fields["row_groups"]),
-        }
-    )
+    return Split(**{**fields, "shard": shard_of(fields["shard"]), "row_groups": tuple(fields["row_groups"])})
+
+
+def shard_of(fields: dict[str, Any]) -> Shard:
+    """Return a shard from its JSON."""
+    return Shard(**{**fields, "partition": tuple((name, value) for name, value in fields["partition"])})

@@ -20,7 +20,7 @@ ORDER = (
     ("__main__",),
     ("cli",),
     ("options", "flags"),
-    ("launch", "preflight", "inputs", "verify", "rescoring"),
+    ("launch", "preflight", "footers", "inputs", "verify", "rescoring"),
     ("engines",),
     ("pipeline",),
     ("worker", "scoring", "task", "rejected", "reading", "writing", "sizing"),

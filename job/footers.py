@@ -1,0 +1,126 @@
+"""Footers of many shards, read by the engine's workers.
+
+::
+
+    shards.jsonl ▶ Read the shards       str     → [Shard]   a hundred at a time
+                 ▶ Spread the shards     [Shard] → [Shard]   the only shuffle
+                 ▶ Read the footers      [Shard] → dict      several at a time, on a worker
+                 ▶ Gather ▶ Write        [dict]  → str       footers.json, for the launcher
+
+A worker stands near the data and has many neighbours, where the launcher may be a laptop. Starting a pipeline
+takes seconds to minutes, so fewer shards than ``FROM_SHARDS`` are read by the launcher itself: 20,000 local
+ones in 4 s.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from job import engines, inputs, planning, staging, storage
+from job.errors import JobError, StateUnknownError
+from job.planning import Footer
+from job.spec import Shard
+
+FROM_SHARDS: Final = 2000
+_SHARDS_AT_ONCE: Final = 100
+_LIST, _FOOTERS = "shards.jsonl", "footers.json"
+
+
+def read_on_workers(
+    shards: Sequence[Shard], output: str, run_id: str, options: PipelineOptions
+) -> list[Footer]:
+    """Read every footer on the engine's workers; one that cannot be read tells so in its ``error``.
+
+    What they find passes through the run's staging.
+
+    Raises:
+        ShardChangedError: a shard is gone.
+        StateUnknownError: the engine ended without an answer.
+    """
+    folder = staging.folder_of(output, run_id)
+    storage.make_folder(folder)
+    listed, answer = storage.join(folder, _LIST), storage.join(folder, _FOOTERS)
+    lines = [json.dumps(dataclasses.asdict(shard)) for shard in shards]
+    storage.write_atomic(listed, "\n".join([*lines, ""]).encode())
+    storage.remove(answer)
+    pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
+    _ = (
+        pipeline
+        | "Name the list" >> beam.Create([listed], reshuffle=False)
+        | "Read the shards" >> beam.FlatMap(read_list)
+        | "Spread the shards" >> beam.Reshuffle()
+        | "Read the footers" >> beam.Map(FootersOf(output, run_id))
+        | "Gather" >> beam.WithKeys(0)
+        | "Gather all footers" >> beam.GroupByKey()
+        | "Write" >> beam.MapTuple(Write(answer))
+    )
+    pipeline.run().wait_until_finish()
+    content = storage.read_bytes(answer)
+    if content is None:
+        raise StateUnknownError(f"{answer}: the engine ended without having written it; run again")
+    return _decoded(json.loads(content), shards)
+
+
+def read_list(path: str) -> Iterator[list[Shard]]:
+    """Yield the shards of a list, some at a time."""
+    lines = (storage.read_bytes(path) or b"").splitlines()
+    for start in range(0, len(lines), _SHARDS_AT_ONCE):
+        yield [staging.shard_of(json.loads(line)) for line in lines[start : start + _SHARDS_AT_ONCE]]
+
+
+@dataclass(frozen=True)
+class FootersOf:
+    """Reads the footers of some shards: ``[Shard]`` → what JSON can hold, each schema once."""
+
+    output: str
+    run_id: str
+
+    def __call__(self, shards: list[Shard]) -> dict[str, Any]:
+        """Return ``schemas``, as base64, and of each path the number of its schema, row groups and error."""
+        try:
+            footers = inputs.read_footers(shards)
+        except JobError as e:
+            staging.write_failure(self.output, self.run_id, "", e, planned=False)
+            raise
+        schemas: list[pa.Schema] = []
+        found = {}
+        for shard, footer in zip(shards, footers, strict=True):
+            number = next((i for i, schema in enumerate(schemas) if schema is footer.schema), len(schemas))
+            if number == len(schemas):
+                schemas.append(footer.schema)
+            found[shard.path] = [number, footer.group_rows, footer.error]
+        encoded = [base64.b64encode(schema.serialize()).decode() for schema in schemas]
+        return {"schemas": encoded, "footers": found}
+
+
+@dataclass(frozen=True)
+class Write:
+    """Writes what all workers found where the launcher looks for it."""
+
+    path: str
+
+    def __call__(self, _: int, answers: Iterable[dict[str, Any]]) -> str:
+        """Return the path."""
+        storage.write_atomic(self.path, json.dumps(list(answers)).encode(), durable=False)
+        return self.path
+
+
+def _decoded(answers: list[dict[str, Any]], shards: Sequence[Shard]) -> list[Footer]:
+    known: dict[str, pa.Schema] = {}
+    found = {}
+    for answer in answers:
+        for path, (number, group_rows, error) in answer["footers"].items():
+            text = answer["schemas"][number]
+            if text not in known:
+                known[text] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+            found[path] = planning.Footer(known[text], tuple(group_rows), error)
+    return [found[shard.path] for shard in shards]
