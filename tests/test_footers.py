@@ -58,11 +58,8 @@ def test_a_run_whose_workers_read_the_footers(night: Night, monkeypatch: pytest.
         pytest.fail("the launcher read footers")
 
     monkeypatch.setattr(inputs, "read_footers", here)
-    with pytest.raises(
-        SchemaError, match=r"'f0'.* in 1 of 12 shards|no readable Parquet file .* 1 of 12"
-    ) as told:
-        (night.input / "ds=0/part-0002.parquet").unlink()
-        night.shard("ds=0/part-0002", features(5).drop_columns("f0"))
+    night.shard("ds=0/part-0002", features(5).drop_columns("f0"))
+    with pytest.raises(SchemaError, match=r"'f0'.* in 1 of 12 shards") as told:
         launch.score(spec, beam_args, announce=lambda line: None)
     assert "no readable Parquet file" in str(told.value)
     for name in ("ds=1/part-0003", "ds=0/part-0002"):
