@@ -27,6 +27,8 @@ MEMORY_GROWTH: Final = 1.1
 MEMORY_GB: Final = 1.2
 HELP_S: Final = 0.5
 FIRST_BATCH: Final = 1.3
+PROTOCOL: Final = 1.03
+NOOP_S: Final = 2.0
 # Of the last shards' cost over the first ones'; 1 is a straight line, the rest is noise.
 SHARD_GROWTH: Final = 1.5
 
@@ -95,7 +97,9 @@ class Bench:
         """Return the folder that ``side`` writes."""
         return self.root / "out" / side
 
-    def job(self, shards: Path, model: Path, side: str = "job") -> Callable[[], list[str]]:
+    def job(
+        self, shards: Path, model: Path, side: str = "job", program: str = "job"
+    ) -> Callable[[], list[str]]:
         """Return how to start the job with its defaults, onto an empty output."""
         output = self.output(side)
 
@@ -103,7 +107,7 @@ class Bench:
             shutil.rmtree(output, ignore_errors=True)
             pattern = str(shards / "*.parquet")
             flags = ["--input", pattern, "--model", str(model), "--output", str(output)]
-            return python("-m", "job", "score", *flags)
+            return python("-m", program, "score", *flags)
 
         return prepare
 
@@ -133,6 +137,36 @@ class Bench:
 def rows40m(bench: Bench) -> list[Finding]:
     """40 million rows of ten scalars: the job against the loop."""
     return _against_loop(bench, ROWS, "sequential", SEQUENTIAL_BATCH_ROWS)
+
+
+def protocol(bench: Bench) -> list[Finding]:
+    """What receipts, checksums, flushing and the recount cost: the job against itself without them."""
+    shards, model = bench.data(ROWS), bench.model("sequential")
+    safe, unsafe = bench.job(shards, model), bench.job(shards, model, "unsafe", "benchmarks.unsafe")
+    runs = bench.alternate({"job": safe, "unsafe": unsafe})
+    ratio = median_wall_s(runs["job"]) / median_wall_s(runs["unsafe"])
+    return [Finding("time, over the job without its protocol", ratio, "×", PROTOCOL, _spread(runs["job"]))]
+
+
+def resume(bench: Bench) -> list[Finding]:
+    """The same command when every split has its receipt: against the time that scoring them took."""
+    shards, model = bench.data(TINY), bench.model("sequential")
+    scored, resumed, again = [], [], []
+    for run in range(bench.runs):
+        command = bench.job(shards, model)()
+        # Scores everything, and dies where it would publish.
+        scored.append(process(bench.job(shards, model, program="benchmarks.unpublished")()))
+        bench.record("scored", run, scored[-1])
+        resumed.append(process(command))
+        bench.record("resumed", run, resumed[-1])
+        again.append(process(command))
+        bench.record("again", run, again[-1])
+    reused = json.loads((bench.output("job") / "_report.json").read_text())["splits_reused"]
+    return [
+        Finding("scoring them", median_wall_s(scored), "s"),
+        Finding(f"resuming {reused:,} receipts, publishing included", median_wall_s(resumed), "s"),
+        Finding("once more, when they are published", median_wall_s(again), "s", NOOP_S),
+    ]
 
 
 def classifier(bench: Bench) -> list[Finding]:
@@ -202,7 +236,7 @@ def tiny_shards(bench: Bench) -> list[Finding]:
 
 
 CASES: Final[Mapping[str, Callable[[Bench], list[Finding]]]] = {
-    case.__name__: case for case in (rows40m, classifier, memory, startup, tiny_shards)
+    case.__name__: case for case in (rows40m, protocol, classifier, memory, resume, startup, tiny_shards)
 }
 
 

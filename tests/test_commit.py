@@ -58,8 +58,6 @@ def test_a_published_night(tmp_path: Path) -> None:
 
 Change = Callable[[list[Receipt]], list[Receipt]]
 WRONG: dict[str, tuple[Change, str]] = {
-    "a split has no receipt": (lambda r: r[1:], "2 of 3 splits have a receipt"),
-    "a split has two": (lambda r: [*r, r[0]], "3 of 3 splits have a receipt"),
     "a row was lost": (
         lambda r: [replace(r[0], rows_scored=2), *r[1:]],
         "holds 3 rows, 3 were read, 2 scored",
@@ -134,6 +132,29 @@ def test_a_published_night_that_lost_its_mark_gets_it_back(tmp_path: Path) -> No
     (tmp_path / "a.parquet").unlink()
     assert not mark_again(str(tmp_path), RUN_ID)
     assert not (tmp_path / "_SUCCESS").exists()
+
+
+LOST: dict[str, Change] = {"lost": lambda r: r[2:], "doubled": lambda r: [*r, r[0]], "all lost": lambda r: []}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_receipts_that_the_engine_lost_or_doubled_are_those_in_staging(tmp_path: Path, case: str) -> None:
+    run, receipts = staged(tmp_path)
+    report = commit.publish(run, LOST[case](receipts), clock=lambda: NOW)
+    assert (report.splits, report.rows_scored) == (3, 7)
+    manifest = published(str(tmp_path))
+    assert manifest is not None
+    assert [entry["path"] for entry in manifest["files"]] == ["a.parquet", "ds=1/b.parquet", "ds=1/c.parquet"]
+
+
+def test_a_split_without_a_receipt_is_missing(tmp_path: Path) -> None:
+    run, receipts = staged(tmp_path)
+    for path in (tmp_path / "_staging").rglob("receipts/a.json"):
+        path.unlink()
+    before = tree(tmp_path)
+    with pytest.raises(StateUnknownError, match="2 of 3 splits have a receipt; run again to resume"):
+        commit.publish(run, receipts[1:], clock=lambda: NOW)
+    assert tree(tmp_path) == before
 
 
 class StoppedError(Exception):

@@ -139,7 +139,7 @@ def test_publish_refuses_workers_that_built_different_weights(night: Night) -> N
 
 def test_publish_refuses_when_a_split_is_missing(night: Night) -> None:
     planned = two_shards(night, 100)
-    with pytest.raises(DataError, match="7 of 8 splits have a receipt"):
+    with pytest.raises(StateUnknownError, match="7 of 8 splits have a receipt"):
         Publish(planned.task.run)(0, receipts_of(planned)[1:])
     assert night.files() == []
 
