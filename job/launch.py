@@ -26,7 +26,6 @@ from job import (
     preflight,
     progress,
     quiet,
-    rescoring,
     staging,
     storage,
 )
@@ -194,7 +193,7 @@ def _prepare(
         replace=spec.if_exists == "replace",
         started_unix_s=_process_start_unix_s(),
         versions=_versions(),
-        scoring=rescoring.scoring_text(spec, ready.binding, [field.name for field in ready.predictions]),
+        scoring=preflight.scoring_text(spec, ready.binding, [field.name for field in ready.predictions]),
     )
     _check_refused(run, splits, ready.told)
     if ready.told:

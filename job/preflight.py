@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,6 +73,32 @@ def check(
     refused = {shards[i].path: "; ".join(lines) for i, lines in wrong.items()}
     told = _grouped(wrong, shards)
     return Ready(binding, fields, describe(loaded.signature), loaded.weights_digest, refused, told)
+
+
+def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]) -> str:
+    """Return what is needed to score a row again, as JSON: the binding itself, not what led to it."""
+    feeds = [
+        {
+            "input": feed.input.name,
+            "dtype": feed.input.dtype,
+            "shape": list(feed.input.shape),
+            "columns": list(feed.columns),
+        }
+        for feed in binding.feeds
+    ]
+    content = {
+        "feeds": feeds,
+        "casts": dict(binding.casts),
+        "keys": list(spec.keys),
+        "predictions": list(predictions),
+        "on_null": spec.on_null,
+        "on_nonfinite": spec.on_nonfinite,
+        "on_nonfinite_prediction": spec.on_nonfinite_prediction,
+        "on_bad_row": spec.on_bad_row,
+        "on_bad_shard": spec.on_bad_shard,
+        "device": spec.device,
+    }
+    return json.dumps(content, sort_keys=True)
 
 
 def _bind(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from job.planning import read_footer
 from job.predictions import to_arrow
 from job.reading import SplitReader
 from job.rejects import EXTRA_COLUMNS, Rejects, RowPolicy, sift
-from job.spec import Feed, InputSpec, ScoringSpec, Shard, Split
+from job.spec import Feed, InputSpec, Shard, Split
 
 # Rows that are predicted at once, and read at once.
 _BATCH_ROWS = 8192
@@ -50,32 +49,6 @@ class Difference:
     column: str
     published: str
     again: str
-
-
-def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]) -> str:
-    """Return what is needed to score a row again, as JSON: the binding itself, not what led to it."""
-    feeds = [
-        {
-            "input": feed.input.name,
-            "dtype": feed.input.dtype,
-            "shape": list(feed.input.shape),
-            "columns": list(feed.columns),
-        }
-        for feed in binding.feeds
-    ]
-    content = {
-        "feeds": feeds,
-        "casts": dict(binding.casts),
-        "keys": list(spec.keys),
-        "predictions": list(predictions),
-        "on_null": spec.on_null,
-        "on_nonfinite": spec.on_nonfinite,
-        "on_nonfinite_prediction": spec.on_nonfinite_prediction,
-        "on_bad_row": spec.on_bad_row,
-        "on_bad_shard": spec.on_bad_shard,
-        "device": spec.device,
-    }
-    return json.dumps(content, sort_keys=True)
 
 
 def binding_of(scoring: Mapping[str, Any]) -> Binding:

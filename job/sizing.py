@@ -1,7 +1,8 @@
 """How many rows fit: the bytes that rows take up in memory, before and after they are read.
 
-A chunk is sized before the first one is read: from a sample of the split's first rows, and from how the bytes
-a row of the other row groups compare with those of the first. Text that repeats at first and grows later
+A chunk is sized before the first one is read: from the columns' types where these have a width; else from a
+sample of the split's first rows, and from how the bytes a row of the other row groups compare with those of
+the first. Text that repeats at first and grows later
 within its row group is underestimated; a chunk may then exceed ``CHUNK_BYTES``.
 
 The metadata of column chunks would tell some of this without reading. It is not looked at: of a damaged
@@ -11,6 +12,7 @@ footer, pyarrow 25 ends the whole process there (an exception of C++ that it doe
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -28,9 +30,6 @@ _STRING_BYTES = 32
 _SAMPLE_ROWS = 1024
 _SAMPLE_GROUPS = 16
 _SAMPLE_BYTES = 4 << 20
-# A split of no more than both is not worth a sample.
-_SMALL_ROWS = 4096
-_SMALL_BYTES = 1 << 20
 
 
 def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> int:
@@ -66,9 +65,11 @@ class Sample:
         rows, size_bytes = (sum(sizes) for sizes in zip(*self._sizes, strict=True)) if self._sizes else (0, 0)
         if not rows:
             return 0
-        small = self._split.rows <= _SMALL_ROWS and size_bytes <= _SMALL_BYTES
-        if small and not any(_holds_text(self._file.schema_arrow.field(name).type) for name in self._names):
-            return size_bytes // rows
+        widths = [_width(self._file.schema_arrow.field(name).type) for name in self._names]
+        # The type alone tells; a sample would cost a page of each column, 10 ms for ten columns.
+        known = [width for width in widths if width is not None]
+        if len(known) == len(widths):
+            return math.ceil(sum(known))
         batch = self._batch
         if batch is None or not batch.num_rows:
             return size_bytes // rows
@@ -111,11 +112,17 @@ def _groups(file: pq.ParquetFile, split: Split) -> list[pq.RowGroupMetaData]:
     return [file.metadata.row_group(i) for i in groups[:: max(1, len(groups) // _SAMPLE_GROUPS)]]
 
 
-def _holds_text(kind: pa.DataType) -> bool:
-    """Say whether values of a type may take up many more bytes than their codes in a dictionary."""
-    if pa.types.is_nested(kind):
-        return any(_holds_text(kind.field(i).type) for i in range(kind.num_fields))
-    return not pa.types.is_primitive(kind)
+def _width(kind: pa.DataType) -> float | None:
+    """Return the bytes of one value of a type, ``None`` where they depend on the value."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _width(kind.storage_type)
+    if pa.types.is_fixed_size_list(kind):
+        width = _width(kind.value_type)
+        return None if width is None else width * kind.list_size
+    try:
+        return float(kind.bit_width) / 8 if not pa.types.is_dictionary(kind) else None
+    except ValueError:
+        return None
 
 
 def _cell_bytes(dtype: str) -> int:

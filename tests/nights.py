@@ -69,7 +69,7 @@ class Night:
 
     def planned(self, model: str | Path, *flags: str) -> Planned:
         """Do what the launcher does before it starts an engine."""
-        from job import artifact, inputs, options, planning, preflight, rescoring, staging
+        from job import artifact, inputs, options, planning, preflight, staging
         from job.model import acquire
         from job.rejects import RowPolicy
         from job.spec import Run
@@ -85,7 +85,7 @@ class Night:
         )
         rows = sum(split.rows for split in splits)
         counts = (len(shards), len(splits), rows)
-        scoring = rescoring.scoring_text(spec, ready.binding, [field.name for field in ready.predictions])
+        scoring = preflight.scoring_text(spec, ready.binding, [field.name for field in ready.predictions])
         shown = (spec.output, reference, ready.signature)
         run = Run("f" * 64, *shown, *counts, spec.max_rejected, False, 1000.0, (), scoring)
         task = ScoringTask(

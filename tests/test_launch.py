@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from job.errors import DataError, OutputConflictError, StateUnknownError, Storag
 from job.hashing import HashingSink
 from job.output import lease
 from tests.nights import Night, dense, features, module, saved, visible
+
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -91,3 +96,15 @@ def test_a_full_disk_is_told_in_one_line_and_the_next_try_goes_on(
             night.score(path, "--keys=id")
     assert visible(night.output) == []
     assert night.score(path, "--keys=id").rows_scored == 50
+
+
+def test_a_rerun_waits_for_neither_beam_nor_tensorflow(night: Night) -> None:
+    night.shard("a", features(50))
+    args = ["score", *night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")]
+    program = "import sys; from job import cli; code = cli.main(); "
+    program += "print(sorted({'apache_beam', 'tensorflow', 'keras'} & set(sys.modules))); sys.exit(code)"
+    for loaded in ("['apache_beam', 'keras', 'tensorflow']", "[]"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *args], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, loaded), done.stderr
