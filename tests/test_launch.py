@@ -16,7 +16,6 @@ from job.hashing import HashingSink
 from job.output import lease
 from tests.nights import Night, dense, features, module, saved, visible
 
-
 ROOT = Path(__file__).parents[1]
 
 
