@@ -62,8 +62,8 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --
 
 lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	test -x $(BIN)/uv || $(MAKE) install
-	$(COMPILE) --extra demo --extra dev --output-file requirements.lock
-	$(COMPILE) --constraint requirements.lock --output-file requirements-worker.lock
+	$(COMPILE) --extra gcs --extra s3 --extra demo --extra dev --output-file requirements.lock
+	$(COMPILE) --extra gcs --extra s3 --constraint requirements.lock --output-file requirements-worker.lock
 
 clean: ## remove what the chores made, except .venv and data
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
