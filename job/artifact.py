@@ -83,15 +83,15 @@ def digest(path: str, weights: str | None) -> str:
     """
     kind = kind_of(path)
     if kind in ("keras", "h5"):
-        return storage.sha256(path)
+        return storage.sha256(storage.fetched(path))
     parts = _builder_parts(path) if kind == "builder" else _folder_parts(path)
     if weights is not None:
-        parts["weights"] = storage.sha256(weights)
+        parts["weights"] = storage.sha256(storage.fetched(weights))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _folder_parts(path: str) -> dict[str, str]:
-    folder = storage.local(path)
+    folder = storage.fetched(path)
     return {
         info.path.removeprefix(folder).lstrip("/"): storage.sha256(info.path) for info in storage.tree(folder)
     }

@@ -46,12 +46,15 @@ def clean(folder: str, *, older_than_s: float, dry_run: bool, clock: Callable[[]
             if not one.kept and not dry_run:
                 output.remove_staging(folder, run_id)
             found.append(one)
+        if not dry_run:
+            kept = [one.run_id for one in found if one.kept]
+            storage.sweep(folder, lambda: staging.handles_of(folder, kept))
     return found
 
 
 def _look_at(folder: str, run_id: str, now_s: float, older_than_s: float, published: str | None) -> Leftover:
     files = storage.tree(staging.folder_of(folder, run_id))
-    age_s = now_s - max((int(info.stamp) / 1e9 for info in files), default=0.0)
+    age_s = now_s - max((info.modified_unix_s for info in files), default=0.0)
     kept = ""
     if age_s < older_than_s:
         kept = "too young"

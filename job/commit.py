@@ -54,7 +54,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NoReturn
 
@@ -62,8 +61,6 @@ from job import manifest, output, staging, storage
 from job.errors import DataError, StateUnknownError, one_line
 from job.report import RunReport, reasons_of
 from job.spec import Receipt, Run, Shard
-
-_FOOTER_THREADS = 16
 
 
 def run_id(shards: Iterable[Shard], model_digest: str, options: Mapping[str, object]) -> str:
@@ -93,31 +90,42 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     counted = sorted(every, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
     reconcile(run, counted)
     parts = [part for receipt in counted for part in staging.parts(receipt)]
-    _check_parts(run.output, parts)
-    _recount(run.output, parts)
+    _check_parts(run, counted)
+    _recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
     # Hours may have passed since the launcher looked.
+    output.check_lease(run.output, run.lease)
     output.check_output(run.output, run.run_id, replace=run.replace)
     stale = _begin_publishing(run, parts)
     storage.remove(storage.join(run.output, output.SUCCESS))
-    folders = {run.output, *(_move(run.output, part) for part in parts)}
+    folders = {run.output, *_move_all(run.output, parts)}
+    # What could not be read before it had its name.
+    _recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
     for path in stale:
         storage.remove(storage.join(run.output, path))
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
     for folder in sorted(folders):
         storage.sync_folder(folder)
-    report = RunReport.of(run, counted, ended_unix_s=clock())
+    return _finish(run, counted, RunReport.of(run, counted, ended_unix_s=clock()))
+
+
+def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunReport:
+    """Write what tells of the night, ``_SUCCESS`` last, and remove what led to it."""
     # What a killed process leaves unfinished goes with the staging.
     aside = staging.folder_of(run.output, run.run_id)
+    output.check_lease(run.output, run.lease)
     for name, content in (
         (output.REPORT_JSON, report.to_json()),
         (output.REPORT_HTML, report.to_html()),
-        (output.MANIFEST, manifest.compose(run, counted)),
+        (output.MANIFEST, manifest.compose(run, receipts)),
         (output.SUCCESS, ""),
     ):
         storage.write_atomic(storage.join(run.output, name), content.encode(), aside=aside)
     for other in output.leftovers(run.output, run.run_id) if run.replace else ():
         output.remove_staging(run.output, other)
+    storage.sweep(
+        run.output, lambda: staging.handles_of(run.output, output.leftovers(run.output, run.run_id))
+    )
     output.remove_staging(run.output, run.run_id)
     return report
 
@@ -141,13 +149,25 @@ def _one_of_each_split(run: Run, receipts: Iterable[Receipt]) -> list[Receipt]:
     return list(found.values())
 
 
-def _check_parts(folder: str, parts: Sequence[staging.PartFile]) -> None:
-    for part in parts:
-        if not (part.is_staged(trusted=True) or part.is_published(folder)):
-            raise StateUnknownError(
-                f"{part.staged}: a receipt names it with {part.size_bytes} bytes, and it is neither there "
-                f"nor published; nothing was changed, run again to score its split anew"
-            )
+def _check_parts(run: Run, receipts: Sequence[Receipt]) -> None:
+    pairs = [(receipt, part) for receipt in receipts for part in staging.parts(receipt)]
+
+    def is_there(pair: tuple[Receipt, staging.PartFile]) -> bool:
+        return pair[1].is_staged(trusted=True) or pair[1].is_published(run.output)
+
+    there = storage.parallel(is_there, pairs, name="look")
+    missing = [pair for pair, found in zip(pairs, there, strict=True) if not found]
+    if missing:
+        if storage.is_remote(run.output):
+            # There they are trusted without a look at each attempt.
+            for receipt, _ in missing:
+                staging.forget_receipt(run.output, receipt)
+        part = missing[0][1]
+        raise StateUnknownError(
+            f"{part.staged}: a receipt names it with {part.size_bytes} bytes, and like {len(missing) - 1} "
+            f"more of {len(pairs)} it is neither there nor published; nothing was changed, run again to "
+            f"score its split anew"
+        )
 
 
 def _recount(folder: str, parts: Sequence[staging.PartFile]) -> None:
@@ -157,21 +177,21 @@ def _recount(folder: str, parts: Sequence[staging.PartFile]) -> None:
     import pyarrow.parquet as pq
 
     def counted(part: staging.PartFile) -> int:
-        for path in (part.staged, storage.join(folder, part.final)):
+        final = storage.join(folder, part.final)
+        for path in (part.staged, final) if storage.is_readable(part.staged) else (final,):
             with suppress(FileNotFoundError):
-                return int(pq.read_metadata(storage.local(path)).num_rows)
+                return int(pq.read_metadata(storage.footer_source(path)).num_rows)
         return -1
 
-    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="recount") as pool:
-        try:
-            for part, rows in zip(parts, pool.map(counted, parts), strict=True):
-                if rows != part.rows:
-                    raise DataError(
-                        f"{part.staged}: it holds {rows} rows, its receipt says {part.rows}; "
-                        f"nothing was published"
-                    )
-        except (pa.ArrowException, OSError) as e:
-            raise DataError(f"{folder}: a file that was written cannot be read back: {one_line(e)}") from e
+    try:
+        for part, rows in zip(parts, storage.parallel(counted, parts, name="recount"), strict=True):
+            if rows != part.rows:
+                raise DataError(
+                    f"{part.staged}: it holds {rows} rows, its receipt says {part.rows}; "
+                    f"nothing was published"
+                )
+    except (pa.ArrowException, OSError) as e:
+        raise DataError(f"{folder}: a file that was written cannot be read back: {one_line(e)}") from e
 
 
 def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
@@ -229,12 +249,20 @@ def _begin_publishing(run: Run, parts: Sequence[staging.PartFile]) -> list[str]:
     return marker["stale"]
 
 
+def _move_all(top: str, parts: Sequence[staging.PartFile]) -> set[str]:
+    """Give every file its final name and return the folders that they are in then."""
+    if storage.is_remote(top):
+        # Each waits for an answer; where they are renamed, threads would only be in each other's way.
+        return set(storage.parallel(lambda part: _move(top, part), parts, name="move"))
+    return {_move(top, part) for part in parts}
+
+
 def _move(top: str, part: staging.PartFile) -> str:
     """Give a file its final name and return the folder that it is in then."""
     final = storage.join(top, part.final)
-    folder = final.rpartition("/")[0]
+    folder = storage.parent(final)
     storage.make_folder(folder)
     # Where it is gone from staging, a try before this one moved it: _check_parts has seen it there.
     with suppress(FileNotFoundError):
-        storage.rename(part.staged, final)
+        storage.release(part.staged, final)
     return folder

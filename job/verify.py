@@ -135,7 +135,7 @@ def _file(folder: str, run_id: str, entry: Mapping[str, Any], digests: Mapping[s
                 return [f"{name}: it holds what {other} should hold"]
             told = f"{size} bytes of SHA-256 {found[:12]}, not {entry['bytes']} of {entry['sha256'][:12]}"
             return [f"{name}: it was changed: {told}"]
-        metadata = pq.read_metadata(storage.local(path))
+        metadata = pq.read_metadata(storage.footer_source(path))
     except (JobError, OSError, pa.ArrowException) as e:
         return [f"{name}: it cannot be read: {one_line(e)}"]
     wrong = []
@@ -165,7 +165,7 @@ def _shard(entry: Mapping[str, Any], rows: int) -> list[str]:
         state = "is gone" if now is None else "was changed"
         return [f"{path}: the shard {state} since it was scored; --sample_rows=0 looks at the output alone"]
     try:
-        held = pq.read_metadata(storage.local(path)).num_rows
+        held = pq.read_metadata(storage.footer_source(path)).num_rows
     except (OSError, pa.ArrowException) as e:
         return [f"{path}: the shard cannot be read: {one_line(e)}"]
     return [] if held == rows else [f"{path}: the shard holds {held} rows, the night accounts for {rows}"]
