@@ -5,9 +5,50 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+from job.errors import UsageError
+
+# In front of the token of an upload that is still open, in a handle.
+_MARK: Final = "#upload="
+
+
+def normal(path: str) -> str:
+    """Return a path with no ``/`` at its end, and none that is doubled."""
+    scheme, _, rest = path.partition("://")
+    bucket, _, key = rest.strip("/").partition("/")
+    if not bucket:
+        raise UsageError(f"{path}: it names no bucket; give {scheme}://BUCKET/NAME")
+    return f"{scheme}://{posixpath.join(bucket, *(part for part in key.split('/') if part))}"
+
+
+def bucket_and_key(path: str) -> tuple[str, str]:
+    """Return the bucket and the key of a path."""
+    bucket, _, key = path_of(path).partition("://")[2].partition("/")
+    return bucket, key
+
+
+def folder_prefix(key: str) -> str:
+    """Return what the keys below a folder begin with."""
+    return f"{key}/" if key else ""
+
+
+def handle_of(path: str, token: str) -> str:
+    """Return the handle of an open upload to ``path``."""
+    return f"{path}{_MARK}{token}"
+
+
+def token_of(handle: str) -> str:
+    """Return an open upload's token, empty where the handle is that of an object."""
+    return handle.partition(_MARK)[2]
+
+
+def path_of(handle: str) -> str:
+    """Return the path that a handle's object has or will have."""
+    return handle.partition(_MARK)[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,7 +243,8 @@ def _begin_publishing(run: Run, parts: Sequence[staging.PartFile]) -> list[str]:
     marker = output.read_marker(run.output, run.run_id)
     if marker is None:
         new = {part.final for part in parts}
-        stale = sorted(output.known_files(run.output, run.run_id, output.read_manifest(run.output)) - new)
+        others = output.leftovers(run.output, run.run_id)
+        stale = sorted(output.known_files(run.output, others, output.read_manifest(run.output)) - new)
         marker = {"stale": stale, "files": sorted(new)}
         storage.write_atomic(output.marker_path(run.output, run.run_id), json.dumps(marker).encode())
     return marker["stale"]

@@ -25,6 +25,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud import storage
 from google.cloud.exceptions import from_http_response
+from urllib3.exceptions import HTTPError
 
 from job import retrying
 from job.buckets import Found, Page
@@ -83,7 +84,13 @@ class CloudStorage:
         def once() -> T:
             try:
                 return request()
-            except (GoogleAPICallError, GoogleAuthError, requests.RequestException, ConnectionError) as e:
+            except (
+                GoogleAPICallError,
+                GoogleAuthError,
+                requests.RequestException,
+                HTTPError,
+                ConnectionError,
+            ) as e:
                 raise self._told(where, e) from e
 
         return patiently(where, once)
@@ -92,7 +99,7 @@ class CloudStorage:
         """Return what a failed request means."""
         if isinstance(error, NotFound):
             if "bucket does not exist" in str(error.message):
-                return StorageError(f"{where}: there is no such bucket; correct the name, or create it")
+                return _no_bucket(where.partition("://")[2])
             return FileNotFoundError(where)
         if isinstance(error, PreconditionFailed):
             return RefusedError(one_line(error))
@@ -100,16 +107,15 @@ class CloudStorage:
             return TransientError(one_line(error))
         if isinstance(error, Forbidden | Unauthorized) and not self._signed:
             return StorageError(f"{where}: it is not allowed: {_CHAIN}")
-        passing = (TransportError, requests.RequestException, ConnectionError)
+        passing = (TransportError, requests.RequestException, HTTPError, ConnectionError)
         if isinstance(error, passing) and not isinstance(error, requests.exceptions.InvalidURL):
             return TransientError(one_line(error))
         return StorageError(f"{where}: it failed: {one_line(error)}")
 
     def head(self, bucket: str, key: str) -> Found | None:
         """Return an object's size and stamp, ``None`` where there is none."""
-        blob = self._call(
-            bucket, key, lambda: self._bucket(bucket).get_blob(key, retry=None, timeout=_TIMEOUT_S)
-        )
+        of = self._bucket(bucket)
+        blob = self._call(bucket, key, lambda: of.get_blob(key, retry=None, timeout=_TIMEOUT_S))
         return None if blob is None else _found(blob)
 
     def get(self, bucket: str, key: str, start: int, stop: int, stamp: str) -> bytes:
@@ -136,10 +142,13 @@ class CloudStorage:
         if start is not None and stop is not None:
             headers["Range"] = f"bytes={start}-{stop - 1}"
         url = f"{self._host}/download/storage/v1/b/{bucket}/o/{quote(key, safe='')}"
-        answer = self._session.get(url, params=params, headers=headers, timeout=_TIMEOUT_S)
-        if answer.status_code not in (200, 206):
-            raise from_http_response(answer)
-        content = bytes(answer.content)
+        # Read in one go: in the pieces of 10 kB that a session reads by itself it takes the lock for longer.
+        with self._session.get(
+            url, params=params, headers=headers, timeout=_TIMEOUT_S, stream=True
+        ) as answer:
+            if answer.status_code not in (200, 206):
+                raise from_http_response(answer)
+            content = bytes(answer.raw.read())
         expected = int(answer.headers.get("Content-Length", len(content)))
         if start is not None and stop is not None:
             expected = stop - start
@@ -152,10 +161,8 @@ class CloudStorage:
         condition = {} if only_if is None else {"if_generation_match": int(only_if or 0)}
 
         def send() -> str:
-            blob = self._blob(bucket, key)
-            blob.upload_from_string(
-                content, "application/octet-stream", retry=None, timeout=_TIMEOUT_S, **condition
-            )
+            blob, kind = self._blob(bucket, key), "application/octet-stream"
+            blob.upload_from_string(content, kind, retry=None, timeout=_TIMEOUT_S, **condition)
             return str(blob.generation)
 
         try:
@@ -199,11 +206,8 @@ class CloudStorage:
 
         def one(key: str) -> None:
             try:
-                self._call(
-                    bucket,
-                    key,
-                    lambda: self._blob(bucket, key).delete(retry=None, timeout=_TIMEOUT_S, **condition),
-                )
+                blob = self._blob(bucket, key)
+                self._call(bucket, key, lambda: blob.delete(retry=None, timeout=_TIMEOUT_S, **condition))
             except (FileNotFoundError, RefusedError):
                 return
 
@@ -234,13 +238,13 @@ class CloudStorage:
         """Begin an object that is sent in parts."""
         return CloudUpload(self, bucket, key)
 
-    def held_bytes(self, bucket: str, key: str, token: str) -> int | None:
-        """Return nothing: no upload is left open here."""
-        raise NotImplementedError(f"gs://{bucket}/{key}: {token}")
+    def held_bytes(self, bucket: str, key: str, token: str) -> int | None:  # noqa: ARG002
+        """Return ``None``: no upload is left open here."""
+        return None
 
-    def finish(self, bucket: str, key: str, token: str) -> None:
-        """Do nothing: no upload is left open here."""
-        raise NotImplementedError(f"gs://{bucket}/{key}: {token}")
+    def finish(self, bucket: str, key: str, token: str) -> None:  # noqa: ARG002
+        """Find no upload: none is left open here."""
+        raise FileNotFoundError(f"gs://{bucket}/{key}")
 
     def open_uploads(self, bucket: str, prefix: str) -> list[tuple[str, str]]:  # noqa: ARG002
         """Return none: uploads that are not finished are nobody's, and end by themselves after a week."""
@@ -289,3 +293,7 @@ class CloudUpload:
 
 def _found(blob: Any) -> Found:
     return Found(blob.name, blob.size, str(blob.generation), blob.updated.timestamp())
+
+
+def _no_bucket(path: str) -> StorageError:
+    return StorageError(f"gs://{path}: there is no such bucket; correct the name, or create it")

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from job import (
     artifact,
@@ -67,14 +67,14 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     shards = inputs.list_shards(spec)
     reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
     run_id = commit.run_id(shards, reference.digest, _options_that_shape_output(spec))
-    if (done := _done_before(spec, run_id)) is not None:
+    if (done := _done_before(spec, run_id, output.published(spec.output))) is not None:
         return done
     _make_output(spec.output)
     with output.lease(spec.output, announce) as lease:
         # Once more: another run may have ended between the look above and the lease.
-        if (done := _done_before(spec, run_id)) is not None:
-            return done
         held = output.published(spec.output)
+        if (done := _done_before(spec, run_id, held)) is not None:
+            return done
         if held is not None and held["run_id"] == run_id:
             # This very run, damaged and to be replaced: without the mark it counts as unfinished.
             storage.remove(storage.join(spec.output, output.SUCCESS))
@@ -89,9 +89,8 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
         return _run(spec, beam_args, shards, reference, run_id, lease, announce)
 
 
-def _done_before(spec: ScoringSpec, run_id: str) -> Outcome | None:
+def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) -> Outcome | None:
     """Return the outcome of this run if it is published; ``None`` too if it is damaged and to be replaced."""
-    done = output.published(spec.output)
     if done is None or done["run_id"] != run_id:
         return None
     if wrong := output.damaged(spec.output, done):

@@ -6,7 +6,7 @@ import glob
 import re
 from collections.abc import Iterator
 
-from job import objects, storage
+from job import buckets, objects, storage
 from job.files import FileInfo
 
 _MAGIC = re.compile(r"[*?[]")
@@ -34,7 +34,7 @@ def _shown(start: str, expression: str, root: str) -> Iterator[FileInfo]:
 
     What comes behind the match must not be hidden: no part of it begins with ``_`` or ``.``.
     """
-    bucket, prefix = objects.bucket_and_key(start)
+    bucket, prefix = buckets.bucket_and_key(start)
     store = objects.store(start.partition("://")[0])
     matching = re.compile(f"(?:{expression})(?P<below>(?:/[^_./][^/]*)*)", re.DOTALL)
     for one in store.beginning(bucket, f"{prefix}/" if root and prefix else prefix):

@@ -19,12 +19,12 @@ from typing import Any, Final
 import pyarrow as pa
 
 from job import ranges
-from job.buckets import Client, Found
+from job.buckets import Client, Found, bucket_and_key, folder_prefix, path_of, token_of
 from job.errors import ShardChangedError, StorageError, UsageError
 from job.files import FileInfo
 from job.retrying import RefusedError
 from job.spec import StoreOptions
-from job.uploads import ObjectSink, path_of, token_of
+from job.uploads import ObjectSink
 
 SCHEMES: Final = ("gs", "s3")
 _lock = threading.RLock()
@@ -70,25 +70,6 @@ def _client(scheme: str) -> Client:
         ) from e
 
 
-def normal(path: str) -> str:
-    """Return a path with no ``/`` at its end, and none that is doubled."""
-    scheme, _, rest = path.partition("://")
-    bucket, _, key = rest.strip("/").partition("/")
-    if not bucket:
-        raise UsageError(f"{path}: it names no bucket; give {scheme}://BUCKET/NAME")
-    return f"{scheme}://{posixpath.join(bucket, *(part for part in key.split('/') if part))}"
-
-
-def bucket_and_key(path: str) -> tuple[str, str]:
-    """Return the bucket and the key of a path."""
-    bucket, _, key = path_of(path).partition("://")[2].partition("/")
-    return bucket, key
-
-
-def _prefix(key: str) -> str:
-    return f"{key}/" if key else ""
-
-
 def _shown(found: Found) -> tuple[int, str, str, float]:
     return found.size_bytes, found.stamp, "", found.modified_unix_s
 
@@ -108,7 +89,7 @@ class ObjectStore:
     def is_folder(self, path: str) -> bool:
         """Say whether objects lie below ``path``."""
         bucket, key = bucket_and_key(path)
-        page = self._client.page(bucket, _prefix(key), "/", "")
+        page = self._client.page(bucket, folder_prefix(key), "/", "")
         return bool(page.found or page.folders)
 
     def describe(self, path: str) -> FileInfo | None:
@@ -123,7 +104,7 @@ class ObjectStore:
             FileInfo(
                 f"{self._scheme}://{bucket}/{one.key}", one.size_bytes, one.stamp, path, one.modified_unix_s
             )
-            for one in self.beginning(bucket, _prefix(key))
+            for one in self.beginning(bucket, folder_prefix(key))
         ]
         return sorted(found, key=lambda info: info.path)
 
@@ -139,7 +120,7 @@ class ObjectStore:
     def names(self, path: str) -> list[str]:
         """Return the sorted names in a folder."""
         bucket, key = bucket_and_key(path)
-        prefix, token, names = _prefix(key), "", set[str]()
+        prefix, token, names = folder_prefix(key), "", set[str]()
         while True:
             page = self._client.page(bucket, prefix, "/", token)
             names.update(one.key.removeprefix(prefix) for one in page.found)
@@ -289,10 +270,17 @@ class ObjectStore:
         else:
             self._client.copy(*bucket_and_key(handle), *bucket_and_key(final))
 
+    def discard(self, handle: str) -> None:
+        """Remove what a sealed sink left."""
+        if token := token_of(handle):
+            self._client.abort(*bucket_and_key(handle), token.partition(",")[0])
+        else:
+            self.remove([handle])
+
     def sweep(self, folder: str, keep: Callable[[], Collection[str]]) -> None:
         """Give up the uploads below ``folder`` that nobody will finish."""
         bucket, key = bucket_and_key(folder)
-        opened = self._client.open_uploads(bucket, _prefix(key))
+        opened = self._client.open_uploads(bucket, folder_prefix(key))
         kept = {(bucket_and_key(handle)[1], token_of(handle)) for handle in (keep() if opened else ())}
         for of, upload_id in opened:
             if not any(of == other and token.startswith(upload_id) for other, token in kept):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,7 @@ REPORT_JSON, REPORT_HTML = "_report.json", "_report.html"
 
 def published(output: str) -> dict[str, Any] | None:
     """Return the manifest of the night that the output holds, or ``None`` if it holds no finished one."""
-    if not storage.exists(storage.join(output, SUCCESS)):
+    if storage.size_bytes(storage.join(output, SUCCESS)) is None:
         return None
     return read_manifest(output)
 
@@ -126,7 +126,8 @@ def check_output(output: str, run: str, *, replace: bool) -> None:
     if read_marker(output, run) is not None:
         return
     manifest = read_manifest(output)
-    interrupted = [other for other in leftovers(output, run) if read_marker(output, other) is not None]
+    others = leftovers(output, run)
+    interrupted = [other for other in others if read_marker(output, other) is not None]
     if interrupted and not replace:
         raise OutputConflictError(
             f"{output}: run {interrupted[0][:12]} was interrupted while it was published; finish it with its "
@@ -141,7 +142,7 @@ def check_output(output: str, run: str, *, replace: bool) -> None:
             f"{output}: it holds run {held_run[:12]}, {told}; choose another --output, or --if_exists=replace"
         )
     visible = [info.path for info in storage.tree(output) if not _is_hidden(info.path, output)]
-    known = {storage.join(output, path) for path in known_files(output, run, manifest)}
+    known = {storage.join(output, path) for path in known_files(output, others, manifest)}
     foreign = [path for path in visible if path not in known]
     if foreign:
         raise OutputConflictError(
@@ -150,10 +151,10 @@ def check_output(output: str, run: str, *, replace: bool) -> None:
         )
 
 
-def known_files(output: str, run: str, manifest: dict[str, Any] | None) -> set[str]:
-    """Return the files, relative to the output, of the night that is there and of any half-published one."""
+def known_files(output: str, others: Sequence[str], manifest: dict[str, Any] | None) -> set[str]:
+    """Return the files, relative to the output, of the night that is there and of half-published others."""
     found = {entry["path"] for entry in entries(manifest)} if manifest else set()
-    for other in leftovers(output, run):
+    for other in others:
         found.update((read_marker(output, other) or {}).get("files", ()))
     return found
 

@@ -20,10 +20,10 @@ from job.spec import Split
 # Held per column while a row group is read.
 COLUMN_BUFFER_BYTES = 128 << 10
 
-# Of an object so many bytes are fetched at once, and so many times that while earlier ones are decoded. What
-# lies side by side is one request; four at a time hide some 20 ms that each waits for its answer.
-FETCHED_BYTES = 24 << 20
-_RUNS_AHEAD = 3
+# Of an object about so many bytes are fetched at once, and so many times that while earlier ones are decoded.
+# What lies side by side is one request; four at a time hide some 20 ms that each waits for its answer.
+FETCHED_BYTES = 8 << 20
+_RUNS_AHEAD = 4
 # A row group that is larger is not held as a whole: each of its columns is fetched in pieces of this size.
 MOST_FETCHED_BYTES = 96 << 20
 FETCHED_COLUMN_BYTES = 4 << 20

@@ -22,6 +22,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ResponseStreamingError,
 )
+from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from job.buckets import Found, Page
 from job.errors import StorageError, one_line
@@ -88,7 +89,7 @@ class S3:
         """Return what a failed request means."""
         if isinstance(error, NoCredentialsError | PartialCredentialsError):
             return StorageError(f"{where}: {operation}: {_CHAIN}")
-        if isinstance(error, HTTPClientError | ResponseStreamingError):
+        if isinstance(error, BotoConnectionError | HTTPClientError | ResponseStreamingError):
             return TransientError(one_line(error))
         if not isinstance(error, ClientError):
             return StorageError(f"{where}: {operation}: {one_line(error)}")

@@ -52,7 +52,7 @@ def read_plan(path: str) -> Iterator[Split]:
 def _check_under_way(output: str, run: str) -> None:
     """Refuse to bring back the staging of a run that another attempt has published meanwhile."""
     path = storage.join(folder_of(output, run), PLAN)
-    if not storage.exists(path):
+    if storage.size_bytes(path) is None:
         raise _gone(path)
 
 
@@ -68,7 +68,9 @@ def new_attempt(output: str, run: str, split: Split) -> str:
     Raises:
         StateUnknownError: the run's staging is gone.
     """
-    _check_under_way(output, run)
+    if not storage.is_remote(output):
+        # There it is a request for each split, and what is written in vain is taken back by write_receipt.
+        _check_under_way(output, run)
     path = f"{storage.join(folder_of(output, run), 'attempts', split.name)}.{os.urandom(8).hex()}.parquet"
     storage.make_folder(storage.parent(path))
     return path
@@ -82,7 +84,12 @@ def write_receipt(output: str, receipt: Receipt) -> Receipt:
     Raises:
         StateUnknownError: the run's staging is gone.
     """
-    _check_under_way(output, receipt.run_id)
+    try:
+        _check_under_way(output, receipt.run_id)
+    except StateUnknownError:
+        for part in parts(receipt):
+            storage.remove(part.staged)
+        raise
     path = _receipt_path(output, receipt.run_id, receipt.split)
     storage.make_folder(storage.parent(path))
     content = json.dumps(dataclasses.asdict(receipt)).encode()

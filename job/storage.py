@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from job import files, objects
+from job import buckets, files, objects
 from job.errors import UsageError
 from job.files import FileInfo as FileInfo
 from job.files import boot_id as boot_id
@@ -63,7 +63,7 @@ def absolute(path: str) -> str:
     """Return a path that means the same wherever a process stands; without ``/`` at its end."""
     if not is_remote(path):
         return os.path.abspath(files.local(path))
-    return objects.normal(path)
+    return buckets.normal(path)
 
 
 def join(*parts: str) -> str:
@@ -271,10 +271,10 @@ def sync_folder(path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a file; nothing happens where there is none."""
+    """Remove a file, or what a sealed sink left by its handle; nothing happens where there is none."""
     store = _remote(path)
     if store:
-        store.remove([path])
+        store.discard(path)
     else:
         files.remove(path)
 

@@ -10,28 +10,12 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Final
 
-from job.buckets import Client, Upload
+from job.buckets import Client, Upload, handle_of
 from job.errors import JobError
 
 # S3 takes at most 10,000 parts of an upload, and none below 5 MiB but the last.
 PART_BYTES: Final = 8 << 20
 _PARTS_OF_A_SIZE: Final = 1000
-_MARK: Final = "#upload="
-
-
-def handle_of(path: str, token: str) -> str:
-    """Return the handle of an open upload to ``path``."""
-    return f"{path}{_MARK}{token}"
-
-
-def token_of(handle: str) -> str:
-    """Return an open upload's token, empty where the handle is that of an object."""
-    return handle.partition(_MARK)[2]
-
-
-def path_of(handle: str) -> str:
-    """Return the path that a handle's object has or will have."""
-    return handle.partition(_MARK)[0]
 
 
 class ObjectSink:
