@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.errors import SchemaError, ShardChangedError, ShardError
+from job.errors import SchemaError, ShardChangedError, ShardError, check_not_passing
 from job.spec import Shard, Split
 from job.storage import FileInfo, local
 
@@ -50,7 +50,8 @@ def read_footer(shard: Shard) -> Footer:
     """Read one shard's footer.
 
     Raises:
-        ShardError: the file is no Parquet, is cut short, or cannot be read.
+        ShardError: the file is no Parquet, or is cut short.
+        StorageError: reading it failed.
     """
     try:
         with pq.ParquetFile(local(shard.path)) as file:
@@ -63,6 +64,7 @@ def read_footer(shard: Shard) -> Footer:
             f"{shard.path}: was listed and is gone; run again when the input is complete"
         ) from e
     except (pa.ArrowException, OSError, ValueError) as e:
+        check_not_passing(e, shard.path)
         reason = " ".join(str(e).split())
         raise ShardError(
             f"{shard.path}: no readable Parquet file ({reason}); write it again or narrow --input"

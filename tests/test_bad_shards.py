@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job.errors import DataError, SchemaError, ShardChangedError, ShardError
+from job.errors import DataError, SchemaError, ShardChangedError, ShardError, StorageError
 from tests.nights import Night, dense, features, matrix, run_cli, saved
 
 REJECT = ("--keys=id", "--batch_size=64", "--on_bad_shard=reject", "--max_rejected=0.5")
@@ -179,3 +181,32 @@ def test_the_policy_is_part_of_the_run(night: Night, model: Path, capfd: pytest.
     assert run_cli(capfd, "score", *night.args(model, "--keys=id"))[0] == 0
     code, _, err = run_cli(capfd, "score", *night.args(model, "--keys=id", "--on_bad_shard=reject"))
     assert code == 6, err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE], ids=os.strerror)
+@pytest.mark.parametrize("opening", [0, 1], ids=["the footer", "the rows"])
+def test_an_error_that_passes_rejects_nothing(
+    night: Night, model: Path, monkeypatch: pytest.MonkeyPatch, number: int, opening: int
+) -> None:
+    """The rows are good, and the same command scores them when the disk has recovered."""
+    night.shard("a", features(50))
+    path = night.shard("b", features(40, first_id=50))
+    real, times = pq.ParquetFile, [0]
+
+    def fails(source: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(source) == str(path):
+            times[0] += 1
+            if times[0] == opening + 1:
+                raise OSError(number, "Failed to open local file")
+        return real(source, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetFile", fails)
+        with pytest.raises(
+            StorageError, match=rf"b\.parquet: cannot be read: {os.strerror(number)}; run again"
+        ):
+            night.score(model, *REJECT)
+    assert times[0] > opening
+    assert not (night.output / "_SUCCESS").exists()
+    report = night.score(model, *REJECT)
+    assert (report.rows_scored, report.rows_rejected, report.shards_rejected) == (90, 0, 0)
