@@ -31,6 +31,8 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
 * A zombie that ends after publishing finds its run's staging gone, and leaves nothing.
 * Two publishers of one run do the same steps; a file that is gone from staging and has the receipt's digest
   under its final name was renamed by the other. At worst they leave the state *unmarked*.
+* A publisher that outlives its launcher may find that another run has published. It ends there, before it
+  removes anything of that night; at worst its ``_SUCCESS``, which the other run's command puts back.
 * A second command is refused while the lease is held. The system frees the lease of one that died.
 * A full disk, or one that turns read-only, fails a step; the state before it is still there.
 * No state depends on a clock.
@@ -82,7 +84,8 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
 
     Raises:
         DataError: rows do not add up, or workers built different models.
-        StateUnknownError: a split has no receipt, or a file that a receipt names is nowhere.
+        StateUnknownError: a split has no receipt, a file that a receipt names is nowhere, or another run has
+            published meanwhile.
     """
     done = output.published(run.output)
     if done is not None and done["run_id"] == run.run_id:
@@ -101,6 +104,7 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     storage.remove(storage.join(run.output, output.SUCCESS))
     folders = {run.output, *(_move(run.output, part) for part in parts)}
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
+    _check_not_replaced(run)
     for path in stale:
         storage.remove(storage.join(run.output, path))
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
@@ -234,7 +238,24 @@ def _move(top: str, part: staging.PartFile) -> str:
     final = storage.join(top, part.final)
     folder = final.rpartition("/")[0]
     storage.make_folder(folder)
-    # Where it is gone from staging, a try before this one moved it: _check_parts has seen it there.
-    with suppress(FileNotFoundError):
+    try:
         storage.rename(part.staged, final)
+    except FileNotFoundError as e:
+        # A try before this one may have moved it: _check_parts has seen it. Or another run, since then, has
+        # removed this one's staging and put its own night here.
+        if not part.is_published(top):
+            raise _replaced(top) from e
     return folder
+
+
+def _check_not_replaced(run: Run) -> None:
+    """Refuse to go on where another run has put its night in the place of this one."""
+    if output.read_marker(run.output, run.run_id) is None and not output.is_published(run.output, run.run_id):
+        raise _replaced(run.output)
+
+
+def _replaced(folder: str) -> StateUnknownError:
+    return StateUnknownError(
+        f"{folder}: another run has published there since this one began to; `job verify {folder}` tells "
+        f"whether that night is whole, and the same command again which one is there"
+    )
