@@ -40,10 +40,11 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
 A reader sees one whole night that looks at ``_SUCCESS``, reads the manifest and the files, and then looks at
 ``_SUCCESS`` and at the manifest's run id again: while files are exchanged there is no ``_SUCCESS``.
 
-What is flushed to the disk, and when: every published file, every folder and the manifest before
-``_SUCCESS``. Attempts and receipts are not flushed one by one, which would cost 4 ms each. A power cut can
-take what was not yet on the disk; so a receipt tells in which boot of which machine its file was written, and
-after a restart it counts only if the file still has the receipt's digest. A torn receipt counts as none.
+What is flushed to the disk, and when: that the old ``_SUCCESS`` is gone, before the first file is renamed;
+every published file, every folder that leads to one and the manifest, before the new ``_SUCCESS``. Attempts
+and receipts are not flushed one by one, which would cost 4 ms each. A power cut can take what was not yet on
+the disk; so a receipt tells in which boot of which machine its file was written, and after a restart it
+counts only if the file still has the receipt's digest. A torn receipt counts as none.
 
 Before the mark is written, rows are counted three times: the plan's (from the shards' footers), the receipts'
 (read = scored + rejected, split by split), and those in the footers of the files that were written.
@@ -55,7 +56,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NoReturn
@@ -102,13 +103,16 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     output.check_output(run.output, run.run_id, replace=run.replace)
     stale = _begin_publishing(run, parts)
     storage.remove(storage.join(run.output, output.SUCCESS))
-    folders = {run.output, *(_move(run.output, part) for part in parts)}
+    # After a power cut the old mark must not stand beside files of the new night.
+    storage.sync_folder(run.output)
+    for part in parts:
+        _move(run.output, part)
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
     _check_not_replaced(run)
     for path in stale:
         storage.remove(storage.join(run.output, path))
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
-    for folder in sorted(folders):
+    for folder in sorted({run.output, *(folder for part in parts for folder in _folders(run.output, part))}):
         storage.sync_folder(folder)
     report = RunReport.of(run, counted, ended_unix_s=clock())
     # What a killed process leaves unfinished goes with the staging.
@@ -233,11 +237,16 @@ def _begin_publishing(run: Run, parts: Sequence[staging.PartFile]) -> list[str]:
     return marker["stale"]
 
 
-def _move(top: str, part: staging.PartFile) -> str:
-    """Give a file its final name and return the folder that it is in then."""
+def _folders(top: str, part: staging.PartFile) -> Iterator[str]:
+    """Yield the folders that lead to a published file, below ``top``: each may be new."""
+    names = part.final.split("/")
+    return (storage.join(top, *names[:depth]) for depth in range(1, len(names)))
+
+
+def _move(top: str, part: staging.PartFile) -> None:
+    """Give a file its final name."""
     final = storage.join(top, part.final)
-    folder = final.rpartition("/")[0]
-    storage.make_folder(folder)
+    storage.make_folder(final.rpartition("/")[0])
     try:
         storage.rename(part.staged, final)
     except FileNotFoundError as e:
@@ -245,7 +254,6 @@ def _move(top: str, part: staging.PartFile) -> str:
         # removed this one's staging and put its own night here.
         if not part.is_published(top):
             raise _replaced(top) from e
-    return folder
 
 
 def _check_not_replaced(run: Run) -> None:
