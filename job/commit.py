@@ -62,7 +62,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from job import manifest, output, staging, storage
-from job.errors import DataError, StateUnknownError, one_line
+from job.errors import DataError, StateUnknownError, check_not_passing, one_line
 from job.report import RunReport, reasons_of
 from job.spec import Receipt, Run, Shard
 
@@ -85,6 +85,7 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
 
     Raises:
         DataError: rows do not add up, or workers built different models.
+        StorageError: reading or writing failed; nothing is lost.
         StateUnknownError: a split has no receipt, a file that a receipt names is nowhere, or another run has
             published meanwhile.
     """
@@ -179,6 +180,7 @@ def _recount(folder: str, parts: Sequence[staging.PartFile]) -> None:
                         f"nothing was published"
                     )
         except (pa.ArrowException, OSError) as e:
+            check_not_passing(e, folder)
             raise DataError(f"{folder}: a file that was written cannot be read back: {one_line(e)}") from e
 
 

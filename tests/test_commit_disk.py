@@ -1,4 +1,4 @@
-"""What of a night is flushed to the disk, and before what."""
+"""What of a night is flushed to the disk, and before what; a disk that fails while the rows are counted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from job import commit, staging, storage
+from job.errors import StorageError
 from tests.receipts import RUN_ID, receipt, run_of, split
 
 SPLITS = [split("year=2013/month=12/day=01/a"), split("year=2013/month=12/day=02/b"), split("c")]
@@ -70,3 +71,24 @@ def test_every_folder_that_leads_to_a_file_is_flushed_before_the_new_mark(
     folders = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()}
     assert len(folders) == 8
     assert flushed >= {"", *folders}
+
+
+def test_a_disk_that_fails_while_rows_are_counted_again_is_no_bad_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging.write_plan(str(tmp_path), RUN_ID, SPLITS)
+    receipts = [receipt(tmp_path, one) for one in SPLITS]
+    path = Path(receipts[0].attempt)
+    content = path.read_bytes()
+    path.unlink()
+    # A link to itself stands for the disk: the system has a number for either.
+    path.symlink_to(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.PartFile, "is_staged", lambda part, trusted: True)
+        with pytest.raises(
+            StorageError, match="cannot be read: Too many levels of symbolic links; run again"
+        ):
+            commit.publish(run_of(tmp_path, SPLITS), receipts)
+    path.unlink()
+    path.write_bytes(content)
+    assert commit.publish(run_of(tmp_path, SPLITS), receipts).rows_scored == 9
