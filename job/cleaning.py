@@ -34,6 +34,7 @@ def clean(folder: str, *, older_than_s: float, dry_run: bool, clock: Callable[[]
 
     Raises:
         OutputConflictError: a run is at work on the output.
+        StorageError: something could not be removed.
         UsageError: there is no such folder.
     """
     if not storage.is_folder(folder):
@@ -53,7 +54,10 @@ def clean(folder: str, *, older_than_s: float, dry_run: bool, clock: Callable[[]
 
 
 def _look_at(folder: str, run_id: str, now_s: float, older_than_s: float, published: str | None) -> Leftover:
-    files = storage.tree(staging.folder_of(folder, run_id))
+    place = staging.folder_of(folder, run_id)
+    # No run leaves a mere file there, but somebody may.
+    stray = None if storage.is_folder(place) else storage.describe(place)
+    files = storage.tree(place) if stray is None else [stray]
     age_s = now_s - max((info.modified_unix_s for info in files), default=0.0)
     kept = ""
     if age_s < older_than_s:

@@ -31,6 +31,8 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
 * A zombie that ends after publishing finds its run's staging gone, and leaves nothing.
 * Two publishers of one run do the same steps; a file that is gone from staging and has the receipt's digest
   under its final name was renamed by the other. At worst they leave the state *unmarked*.
+* A publisher that outlives its launcher may find that another run has published. It ends there, before it
+  removes anything of that night; at worst its ``_SUCCESS``, which the other run's command puts back.
 * A second command is refused while the lease is held. The system frees the lease of one that died.
 * A full disk, or one that turns read-only, fails a step; the state before it is still there.
 * No state depends on a clock.
@@ -38,10 +40,35 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
 A reader sees one whole night that looks at ``_SUCCESS``, reads the manifest and the files, and then looks at
 ``_SUCCESS`` and at the manifest's run id again: while files are exchanged there is no ``_SUCCESS``.
 
-What is flushed to the disk, and when: every published file, every folder and the manifest before
-``_SUCCESS``. Attempts and receipts are not flushed one by one, which would cost 4 ms each. A power cut can
-take what was not yet on the disk; so a receipt tells in which boot of which machine its file was written, and
-after a restart it counts only if the file still has the receipt's digest. A torn receipt counts as none.
+**In a bucket** there is no rename, no lock and no disk to flush; a write is whole, durable and seen by all or
+it did not happen. What stands in their place:
+
+========== ==================================================== ==============================================
+           S3                                                   Cloud Storage
+========== ==================================================== ==============================================
+attempt    an upload to the final name that is not finished:    an object in staging: an open upload is known
+           nobody sees it, and it outlives its process          by an address that is a secret there
+receipt    written if absent: the first attempt stands; names   written if absent; names the object
+           the upload and its parts
+lease      an object that its owner keeps changing, each time   the same, by generation
+           only if nobody else has; see ``job.leases``
+publishing each upload is finished: one request, no copy; the   each object is copied to its final name: one
+           rows are counted in the footers after that           request, no bytes move within a bucket
+repeated   an upload that is gone, and has the receipt's digest the same, of the object in staging
+           under the final name, was finished before
+abandoned  given up when a night is published, and by           gone with the staging
+           ``job clean``; let a lifecycle rule give up others
+========== ==================================================== ==============================================
+
+Rejected rows are plain objects in staging, to be looked at there, and are copied in both. Before the mark
+and before ``_SUCCESS`` the lease is looked at, since a machine that stood still may have lost it. No step
+relies on a listing: one that is late shows fewer leftovers, and fewer finished splits on the screen.
+
+What is flushed to the disk, and when: that the old ``_SUCCESS`` is gone, before the first file is renamed;
+every published file, every folder that leads to one and the manifest, before the new ``_SUCCESS``. Attempts
+and receipts are not flushed one by one, which would cost 4 ms each. A power cut can take what was not yet on
+the disk; so a receipt tells in which boot of which machine its file was written, and after a restart it
+counts only if the file still has the receipt's digest. A torn receipt counts as none.
 
 Before the mark is written, rows are counted three times: the plan's (from the shards' footers), the receipts'
 (read = scored + rejected, split by split), and those in the footers of the files that were written.
@@ -53,13 +80,11 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from job import manifest, output, staging, storage
-from job.errors import DataError, StateUnknownError, one_line
-from job.report import RunReport, reasons_of
+from job import counting, manifest, output, staging, storage
+from job.errors import StateUnknownError
+from job.report import RunReport
 from job.spec import Receipt, Run, Shard
 
 
@@ -79,7 +104,9 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
 
     Raises:
         DataError: rows do not add up, or workers built different models.
-        StateUnknownError: a split has no receipt, or a file that a receipt names is nowhere.
+        StorageError: reading or writing failed; nothing is lost.
+        StateUnknownError: a split has no receipt, a file that a receipt names is nowhere, or another run has
+            published meanwhile.
     """
     done = output.published(run.output)
     if done is not None and done["run_id"] == run.run_id:
@@ -88,23 +115,26 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
         return output.read_report(run.output)
     every = _one_of_each_split(run, receipts)
     counted = sorted(every, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
-    reconcile(run, counted)
+    counting.reconcile(run, counted)
     parts = [part for receipt in counted for part in staging.parts(receipt)]
-    _check_parts(run, counted)
-    _recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
+    counting.check_parts(run, counted)
+    counting.recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
     # Hours may have passed since the launcher looked.
     output.check_lease(run.output, run.lease)
     output.check_output(run.output, run.run_id, replace=run.replace)
     stale = _begin_publishing(run, parts)
     storage.remove(storage.join(run.output, output.SUCCESS))
-    folders = {run.output, *_move_all(run.output, parts)}
+    # After a power cut the old mark must not stand beside files of the new night.
+    storage.sync_folder(run.output)
+    _move_all(run.output, parts)
     # What could not be read before it had its name.
-    _recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
+    counting.recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
+    _check_not_replaced(run)
     for path in stale:
         storage.remove(storage.join(run.output, path))
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
-    for folder in sorted(folders):
+    for folder in sorted({run.output, *(folder for part in parts for folder in _folders(run.output, part))}):
         storage.sync_folder(folder)
     return _finish(run, counted, RunReport.of(run, counted, ended_unix_s=clock()))
 
@@ -149,95 +179,6 @@ def _one_of_each_split(run: Run, receipts: Iterable[Receipt]) -> list[Receipt]:
     return list(found.values())
 
 
-def _check_parts(run: Run, receipts: Sequence[Receipt]) -> None:
-    pairs = [(receipt, part) for receipt in receipts for part in staging.parts(receipt)]
-
-    def is_there(pair: tuple[Receipt, staging.PartFile]) -> bool:
-        return pair[1].is_staged(trusted=True) or pair[1].is_published(run.output)
-
-    there = storage.parallel(is_there, pairs, name="look")
-    missing = [pair for pair, found in zip(pairs, there, strict=True) if not found]
-    if missing:
-        if storage.is_remote(run.output):
-            # There they are trusted without a look at each attempt.
-            for receipt, _ in missing:
-                staging.forget_receipt(run.output, receipt)
-        part = missing[0][1]
-        raise StateUnknownError(
-            f"{part.staged}: a receipt names it with {part.size_bytes} bytes, and like {len(missing) - 1} "
-            f"more of {len(pairs)} it is neither there nor published; nothing was changed, run again to "
-            f"score its split anew"
-        )
-
-
-def _recount(folder: str, parts: Sequence[staging.PartFile]) -> None:
-    """Count the rows of the files themselves, in their footers."""
-    # Only here: what needs no publishing should not wait for Arrow.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def counted(part: staging.PartFile) -> int:
-        final = storage.join(folder, part.final)
-        for path in (part.staged, final) if storage.is_readable(part.staged) else (final,):
-            with suppress(FileNotFoundError):
-                return int(pq.read_metadata(storage.footer_source(path)).num_rows)
-        return -1
-
-    try:
-        for part, rows in zip(parts, storage.parallel(counted, parts, name="recount"), strict=True):
-            if rows != part.rows:
-                raise DataError(
-                    f"{part.staged}: it holds {rows} rows, its receipt says {part.rows}; "
-                    f"nothing was published"
-                )
-    except (pa.ArrowException, OSError) as e:
-        raise DataError(f"{folder}: a file that was written cannot be read back: {one_line(e)}") from e
-
-
-def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
-    """Check that every row which was planned was read, and then scored or rejected.
-
-    Raises:
-        StateUnknownError: splits have no receipt, though the engine ended.
-        DataError: it was not; nothing may be published.
-    """
-    names = {receipt.split.name for receipt in receipts}
-    if len(names) != run.splits or len(receipts) != run.splits:
-        raise StateUnknownError(
-            f"{run.output}: {len(names)} of {run.splits} splits have a receipt; run again to resume"
-        )
-    for receipt in receipts:
-        split = receipt.split
-        if not split.rows == receipt.rows_read == receipt.rows_scored + receipt.rows_rejected:
-            raise DataError(
-                f"{split.shard.path}: split {split.name} holds {split.rows} rows, "
-                f"{receipt.rows_read} were read, {receipt.rows_scored} scored and "
-                f"{receipt.rows_rejected} rejected; nothing was published"
-            )
-    rows = sum(receipt.rows_read for receipt in receipts)
-    if rows != run.rows:
-        raise DataError(f"{run.output}: {run.rows} rows were planned and {rows} read; nothing was published")
-    rejected = sum(receipt.rows_rejected for receipt in receipts)
-    unreadable = sum(bool(receipt.refused and not receipt.split.row_groups) for receipt in receipts)
-    if run.share_rejected(rejected, unreadable) > run.max_rejected:
-        _refuse_rejects(run, receipts, rejected)
-    models = sorted({receipt.weights_digest for receipt in receipts})
-    if len(models) > 1:
-        raise DataError(
-            f"{run.model.path}: the builder made weights {models[0][:12]} in one worker and "
-            f"{models[1][:12]} in another; give --weights, or seed the builder"
-        )
-
-
-def _refuse_rejects(run: Run, receipts: Sequence[Receipt], rejected: int) -> NoReturn:
-    told = ", ".join(f"{rows} {reason}" for reason, rows in reasons_of(receipts)) or "shards without a footer"
-    first = next(r.rejects or r.split.shard.path for r in receipts if r.rejects or r.refused)
-    raise DataError(
-        f"{run.output}: {rejected} of {run.rows} rows were rejected ({told}), more than --max_rejected="
-        f"{run.max_rejected}; nothing was published; look at {first}, mend the input or raise --max_rejected"
-    )
-
-
 def _begin_publishing(run: Run, parts: Sequence[staging.PartFile]) -> list[str]:
     """Mark the point of no return and return the files of the replaced night that the new one lacks."""
     marker = output.read_marker(run.output, run.run_id)
@@ -250,20 +191,43 @@ def _begin_publishing(run: Run, parts: Sequence[staging.PartFile]) -> list[str]:
     return marker["stale"]
 
 
-def _move_all(top: str, parts: Sequence[staging.PartFile]) -> set[str]:
-    """Give every file its final name and return the folders that they are in then."""
+def _move_all(top: str, parts: Sequence[staging.PartFile]) -> None:
+    """Give every file its final name."""
     if storage.is_remote(top):
         # Each waits for an answer; where they are renamed, threads would only be in each other's way.
-        return set(storage.parallel(lambda part: _move(top, part), parts, name="move"))
-    return {_move(top, part) for part in parts}
+        storage.parallel(lambda part: _move(top, part), parts, name="move")
+        return
+    for part in parts:
+        _move(top, part)
 
 
-def _move(top: str, part: staging.PartFile) -> str:
-    """Give a file its final name and return the folder that it is in then."""
+def _folders(top: str, part: staging.PartFile) -> Iterator[str]:
+    """Yield the folders that lead to a published file, below ``top``: each may be new."""
+    names = part.final.split("/")
+    return (storage.join(top, *names[:depth]) for depth in range(1, len(names)))
+
+
+def _move(top: str, part: staging.PartFile) -> None:
+    """Give a file its final name."""
     final = storage.join(top, part.final)
-    folder = storage.parent(final)
-    storage.make_folder(folder)
-    # Where it is gone from staging, a try before this one moved it: _check_parts has seen it there.
-    with suppress(FileNotFoundError):
+    storage.make_folder(storage.parent(final))
+    try:
         storage.release(part.staged, final)
-    return folder
+    except FileNotFoundError as e:
+        # A try before this one may have moved it: _check_parts has seen it. Or another run, since then, has
+        # removed this one's staging and put its own night here.
+        if not part.is_published(top):
+            raise _replaced(top) from e
+
+
+def _check_not_replaced(run: Run) -> None:
+    """Refuse to go on where another run has put its night in the place of this one."""
+    if output.read_marker(run.output, run.run_id) is None and not output.is_published(run.output, run.run_id):
+        raise _replaced(run.output)
+
+
+def _replaced(folder: str) -> StateUnknownError:
+    return StateUnknownError(
+        f"{folder}: another run has published there since this one began to; `job verify {folder}` tells "
+        f"whether that night is whole, and the same command again which one is there"
+    )

@@ -21,6 +21,7 @@ A message is one line: what, both values, where, and the fix.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import ClassVar
 
@@ -110,6 +111,20 @@ def in_text(text: str) -> JobError | None:
     """
     found = re.search(r"\bjob\.errors\.(\w+): ([^\n]+)", text)
     return by_name(found[1])(found[2].partition(" [while running ")[0]) if found else None
+
+
+def check_not_passing(error: Exception, where: str) -> None:
+    """Raise where an error of reading is of the system, and says nothing of the content that was to be read.
+
+    Arrow raises an ``OSError`` without a number for content that it cannot make out. One with a number is the
+    operating system's (no permission, too many open files, a device or a server that fails): the same command
+    may find the file whole, so its rows must not be taken for bad ones.
+
+    Raises:
+        StorageError: the error has a number; the message names ``where``.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise StorageError(f"{where}: cannot be read: {os.strerror(error.errno)}; run again") from error
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -22,6 +22,8 @@ from typing import BinaryIO
 from job.errors import StorageError
 
 _SYNC_THREADS = 16
+# Somebody else may remove the same folder, or still write there: then it is looked through once more.
+_REMOVALS = 10
 
 
 @dataclass(frozen=True)
@@ -227,8 +229,25 @@ def remove(path: str) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder and all below it; nothing happens where there is none."""
-    shutil.rmtree(local(path), ignore_errors=True)
+    """Remove a folder and all below it, or a file; nothing happens where there is none.
+
+    Raises:
+        StorageError: something could not be removed.
+    """
+    place = local(path)
+    for _ in range(_REMOVALS):
+        with _told(path, "cannot be removed"), contextlib.suppress(FileNotFoundError):
+            try:
+                if os.path.isdir(place) and not os.path.islink(place):
+                    shutil.rmtree(place)
+                else:
+                    os.unlink(place)
+            except OSError as e:
+                if e.errno != errno.ENOTEMPTY:
+                    raise
+        if not os.path.lexists(place):
+            return
+    raise StorageError(f"{path}: cannot be removed: something is written there; run again when it has ended")
 
 
 def remove_empty_folder(path: str) -> None:

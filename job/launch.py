@@ -6,6 +6,7 @@ Keras nor Beam has been imported. Else load the model, read every footer, bind, 
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import time
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from job.pipeline import ScoreParquet
     from job.task import ScoringTask
 
+_WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 _PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
 
 
@@ -108,6 +110,9 @@ def _make_output(path: str) -> None:
     try:
         storage.make_folder(path)
     except StorageError as e:
+        # Any other number tells of the disk, which the same command may find mended.
+        if getattr(e.__cause__, "errno", None) not in _WRONG_PATH:
+            raise
         raise UsageError(f"--output={e}; choose another") from e
 
 

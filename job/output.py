@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from job import leases, staging, storage
-from job.errors import OutputConflictError
+from job.errors import OutputConflictError, StorageError
 from job.locking import held
 from job.manifest import check_inside, entries, parse
 from job.report import RunReport
@@ -188,10 +188,12 @@ def remove_staging(output: str, run: str) -> None:
 
 def remove_rest(output: str, run: str) -> None:
     """Remove what a published run left when it was killed: its staging, and a lease that nobody holds."""
-    remove_staging(output, run)
-    if not storage.is_remote(output) and storage.exists(storage.join(output, STAGING, LEASE)):
-        with suppress(OutputConflictError), lease(output):
-            pass
+    # The night is there. On a disk that is read-only by now, say, the rest stays.
+    with suppress(StorageError):
+        remove_staging(output, run)
+        if not storage.is_remote(output) and storage.exists(storage.join(output, STAGING, LEASE)):
+            with suppress(OutputConflictError), lease(output):
+                pass
 
 
 def _is_hidden(path: str, output: str) -> bool:

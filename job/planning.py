@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import storage
-from job.errors import SchemaError, ShardChangedError, ShardError
+from job.errors import SchemaError, ShardChangedError, ShardError, check_not_passing
 from job.spec import Shard, Split
 from job.storage import FileInfo
 
@@ -51,7 +51,8 @@ def read_footer(shard: Shard) -> Footer:
     """Read one shard's footer.
 
     Raises:
-        ShardError: the file is no Parquet, is cut short, or cannot be read.
+        ShardError: the file is no Parquet, or is cut short.
+        StorageError: reading it failed.
     """
     try:
         with pq.ParquetFile(storage.footer_source(shard.path, shard.size_bytes, shard.stamp)) as file:
@@ -64,6 +65,7 @@ def read_footer(shard: Shard) -> Footer:
             f"{shard.path}: was listed and is gone; run again when the input is complete"
         ) from e
     except (pa.ArrowException, OSError, ValueError) as e:
+        check_not_passing(e, shard.path)
         reason = " ".join(str(e).split())
         raise ShardError(
             f"{shard.path}: no readable Parquet file ({reason}); write it again or narrow --input"

@@ -62,8 +62,9 @@ def check(
         if not footer.error
     }
     loaded = model.acquire(reference, device=spec.device, threads=threads)
-    first, binding = _bind(spec, shards, footers, schemas, loaded.signature)
-    wrong |= _mismatches(schemas, schemas[first], binding, spec.keys)
+    bound, binding, unbound = _bind(spec, shards, footers, schemas, loaded.signature, wrong)
+    where = "the first shard" if bound == 0 else shards[bound].path
+    wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec.keys)}
     if wrong and spec.on_bad_shard == "fail":
         kind = ShardError if all(footers[i].error for i in wrong) else SchemaError
         raise kind(_grouped(wrong, shards))
@@ -107,25 +108,23 @@ def _bind(
     footers: Sequence[Footer],
     schemas: Mapping[int, pa.Schema],
     signature: Signature,
-) -> tuple[int, Binding]:
-    """Bind the first shard; where bad shards are to be rejected, the first of the commonest schema that fits.
+    unreadable: Mapping[int, Sequence[str]],
+) -> tuple[int, Binding, dict[int, tuple[str, ...]]]:
+    """Bind the first shard, or else the first of the commonest schema that fits, by which others are judged.
+
+    Where bad shards are to be rejected the first one has no precedence.
 
     Returns:
-        The shard's place among the shards, and the binding.
+        The place among the shards of the one that was bound, the binding, and what is wrong with the first
+        one, by its place, where it could not be bound and bad shards fail the run.
     """
-    candidates = [min(schemas)]
-    if spec.on_bad_shard == "reject":
-        distinct: list[tuple[pa.Schema, list[int]]] = []
-        for i, schema in schemas.items():
-            places = next((places for seen, places in distinct if seen.equals(schema)), None)
-            if places is None:
-                distinct.append((schema, places := []))
-            places.append(i)
-        candidates = [places[0] for _, places in sorted(distinct, key=lambda one: -len(one[1]))]
-    failed: SchemaError | None = None
+    candidates = _commonest(schemas)
+    if spec.on_bad_shard == "fail":
+        candidates = list(dict.fromkeys([min(schemas), *candidates]))
+    failed: dict[int, tuple[str, ...]] = {}
     for i in candidates:
         try:
-            return i, bind(
+            binding = bind(
                 schemas[i],
                 signature,
                 keys=(*spec.keys, *_unasked_folders(spec, shards[i], footers[i])),
@@ -133,8 +132,23 @@ def _bind(
                 casts=spec.casts,
             )
         except SchemaError as e:
-            failed = failed or SchemaError(f"{e} | of the first of {len(shards)} shards, {shards[i].path}")
-    raise failed or SchemaError("no shard to bind")
+            failed = failed or {i: (str(e),)}
+        else:
+            return i, binding, failed if spec.on_bad_shard == "fail" else {}
+    ((i, (line,)),) = failed.items()
+    others = f"; {_grouped(unreadable, shards)}" if unreadable else ""
+    raise SchemaError(f"{line} | of the first of {len(shards)} shards, {shards[i].path}{others}")
+
+
+def _commonest(schemas: Mapping[int, pa.Schema]) -> list[int]:
+    """Return the place of the first shard of each schema, that of most shards first."""
+    distinct: list[tuple[pa.Schema, list[int]]] = []
+    for i, schema in schemas.items():
+        places = next((places for seen, places in distinct if seen.equals(schema)), None)
+        if places is None:
+            distinct.append((schema, places := []))
+        places.append(i)
+    return [places[0] for _, places in sorted(distinct, key=lambda one: -len(one[1]))]
 
 
 def describe(signature: Signature) -> str:
@@ -144,9 +158,12 @@ def describe(signature: Signature) -> str:
 
 
 def _mismatches(
-    schemas: Mapping[int, pa.Schema], first: pa.Schema, binding: Binding, keys: Sequence[str]
+    schemas: Mapping[int, pa.Schema], bound: pa.Schema, where: str, binding: Binding, keys: Sequence[str]
 ) -> dict[int, tuple[str, ...]]:
-    """Return what is wrong with each shard that does not fit, by its place among the shards."""
+    """Return what is wrong with each shard that does not fit, by its place among the shards.
+
+    ``bound`` is the schema of the shard that was bound, ``where`` what that shard is called.
+    """
     known: list[tuple[pa.Schema, tuple[str, ...]]] = []
     wrong: dict[int, tuple[str, ...]] = {}
     for i, schema in schemas.items():
@@ -155,8 +172,8 @@ def _mismatches(
         if lines is None:
             lines = (
                 *mismatches(schema, binding, keys),
-                *_key_types(schema, first, keys),
-                *_cast_types(schema, first, binding),
+                *_key_types(schema, bound, where, keys),
+                *_cast_types(schema, bound, where, binding),
             )
             known.append((schema, lines))
         if lines:
@@ -178,26 +195,26 @@ def _grouped(wrong: Mapping[int, Sequence[str]], shards: Sequence[Shard]) -> str
     return "; ".join(found[:_MOST_MISMATCHES]) + more
 
 
-def _key_types(schema: pa.Schema, first: pa.Schema, keys: Sequence[str]) -> tuple[str, ...]:
+def _key_types(schema: pa.Schema, bound: pa.Schema, where: str, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(
-        f"key {key}: {schema.field(key).type}, but {first.field(key).type} in the first shard"
+        f"key {key}: {schema.field(key).type}, but {bound.field(key).type} in {where}"
         for key in keys
-        if key in schema.names and key in first.names and schema.field(key).type != first.field(key).type
+        if key in schema.names and key in bound.names and schema.field(key).type != bound.field(key).type
     )
 
 
-def _cast_types(schema: pa.Schema, first: pa.Schema, binding: Binding) -> tuple[str, ...]:
-    """Say which cast columns hold values of another type than in the first shard, one line a column.
+def _cast_types(schema: pa.Schema, bound: pa.Schema, where: str, binding: Binding) -> tuple[str, ...]:
+    """Say which cast columns hold values of another type than in the bound shard, one line a column.
 
     What a cast makes of a value depends on the type: a timestamp in seconds and the same one in
     microseconds become different numbers. Dictionary encoding and the kind of list do not matter.
     """
     return tuple(
-        f"column {name!r}, which --cast names: {schema.field(name).type}, but {first.field(name).type} in "
-        f"the first shard, of which the cast would make other values; write all shards with one type"
+        f"column {name!r}, which --cast names: {schema.field(name).type}, but {bound.field(name).type} in "
+        f"{where}, of which the cast would make other values; write all shards with one type"
         for name, _ in binding.casts
         if name in schema.names
-        and layout(schema.field(name).type).leaf != layout(first.field(name).type).leaf
+        and layout(schema.field(name).type).leaf != layout(bound.field(name).type).leaf
     )
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import planning, sizing, storage
-from job.errors import ShardChangedError, ShardError, one_line
+from job.errors import ShardChangedError, ShardError, check_not_passing, one_line
 from job.sizing import CHUNK_BYTES, data_bytes
 from job.spec import Split
 
@@ -68,6 +68,7 @@ class SplitReader:
 
         Raises:
             ShardError: the shard is damaged.
+            StorageError: reading it failed.
         """
         # Keys are left alone: they are published as the shard has them.
         repeating = self._sample(features, keys).repeating([name for name in features if name not in keys])
@@ -108,6 +109,7 @@ class SplitReader:
                 )
             return self._file_of()
         except (pa.ArrowException, OSError) as e:
+            check_not_passing(e, shard.path)
             raise ShardError(f"{shard.path}: cannot be opened ({one_line(e)})") from e
 
     def _again(self, as_dictionary: Sequence[str], *, fetched_bytes: int = 0) -> pq.ParquetFile:
@@ -175,6 +177,7 @@ class SplitReader:
                     f"{rows} rows, and the footer says {split.rows}; write the shard again"
                 )
         except (pa.ArrowException, OSError) as e:
+            check_not_passing(e, split.shard.path)
             known = next((advice for says, advice in _UNREADABLE.items() if says in str(e)), "")
             raise ShardError(
                 f"{split.shard.path}: row groups {split.row_groups[0]} to {split.row_groups[-1]} cannot be "

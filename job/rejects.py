@@ -45,8 +45,14 @@ class RowPolicy:
 
     @classmethod
     def of(cls, spec: ScoringSpec, rows: int) -> RowPolicy:
-        """Return what a person asked for, of a run of so many rows."""
+        """Return what a person asked for, of a run of so many rows.
+
+        The most rows are those with which ``Run.share_rejected`` is not above ``--max_rejected``.
+        """
+        # One row may be more than the product says: 0.29 * 100 is a little less than 29.
         most = int(spec.max_rejected * rows)
+        most += (most + 1) / max(1, rows) <= spec.max_rejected
+        most -= most / max(1, rows) > spec.max_rejected
         return cls(spec.on_bad_row, spec.on_null, most, spec.on_nonfinite, spec.on_nonfinite_prediction)
 
     def failing_flag(self, reason: str) -> str:

@@ -57,9 +57,9 @@ def score_split(split: Split, task: ScoringTask, loaded: model.LoadedModel) -> R
     A split that is refused, or cannot be read, is rejected as a whole where the task says so.
 
     Raises:
-        ShardError: the shard is not what the plan says, or cannot be read.
+        ShardError: the shard is not what the plan says, or is damaged.
         DataError: a row cannot be fed to the model, or the model fails on it.
-        StorageError: the attempt cannot be written.
+        StorageError: reading the shard or writing the attempt failed.
     """
     tally = _Tally()
     try:

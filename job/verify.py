@@ -33,7 +33,10 @@ _BLOCK_ROWS: Final = 500_000
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found. ``findings`` are faults, one line each; ``rows_again`` were scored again."""
+    """What was found. ``findings`` are faults, one line each; ``rows_again`` were scored again.
+
+    ``notes`` are no faults: what a person should know of a night that is right.
+    """
 
     output: str
     run_id: str
@@ -43,6 +46,7 @@ class Verification:
     rows_different: int
     findings: tuple[str, ...]
     differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def is_right(self) -> bool:
@@ -97,7 +101,8 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
         differences += shown[: _MOST_DIFFERENCES - len(differences)]
     counts = (len(entries), night["rows_scored"], again, different)
     # A file that is damaged is told once, though several checks may see it.
-    return Verification(folder, night["run_id"], *counts, tuple(dict.fromkeys(findings)), tuple(differences))
+    told_once = tuple(dict.fromkeys(findings))
+    return Verification(folder, night["run_id"], *counts, told_once, tuple(differences), tuple(_notes(night)))
 
 
 def _counts(night: Mapping[str, Any]) -> Iterator[str]:
@@ -110,6 +115,16 @@ def _counts(night: Mapping[str, Any]) -> Iterator[str]:
     ):
         if told != found:
             yield f"the manifest tells of {told} rows {what}, its files of {found}"
+
+
+def _notes(night: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a person should know of the shards that a night has no predictions of."""
+    # One entry for each split that was refused.
+    if refused := night["rejected_shards"]:
+        shards = len({entry["shard"] for entry in refused})
+        first, error = refused[0]["shard"], refused[0]["error"]
+        were = "1 shard was" if shards == 1 else f"{shards:,} shards were"
+        yield f"{were} rejected in part or whole, first {first}: {error.removeprefix(f'{first}: ')}"
 
 
 def _strangers(folder: str, night: Mapping[str, Any]) -> Iterator[str]:
@@ -222,6 +237,7 @@ def _stretch(entry: Mapping[str, Any], random: np.random.Generator) -> tuple[int
 
 def lines(found: Verification) -> Iterable[str]:
     """Yield what a person should read, line by line; the verdict comes last."""
+    yield from found.notes
     yield from found.findings
     for one in found.differences:
         where = f"{one.file}: row {one.row} (row {one.shard_row} of {one.shard})"

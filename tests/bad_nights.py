@@ -89,7 +89,7 @@ def a_column_missing_in_one_shard(night: Night) -> Case:
 def a_column_missing_in_the_first_shard(night: Night) -> Case:
     args = good(night, "--features=f0,f1,f2,f3")
     night.shard("part-0", features(50).drop_columns(["f2"]))
-    return args, 4, r"'f2', which is no column .* of the first of 3 shards, .*part-0\.parquet"
+    return args, 4, r"column 'f2' is absent.* in 1 of 3 shards, first .*part-0\.parquet"
 
 
 def a_type_that_differs_in_some_shards(night: Night) -> Case:

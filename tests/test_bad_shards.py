@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job.errors import DataError, SchemaError, ShardChangedError, ShardError
+from job.errors import DataError, SchemaError, ShardChangedError, ShardError, StorageError
 from tests.nights import Night, dense, features, matrix, run_cli, saved
 
 REJECT = ("--keys=id", "--batch_size=64", "--on_bad_shard=reject", "--max_rejected=0.5")
@@ -41,10 +43,13 @@ def expected(*tables: pa.Table) -> Any:
     return dense().predict(matrix(pa.concat_tables(tables)), batch_size=64, verbose=0)[:, 0]
 
 
-def test_all_mismatches_are_told_at_once_and_in_groups(night: Night, model: Path) -> None:
+@pytest.mark.parametrize("spoilt", [(1, 4), (0, 4)], ids=["the first is good", "the first is bad"])
+def test_all_mismatches_are_told_at_once_and_in_groups(
+    night: Night, model: Path, spoilt: tuple[int, int]
+) -> None:
     for i in range(6):
         night.shard(f"part-{i}", features(20, seed=i))
-    for i in (1, 4):
+    for i in spoilt:
         night.shard(f"part-{i}", of_text(20))
     night.shard("part-3", features(20).drop_columns(["f0", "id"]))
     (night.input / "part-5.parquet").write_bytes(b"PAR1 and no more")
@@ -53,12 +58,44 @@ def test_all_mismatches_are_told_at_once_and_in_groups(night: Night, model: Path
     text = str(told.value)
     assert text.count("\n") == 0
     for line in (
-        rf"'f1' .*string.* in 2 of 6 shards, first {night.input}/part-1\.parquet",
+        rf"'f1' .*string.* in 2 of 6 shards, first {night.input}/part-{spoilt[0]}\.parquet",
         rf"id.* in 1 of 6 shards, first {night.input}/part-3\.parquet",
         rf"'f0'.* in 1 of 6 shards, first {night.input}/part-3\.parquet",
         rf"no readable Parquet file .* in 1 of 6 shards, first {night.input}/part-5\.parquet",
     ):
         assert told.match(line), line
+
+
+def test_a_first_shard_that_alone_cannot_be_bound_is_told_among_the_others(night: Night, model: Path) -> None:
+    """Beside one more column the model's own are not known, though they are those of the other shards."""
+    night.shard("part-0", features(20, 5))
+    night.shard("part-1", features(20).drop_columns(["f0"]))
+    for i in (2, 3):
+        night.shard(f"part-{i}", features(20, seed=i))
+    with pytest.raises(SchemaError) as told:
+        night.score(model, "--keys=id")
+    assert told.match(rf"5 columns .* remain .* in 1 of 4 shards, first {night.input}/part-0\.parquet")
+    assert told.match(rf"'f0' is absent.* in 1 of 4 shards, first {night.input}/part-1\.parquet")
+
+
+def test_where_no_shard_can_be_bound_those_without_a_footer_are_told_too(night: Night, model: Path) -> None:
+    night.shard("part-0", features(20))
+    (night.input / "part-1.parquet").write_bytes(b"PAR1")
+    with pytest.raises(
+        SchemaError, match=r"--keys names 'no'.*part-0.*no readable Parquet .*in 1 of 2 shards"
+    ):
+        night.score(model, "--keys=no")
+
+
+def test_a_key_of_another_type_is_told_beside_the_shard_that_was_bound(night: Night, model: Path) -> None:
+    night.shard("part-0", of_text(20))
+    for i in (1, 2, 3):
+        night.shard(f"part-{i}", features(20))
+    table = features(20)
+    night.shard("part-3", table.set_column(0, "id", table["id"].cast(pa.string())))
+    with pytest.raises(SchemaError) as told:
+        night.score(model, "--keys=id")
+    assert told.match(rf"key id: string, but int64 in {night.input}/part-1\.parquet in 1 of 4 shards")
 
 
 def test_a_shard_that_does_not_fit_is_set_aside_with_all_its_columns(night: Night, model: Path) -> None:
@@ -179,3 +216,32 @@ def test_the_policy_is_part_of_the_run(night: Night, model: Path, capfd: pytest.
     assert run_cli(capfd, "score", *night.args(model, "--keys=id"))[0] == 0
     code, _, err = run_cli(capfd, "score", *night.args(model, "--keys=id", "--on_bad_shard=reject"))
     assert code == 6, err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE], ids=os.strerror)
+@pytest.mark.parametrize("opening", [0, 1], ids=["the footer", "the rows"])
+def test_an_error_that_passes_rejects_nothing(
+    night: Night, model: Path, monkeypatch: pytest.MonkeyPatch, number: int, opening: int
+) -> None:
+    """The rows are good, and the same command scores them when the disk has recovered."""
+    night.shard("a", features(50))
+    path = night.shard("b", features(40, first_id=50))
+    real, times = pq.ParquetFile, [0]
+
+    def fails(source: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(source) == str(path):
+            times[0] += 1
+            if times[0] == opening + 1:
+                raise OSError(number, "Failed to open local file")
+        return real(source, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetFile", fails)
+        with pytest.raises(
+            StorageError, match=rf"b\.parquet: cannot be read: {os.strerror(number)}; run again"
+        ):
+            night.score(model, *REJECT)
+    assert times[0] > opening
+    assert not (night.output / "_SUCCESS").exists()
+    report = night.score(model, *REJECT)
+    assert (report.rows_scored, report.rows_rejected, report.shards_rejected) == (90, 0, 0)

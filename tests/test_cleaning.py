@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -98,6 +99,33 @@ def test_the_command(night: Night, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run_cli(capfd, "clean", str(night.output))
     assert (code, out) == (0, f"{night.output}: nothing was left in staging\n")
     assert len(night.files()) == 1
+
+
+def test_a_stray_file_goes_too_when_it_is_old_enough(tmp_path: Path) -> None:
+    stray = tmp_path / "_staging" / "notes.txt"
+    stray.parent.mkdir()
+    stray.write_text("mine")
+    os.utime(stray, (NOW - 7200, NOW - 7200))
+    (one,) = clean(str(tmp_path), older_than_s=7201, dry_run=False, clock=lambda: NOW)
+    assert (one.run_id, one.kept, one.size_bytes, stray.exists()) == ("notes.txt", "too young", 4, True)
+    (one,) = clean(str(tmp_path), older_than_s=3600, dry_run=False, clock=lambda: NOW)
+    assert (one.kept, stray.exists()) == ("", False)
+
+
+def test_what_cannot_be_removed_is_not_called_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left(tmp_path, RUNS["b"], NOW)
+
+    def fails(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", fails)
+        code, out, err = run_cli(capfd, "clean", str(tmp_path))
+    assert (code, out) == (1, "")
+    assert f"{RUNS['b']}: cannot be removed: Permission denied" in err
+    assert (tmp_path / "_staging" / RUNS["b"]).exists()
 
 
 @pytest.mark.parametrize(

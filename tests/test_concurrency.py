@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from job import commit, output, staging, storage
 from job.errors import JobError, StateUnknownError
 from job.scoring import score_split
+from job.spec import Receipt, Run
 from tests.killing import Job, Zygote, zygote
 from tests.nights import Night, dense, features, saved
 from tests.receipts import RUN_ID, receipt, run_of, split
@@ -168,6 +169,50 @@ def test_two_publishers_of_one_run_in_any_interleaving(
     assert sorted(files(folder)) == [
         *("_SUCCESS", "_manifest.json", "_report.html", "_report.json", "a.parquet", "ds=1/b.parquet")
     ]
+
+
+def held_at(run: Run, receipts: list[Receipt], step: str, meanwhile: Callable[[], None]) -> None:
+    """Publish, and let something happen where the publisher first comes to a step."""
+    real, times = getattr(storage, step), itertools.count()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(times) == 0:
+            meanwhile()
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, step, call)
+        commit.publish(run, receipts)
+
+
+@pytest.mark.parametrize("step", ["rename", "sync_files"])
+def test_a_publisher_that_outlives_its_launcher_takes_nothing_of_the_next_night(
+    tmp_path: Path, step: str
+) -> None:
+    """What the first run was to remove is what the other one has just published."""
+    old_splits = [*SPLITS, split("gone/c", 2)]
+    before = run_of(tmp_path, old_splits, "0" * 64)
+    commit.publish(before, [receipt(tmp_path, one, b"old", run_id="0" * 64) for one in old_splits])
+    mine, others = (
+        run_of(tmp_path, SPLITS, replace=True),
+        run_of(tmp_path, old_splits, "b" * 64, replace=True),
+    )
+    staging.write_plan(str(tmp_path), RUN_ID, SPLITS)
+    receipts = [receipt(tmp_path, one, b"mine") for one in SPLITS]
+
+    def meanwhile() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(storage, step, real)
+            commit.publish(others, [receipt(tmp_path, one, b"new", run_id="b" * 64) for one in old_splits])
+        published.append(files(tmp_path))
+
+    published: list[dict[str, str]] = []
+    real = getattr(storage, step)
+    with pytest.raises(StateUnknownError, match="another run has published there since this one began to"):
+        held_at(mine, receipts, step, meanwhile)
+    assert is_whole(tmp_path) == "b" * 64
+    assert (tmp_path / "gone/c.parquet").exists()
+    assert files(tmp_path) == published[0]
 
 
 @pytest.mark.slow

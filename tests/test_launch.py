@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,14 @@ import pytest
 from apache_beam.utils import shared
 
 from job import launch, model, options, staging
-from job.errors import DataError, OutputConflictError, StateUnknownError, StorageError
+from job.errors import (
+    DataError,
+    JobError,
+    OutputConflictError,
+    StateUnknownError,
+    StorageError,
+    UsageError,
+)
 from job.hashing import HashingSink
 from job.output import lease
 from tests.nights import Night, dense, features, module, saved, visible
@@ -94,6 +102,31 @@ def test_a_full_disk_is_told_in_one_line_and_the_next_try_goes_on(
         with pytest.raises(StorageError, match=r"^[^\n]*/attempts/[^\n]*No space left on device$"):
             night.score(path, "--keys=id")
     assert visible(night.output) == []
+    assert night.score(path, "--keys=id").rows_scored == 50
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EROFS, StorageError),
+        (errno.ENOSPC, StorageError),
+        (errno.EIO, StorageError),
+        (errno.EACCES, UsageError),
+        (errno.EEXIST, UsageError),
+    ],
+    ids=lambda value: os.strerror(value) if isinstance(value, int) else "",
+)
+def test_a_disk_that_fails_is_no_wrong_flag(
+    night: Night, path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[JobError]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "makedirs", fails)
+        with pytest.raises(kind, match=os.strerror(number)) as told:
+            night.score(path, "--keys=id")
+    assert type(told.value) is kind
     assert night.score(path, "--keys=id").rows_scored == 50
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.errors import ShardError
+from job.errors import ShardError, StorageError
 from job.planning import (
     HIVE_NULL,
     cut,
@@ -172,3 +172,9 @@ def test_what_is_no_parquet_is_named(tmp_path: Path, content: bytes) -> None:
 def test_a_shard_that_went_away_is_named(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="was listed and is gone"):
         read_footer(shard(str(tmp_path / "gone.parquet")))
+
+
+def test_what_the_system_refuses_is_no_bad_shard(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").symlink_to("a.parquet")
+    with pytest.raises(StorageError, match=r"a\.parquet: cannot be read: Too many levels .*; run again$"):
+        read_footer(shard(f"{tmp_path}/a.parquet"))

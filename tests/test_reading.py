@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import storage
-from job.errors import ShardError
+from job.errors import ShardError, StorageError
 from job.reading import SplitReader
 from job.scoring import score_split
 from job.sizing import CHUNK_BYTES, data_bytes
@@ -161,3 +162,22 @@ def test_an_error_while_scoring_leaves_no_reader_behind(
     with pytest.raises(ShardError, match="in the middle"):
         score_split(planned.splits[0], planned.task, planned.loaded)
     assert alive == [False]
+
+
+def test_a_device_that_fails_is_no_damaged_shard(tmp_path: Path) -> None:
+    """A real EIO: the open file becomes this process's memory, which cannot be read at its start."""
+    path = tmp_path / "a.parquet"
+    split = split_of(path, pa.table({"x": np.arange(100_000)}), 100_000)
+    with SplitReader(split) as reader:
+        (descriptor,) = (
+            int(name) for name in os.listdir("/proc/self/fd") if _leads_to(f"/proc/self/fd/{name}", path)
+        )
+        memory = os.open("/proc/self/mem", os.O_RDONLY)
+        os.dup2(memory, descriptor)
+        os.close(memory)
+        with pytest.raises(StorageError, match=r"a\.parquet: cannot be read: Input/output error; run again$"):
+            list(reader.everything())
+
+
+def _leads_to(link: str, path: Path) -> bool:
+    return os.path.islink(link) and os.readlink(link) == str(path)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from job.binding import Binding
 from job.errors import DataError, SchemaError
 from job.rejects import Rejects, RowPolicy, predict_around, sift, with_extras
-from job.spec import CodedStrings, Feed, InputSpec, Shard, Split, Tensor
+from job.spec import CodedStrings, Feed, InputSpec, ScoringSpec, Shard, Split, Tensor
 
 SPLIT = Split("a", Shard("/in/a.parquet", 1, "1"), (0,), 100, 6)
 BINDING = Binding((Feed(InputSpec("x", (2,), "float32"), ("a", "b")),), ())
@@ -126,6 +126,31 @@ def test_a_shards_own_columns_keep_their_names() -> None:
         "_reason": "null",
         "_error": "why",
     }
+
+
+def most_rows(share: float, rows: int) -> int:
+    return RowPolicy.of(ScoringSpec((), "m", "o", max_rejected=share), rows).most_rows
+
+
+@pytest.mark.parametrize(
+    ("share", "rows", "most"),
+    [(0.29, 100, 29), (0.57, 100, 57), (0.01, 99, 0), (0.01, 100, 1), (0.0, 7, 0), (1.0, 7, 7), (0.5, 0, 0)],
+)
+def test_the_most_rows_are_those_that_a_person_counts(share: float, rows: int, most: int) -> None:
+    assert most_rows(share, rows) == most
+
+
+@given(st.floats(0, 1), st.integers(1, 10**12))
+def test_the_most_rows_are_those_that_the_last_check_lets_pass(share: float, rows: int) -> None:
+    most = most_rows(share, rows)
+    assert most / rows <= share
+    assert most == rows or (most + 1) / rows > share
+
+
+@given(st.integers(1, 10**6), st.data())
+def test_a_share_that_is_written_as_a_number_of_rows_lets_them_pass(rows: int, data: st.DataObject) -> None:
+    wanted = data.draw(st.integers(0, rows))
+    assert most_rows(wanted / rows, rows) == wanted
 
 
 class Fussy:

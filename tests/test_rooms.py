@@ -31,7 +31,7 @@ ORDER = (
     ("predictions",),
     ("columns",),
     ("model", "backend", "saved_model", "step", "artifact", "archive", "batching"),
-    ("commit", "cleaning", "output", "manifest", "staging", "locking", "leases"),
+    ("commit", "counting", "cleaning", "output", "manifest", "staging", "locking", "leases"),
     (
         "hashing",
         "storage",

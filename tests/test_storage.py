@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,31 @@ def test_rename_and_remove(tmp_path: Path) -> None:
     assert storage.read_bytes(f"{tmp_path}/gone") is None
     assert storage.size_bytes(f"{tmp_path}/d/e") == 3
     assert storage.size_bytes(f"{tmp_path}/gone") is None
+
+
+def test_remove_tree_takes_files_and_links_and_not_what_they_lead_to(tmp_path: Path) -> None:
+    fill(tmp_path, "a", "kept/b")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    for name in ("a", "link", "gone"):
+        storage.remove_tree(f"{tmp_path}/{name}")
+    assert storage.names(str(tmp_path)) == ["kept"]
+    assert storage.names(f"{tmp_path}/kept") == ["b"]
+
+
+def test_two_that_remove_one_tree_do_not_disturb_each_other(tmp_path: Path) -> None:
+    for _ in range(20):
+        fill(tmp_path, *(f"x/{i}/{j}" for i in range(8) for j in range(4)))
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(storage.remove_tree, [f"{tmp_path}/x"] * 4))
+        assert storage.names(str(tmp_path)) == []
+
+
+def test_a_tree_that_keeps_growing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "x/a")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(os, "rmdir", full)
+    with pytest.raises(StorageError, match="cannot be removed: something is written there"):
+        storage.remove_tree(f"{tmp_path}/x")
