@@ -2,78 +2,117 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from job import buckets, objects, storage
+from job.errors import StorageError, UsageError
 from job.files import FileInfo
 
-_MAGIC = re.compile(r"[*?[]")
+_HIDDEN = ("_", ".")
 
 
 def matches(pattern: str) -> list[FileInfo]:
-    """Return the objects that a value names: an object, a folder (to any depth), or a glob of either."""
+    """Return the objects that a value names: an object, a folder (to any depth), or a glob of either.
+
+    Raises:
+        UsageError: the bucket's name is a glob.
+        StorageError: an object that is named has a name that no path leads to.
+    """
     path = storage.absolute(pattern)
+    if glob.has_magic(buckets.bucket_and_key(path)[0]):
+        raise UsageError(
+            f"{pattern}: the bucket's name is a glob; name each bucket with an --input of its own"
+        )
     if (found := storage.describe(path)) is not None:
         # A name that exists is that name, even where it holds a glob's characters.
         return [found]
-    if inside := list(_shown(path, re.escape(path), path)):
-        return inside
-    return list(_shown(_literal(path), _expression(path), "")) if glob.has_magic(path) else []
+    inside = list(_beginning(f"{path}/"))
+    if inside or not glob.has_magic(path):
+        shown = [info for info in inside if not _hides(info.path.removeprefix(f"{path}/").split("/"))]
+        return [_reachable(replace(info, root=path)) for info in shown]
+    wanted = _Glob(path)
+    named = [(info, wanted.root(info.path)) for info in _beginning(_literal(path))]
+    return [_reachable(replace(info, root=root)) for info, root in named if root is not None]
 
 
 def _literal(path: str) -> str:
     """Return what all paths that a glob matches begin with."""
-    magic = _MAGIC.search(path)
-    return path[: magic.start()] if magic else path
+    return re.split(r"[*?[]", path, maxsplit=1)[0]
 
 
-def _shown(start: str, expression: str, root: str) -> Iterator[FileInfo]:
-    """Yield the objects that begin with ``start`` and match, or lie below what matches.
-
-    What comes behind the match must not be hidden: no part of it begins with ``_`` or ``.``.
-    """
+def _beginning(start: str) -> Iterator[FileInfo]:
     bucket, prefix = buckets.bucket_and_key(start)
-    store = objects.store(start.partition("://")[0])
-    matching = re.compile(f"(?:{expression})(?P<below>(?:/[^_./][^/]*)*)", re.DOTALL)
-    for one in store.beginning(bucket, f"{prefix}/" if root and prefix else prefix):
-        path = f"{start.partition('://')[0]}://{bucket}/{one.key}"
-        found = matching.fullmatch(path)
-        if found:
-            top = root or (path[: found.start("below")] if found["below"] else "")
-            yield FileInfo(path, one.size_bytes, one.stamp, top, one.modified_unix_s)
+    scheme = start.partition("://")[0]
+    for one in objects.store(scheme).beginning(bucket, prefix):
+        path = f"{scheme}://{bucket}/{one.key}"
+        yield FileInfo(path, one.size_bytes, one.stamp, "", one.modified_unix_s)
 
 
-def _expression(path: str) -> str:
-    """Return a regular expression for the paths that a glob matches; only ``**`` crosses a ``/``.
-
-    A wildcard at the beginning of a name matches no hidden one, as in a shell.
-    """
-    scheme, _, rest = path.partition("://")
-    parts = [_part(part) for part in rest.split("/")]
-    return re.escape(f"{scheme}://") + "/".join(parts).replace(f"{_ANY}/", f"(?:{_ANY}/)?").replace("\0", "")
+def _hides(names: Sequence[str]) -> bool:
+    return any(name.startswith(_HIDDEN) for name in names)
 
 
-_ANY = "\0(?:[^_./][^/]*(?:/[^_./][^/]*)*)"
+def _reachable(info: FileInfo) -> FileInfo:
+    """Refuse an object with an empty name in its path: left out, its rows would be missed by nobody."""
+    if storage.absolute(info.path) != info.path:
+        raise StorageError(
+            f"{info.path}: a name in its path is empty, which no folder can have; rename the object"
+        )
+    return info
 
 
-def _part(part: str) -> str:
-    if part == "**":
-        return _ANY
-    found, at = "", 0
-    while at < len(part):
-        char = part[at]
-        closing = part.find("]", at + 2) if char == "[" else -1
-        if char == "*":
-            found += "[^/]*"
-        elif char == "?":
-            found += "[^/]"
-        elif closing > 0:
-            inner = part[at + 1 : closing].replace("\\", "\\\\")
-            found += f"[{'^' + inner[1:] if inner.startswith('!') else inner}]"
-            at = closing
-        else:
-            found += re.escape(char)
-        at += 1
-    return f"(?![_.]){found}" if part[:1] in ("*", "?", "[") else found
+class _Glob:
+    """A glob, read as ``glob.iglob(recursive=True)`` reads it; names are compared one by one."""
+
+    def __init__(self, path: str) -> None:
+        self._parts = path.partition("://")[2].split("/")
+        self._spelled = set(self._parts)
+        self._names = [re.compile(fnmatch.translate(part)) for part in self._literally(self._parts)]
+        self._end = len(self._parts)
+
+    @staticmethod
+    def _literally(parts: Sequence[str]) -> Iterator[str]:
+        return (part if glob.has_magic(part) else glob.escape(part) for part in parts)
+
+    def root(self, path: str) -> str | None:
+        """Return the folder that the glob matches and a path lies below, "" for the path itself.
+
+        ``None``: neither. What the glob matches is hidden unless it spells the name out, and what lies below
+        that is hidden always. Of several folders it is the innermost, the last that is found on a disk.
+        """
+        names = path.partition("://")[2].split("/")
+        for length in sorted(self._lengths(names), reverse=True):
+            matched, below = names[:length], names[length:]
+            if not _hides([name for name in matched if name not in self._spelled]) and not _hides(below):
+                return f"{path.partition('://')[0]}://{'/'.join(matched)}" if below else ""
+        return None
+
+    def _lengths(self, names: Sequence[str]) -> Iterator[int]:
+        """Yield how many of the names, from the first on, are a match: all of a file, some of a folder."""
+        # Parts of the glob that may be next; ``**`` may be nothing, so that the one behind it may be as well.
+        ready = self._passing({0})
+        for length, name in enumerate(names, 1):
+            reached = {after for part in ready if part < self._end for after in self._after(part, name)}
+            ready = self._passing(reached)
+            # Only a folder is matched by a ``**`` that is nothing.
+            if self._end in (reached if length == len(names) else ready):
+                yield length
+
+    def _passing(self, ready: set[int]) -> set[int]:
+        found = set(ready)
+        for part in range(self._end):
+            if part in found and self._parts[part] == "**":
+                found.add(part + 1)
+        return found
+
+    def _after(self, part: int, name: str) -> tuple[int, ...]:
+        pattern = self._parts[part]
+        if glob.has_magic(pattern) and name.startswith(".") and not pattern.startswith("."):
+            return ()
+        if pattern == "**":
+            return (part, part + 1)
+        return (part + 1,) if self._names[part].match(name) else ()

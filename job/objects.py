@@ -41,6 +41,12 @@ def configure(options: StoreOptions) -> None:
             _stores.clear()
 
 
+def forget() -> None:
+    """Let go of all clients: the environment says by now where else to ask, or who."""
+    with _lock:
+        _stores.clear()
+
+
 def store(scheme: str) -> ObjectStore:
     """Return this process's one store of a scheme.
 
@@ -84,7 +90,12 @@ class ObjectStore:
 
     def exists(self, path: str) -> bool:
         """Say whether an object or a folder is there."""
-        return self._client.head(*bucket_and_key(path)) is not None or self.is_folder(path)
+        return self._head(path) is not None or self.is_folder(path)
+
+    def _head(self, path: str) -> Found | None:
+        bucket, key = bucket_and_key(path)
+        # No object has an empty name; the clients refuse to ask for one.
+        return self._client.head(bucket, key) if key else None
 
     def is_folder(self, path: str) -> bool:
         """Say whether objects lie below ``path``."""
@@ -94,7 +105,7 @@ class ObjectStore:
 
     def describe(self, path: str) -> FileInfo | None:
         """Return an object as a listing would show it now, or ``None`` where there is none."""
-        found = self._client.head(*bucket_and_key(path))
+        found = self._head(path)
         return None if found is None else FileInfo(path, *_shown(found))
 
     def tree(self, path: str) -> list[FileInfo]:
@@ -135,7 +146,8 @@ class ObjectStore:
 
     def read_stamped(self, path: str) -> tuple[bytes, str] | None:
         """Return a small object's content and stamp, or ``None`` where there is none."""
-        return self._client.read(*bucket_and_key(path))
+        bucket, key = bucket_and_key(path)
+        return self._client.read(bucket, key) if key else None
 
     def write(self, path: str, content: bytes) -> None:
         """Write a small object, over whatever was there."""
@@ -174,7 +186,7 @@ class ObjectStore:
         return digest.hexdigest()
 
     def _pieces(self, path: str) -> Iterator[bytes]:
-        found = self._client.head(*bucket_and_key(path))
+        found = self._head(path)
         if found is None:
             raise StorageError(f"{path}: cannot be read: there is no such object")
         file = self._open(path, found.size_bytes, found.stamp)
@@ -201,7 +213,7 @@ class ObjectStore:
     def _known(self, path: str, size_bytes: int | None, stamp: str) -> tuple[int, str]:
         if size_bytes is not None:
             return size_bytes, stamp
-        found = self._client.head(*bucket_and_key(path))
+        found = self._head(path)
         if found is None:
             raise FileNotFoundError(path)
         return found.size_bytes, found.stamp

@@ -29,9 +29,9 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
     with gcs_way() if request.param == "gs" else s3_way() as way:
         endpoints = (None, way.store) if request.param == "gs" else (way.store, None)
         stores.apply(patch, stores.environment(*endpoints))
-        objects._stores.clear()
+        objects.forget()
         yield f"{request.param}://{BUCKET}"
-    objects._stores.clear()
+    objects.forget()
     patch.undo()
 
 
