@@ -113,6 +113,11 @@ class Rejects:
         """Return whether this split alone rejects more than the whole run may."""
         return self.rows > self.policy.most_rows
 
+    @property
+    def most_model_errors(self) -> int:
+        """Return how many rows more the model may fail on before the run is lost."""
+        return 0 if self.policy.failing_flag(MODEL_ERROR) else self.policy.most_rows - self.rows
+
     def tables(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         """Yield the rejected rows of a split's batches, with all columns and the reasons.
 
@@ -195,9 +200,15 @@ def _fill_nulls(piece: pa.RecordBatch, binding: Binding, policy: RowPolicy) -> p
 
 
 def predict_around(
-    tensors: Sequence[Tensor], rows: int, predict: Callable[[Sequence[Tensor]], list[np.ndarray]]
+    tensors: Sequence[Tensor],
+    rows: int,
+    predict: Callable[[Sequence[Tensor]], list[np.ndarray]],
+    most_bad: int,
 ) -> tuple[list[np.ndarray], dict[int, str]]:
     """Predict a batch, leaving out the rows that the model fails on.
+
+    A model that fails on every row would take two predictions for each of them. So it ends as soon as more
+    than ``most_bad`` rows are found, from the front; what was predicted by then is of no use.
 
     Returns:
         One array per output for the rows that were predicted, in order, and the failing rows' positions in
@@ -213,8 +224,11 @@ def predict_around(
         if rows == 1:
             return [], {0: one_line(e, most=1000)}
     middle = rows // 2
-    left, bad_left = predict_around([slice_of(t, 0, middle) for t in tensors], middle, predict)
-    right, bad_right = predict_around([slice_of(t, middle, rows) for t in tensors], rows - middle, predict)
+    left, bad_left = predict_around([slice_of(t, 0, middle) for t in tensors], middle, predict, most_bad)
+    if len(bad_left) > most_bad:
+        return left, bad_left
+    rest = [slice_of(t, middle, rows) for t in tensors]
+    right, bad_right = predict_around(rest, rows - middle, predict, most_bad - len(bad_left))
     bad = {**bad_left, **{middle + row: error for row, error in bad_right.items()}}
     if not left or not right:
         return left or right, bad
