@@ -26,7 +26,7 @@ class NoDigest:
 
 def main() -> int:
     """Run the command line and return its exit code."""
-    from job import cli, commit, hashing, staging, storage
+    from job import cli, counting, hashing, staging, storage
 
     def nothing(*_: Any, **__: Any) -> None:
         """Do nothing."""
@@ -40,9 +40,9 @@ def main() -> int:
         mock.patch.object(hashing, "hashlib", digests),
         mock.patch.object(storage, "sync_files", flush_nothing),
         mock.patch.object(storage, "sync_folder", nothing),
-        mock.patch.object(staging, "write_receipt", nothing),
+        mock.patch.object(staging, "write_receipt", lambda _, receipt: receipt),
         mock.patch.object(staging, "read_receipt", nothing),
-        mock.patch.object(commit, "_recount", nothing),
+        mock.patch.object(counting, "recount", nothing),
     ):
         return cli.main()
 

@@ -51,8 +51,9 @@ def check(path: str, *, trusted: bool) -> None:
         ModelError: in one line, what it holds that it must not.
     """
     try:
-        with zipfile.ZipFile(storage.local(path)) as archive:
-            if wrong := _malformed(archive.infolist(), os.path.getsize(storage.local(path))):
+        copy = storage.fetched(path)
+        with zipfile.ZipFile(copy) as archive:
+            if wrong := _malformed(archive.infolist(), os.path.getsize(copy)):
                 raise ModelError(f"--model={path}: {wrong}; it was tampered with, or is no .keras archive")
             config = _json(archive, "config.json")
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError) as e:

@@ -16,8 +16,9 @@ import hashlib
 import importlib.util
 import json
 import re
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Final, Literal
 
 from job import archive, storage
 from job.errors import ModelError, UsageError
@@ -26,6 +27,7 @@ from job.spec import ModelReference
 Kind = Literal["keras", "h5", "saved_model", "builder"]
 
 BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_FILES: Final[Mapping[str, Kind]] = {".keras": "keras", ".h5": "h5", ".hdf5": "h5"}
 _FORMS = "x.keras, x.h5, a SavedModel folder or package.module:function"
 
 
@@ -35,6 +37,8 @@ def kind_of(path: str) -> Kind:
     Raises:
         ModelError: nothing is there, or it is none of the four kinds.
     """
+    if storage.is_remote(path):
+        return _kind_in_bucket(path)
     if not storage.exists(path):
         if BUILDER.fullmatch(path):
             return "builder"
@@ -44,11 +48,19 @@ def kind_of(path: str) -> Kind:
             return "saved_model"
         raise ModelError(f"--model={path}: the folder holds no saved_model.pb; give {_FORMS}")
     suffix = Path(path).suffix.lower()
-    if suffix == ".keras":
-        return "keras"
-    if suffix in {".h5", ".hdf5"}:
-        return "h5"
-    raise ModelError(f"--model={path}: {suffix or 'no'} suffix is no kind of model known here; give {_FORMS}")
+    if suffix not in _FILES:
+        raise ModelError(
+            f"--model={path}: {suffix or 'no'} suffix is no kind of model known here; give {_FORMS}"
+        )
+    return _FILES[suffix]
+
+
+def _kind_in_bucket(path: str) -> Kind:
+    """Return what a name in a bucket must be; each look at it would be a request of its own."""
+    kind = _FILES.get(PurePosixPath(path).suffix.lower())
+    if kind is None and storage.size_bytes(storage.join(path, "saved_model.pb")) is None:
+        raise ModelError(f"--model={path}: it holds no saved_model.pb, and is no file either; give {_FORMS}")
+    return kind or "saved_model"
 
 
 def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None) -> ModelReference:
@@ -59,6 +71,8 @@ def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None
         UsageError: weights are given for a model that has its own.
     """
     kind = kind_of(path)
+    if storage.is_remote(path) and kind != "saved_model" and storage.size_bytes(path) is None:
+        raise ModelError(f"--model={path}: there is no such object; give {_FORMS}")
     if weights is not None:
         _check_weights(path, weights, kind)
     if kind == "h5" and not trusted:
@@ -83,15 +97,15 @@ def digest(path: str, weights: str | None) -> str:
     """
     kind = kind_of(path)
     if kind in ("keras", "h5"):
-        return storage.sha256(path)
+        return storage.sha256(storage.fetched(path))
     parts = _builder_parts(path) if kind == "builder" else _folder_parts(path)
     if weights is not None:
-        parts["weights"] = storage.sha256(weights)
+        parts["weights"] = storage.sha256(storage.fetched(weights))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _folder_parts(path: str) -> dict[str, str]:
-    folder = storage.local(path)
+    folder = storage.fetched(path)
     return {
         info.path.removeprefix(folder).lstrip("/"): storage.sha256(info.path) for info in storage.tree(folder)
     }

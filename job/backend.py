@@ -102,7 +102,7 @@ class _KerasStep:
             if self._reference.weights is not None:
                 if not self._model.built:
                     self._model(self._pack([_zeros(spec) for spec in inputs]))
-                self._model.load_weights(storage.local(self._reference.weights))
+                self._model.load_weights(storage.fetched(self._reference.weights))
             traced = self._trace(inputs)
             flat, names = self._symbolic_outputs(inputs)
         except JobError:
@@ -215,7 +215,7 @@ def _keras_model(reference: ModelReference) -> Any:
         return _built(path, keras)
     try:
         # compile=False: the loss and the metrics are of no use here, and their code need not exist.
-        return keras.models.load_model(storage.local(path), compile=False, safe_mode=not reference.trusted)
+        return keras.models.load_model(storage.fetched(path), compile=False, safe_mode=not reference.trusted)
     except Exception as e:
         raise ModelError(
             f"--model={path}: Keras {keras.__version__} cannot load it: {one_line(e)}; "

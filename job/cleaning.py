@@ -47,6 +47,9 @@ def clean(folder: str, *, older_than_s: float, dry_run: bool, clock: Callable[[]
             if not one.kept and not dry_run:
                 output.remove_staging(folder, run_id)
             found.append(one)
+        if not dry_run:
+            kept = [one.run_id for one in found if one.kept]
+            storage.sweep(folder, lambda: staging.handles_of(folder, kept))
     return found
 
 
@@ -55,7 +58,7 @@ def _look_at(folder: str, run_id: str, now_s: float, older_than_s: float, publis
     # No run leaves a mere file there, but somebody may.
     stray = None if storage.is_folder(place) else storage.describe(place)
     files = storage.tree(place) if stray is None else [stray]
-    age_s = now_s - max((int(info.stamp) / 1e9 for info in files), default=0.0)
+    age_s = now_s - max((info.modified_unix_s for info in files), default=0.0)
     kept = ""
     if age_s < older_than_s:
         kept = "too young"

@@ -115,7 +115,7 @@ def _report(args: Sequence[str]) -> int:
     outputs = [arg for arg in args if arg != "--debug"]
     if len(outputs) != 1 or outputs[0].startswith("-"):
         raise UsageError(f"report takes one output folder, not {' '.join(outputs) or 'none'}")
-    folder = storage.local(outputs[0])
+    folder = storage.absolute(outputs[0])
     path = storage.join(folder, output.REPORT_JSON)
     content = storage.read_bytes(path)
     if content is None and storage.read_bytes(storage.join(folder, output.SUCCESS)) is not None:
@@ -139,7 +139,7 @@ def _clean(args: Sequence[str]) -> int:
 
     given = _clean_parser().parse_args(list(args))
     age_s = flags.age_s("older_than", given.older_than)
-    output = os.path.abspath(storage.local(given.output))
+    output = storage.absolute(given.output)
     found = cleaning.clean(output, older_than_s=age_s, dry_run=given.dry_run, clock=time.time)
     done = "would be removed" if given.dry_run else "removed"
     for one in found:
@@ -175,7 +175,7 @@ def _verify(args: Sequence[str]) -> int:
     sample = verify.ALL if given.sample_rows == "all" else flags.whole("sample_rows", given.sample_rows)
     seed = None if given.seed is None else flags.whole("seed", given.seed)
     tolerance = Tolerance(flags.number("rtol", given.rtol), flags.number("atol", given.atol))
-    folder = os.path.abspath(storage.local(given.output))
+    folder = storage.absolute(given.output)
     found = verify.verify(folder, sample_rows=sample, seed=seed, tolerance=tolerance)
     _print(found.to_json() if given.json else "".join(f"{line}\n" for line in verify.lines(found)))
     if not found.is_right:

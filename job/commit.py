@@ -40,6 +40,30 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
 A reader sees one whole night that looks at ``_SUCCESS``, reads the manifest and the files, and then looks at
 ``_SUCCESS`` and at the manifest's run id again: while files are exchanged there is no ``_SUCCESS``.
 
+**In a bucket** there is no rename, no lock and no disk to flush; a write is whole, durable and seen by all or
+it did not happen. What stands in their place:
+
+========== ==================================================== ==============================================
+           S3                                                   Cloud Storage
+========== ==================================================== ==============================================
+attempt    an upload to the final name that is not finished:    an object in staging: an open upload is known
+           nobody sees it, and it outlives its process          by an address that is a secret there
+receipt    written if absent: the first attempt stands; names   written if absent; names the object
+           the upload and its parts
+lease      an object that its owner keeps changing, each time   the same, by generation
+           only if nobody else has; see ``job.leases``
+publishing each upload is finished: one request, no copy; the   each object is copied to its final name: one
+           rows are counted in the footers after that           request, no bytes move within a bucket
+repeated   an upload that is gone, and has the receipt's digest the same, of the object in staging
+           under the final name, was finished before
+abandoned  given up when a night is published, and by           gone with the staging
+           ``job clean``; let a lifecycle rule give up others
+========== ==================================================== ==============================================
+
+Rejected rows are plain objects in staging, to be looked at there, and are copied in both. Before the mark
+and before ``_SUCCESS`` the lease is looked at, since a machine that stood still may have lost it. No step
+relies on a listing: one that is late shows fewer leftovers, and fewer finished splits on the screen.
+
 What is flushed to the disk, and when: that the old ``_SUCCESS`` is gone, before the first file is renamed;
 every published file, every folder that leads to one and the manifest, before the new ``_SUCCESS``. Attempts
 and receipts are not flushed one by one, which would cost 4 ms each. A power cut can take what was not yet on
@@ -57,16 +81,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import NoReturn
 
-from job import manifest, output, staging, storage
-from job.errors import DataError, StateUnknownError, check_not_passing, one_line
-from job.report import RunReport, reasons_of
+from job import counting, manifest, output, staging, storage
+from job.errors import StateUnknownError
+from job.report import RunReport
 from job.spec import Receipt, Run, Shard
-
-_FOOTER_THREADS = 16
 
 
 def run_id(shards: Iterable[Shard], model_digest: str, options: Mapping[str, object]) -> str:
@@ -96,18 +115,20 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
         return output.read_report(run.output)
     every = _one_of_each_split(run, receipts)
     counted = sorted(every, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
-    reconcile(run, counted)
+    counting.reconcile(run, counted)
     parts = [part for receipt in counted for part in staging.parts(receipt)]
-    _check_parts(run.output, parts)
-    _recount(run.output, parts)
+    counting.check_parts(run, counted)
+    counting.recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
     # Hours may have passed since the launcher looked.
+    output.check_lease(run.output, run.lease)
     output.check_output(run.output, run.run_id, replace=run.replace)
     stale = _begin_publishing(run, parts)
     storage.remove(storage.join(run.output, output.SUCCESS))
     # After a power cut the old mark must not stand beside files of the new night.
     storage.sync_folder(run.output)
-    for part in parts:
-        _move(run.output, part)
+    _move_all(run.output, parts)
+    # What could not be read before it had its name.
+    counting.recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
     _check_not_replaced(run)
     for path in stale:
@@ -115,18 +136,26 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
     for folder in sorted({run.output, *(folder for part in parts for folder in _folders(run.output, part))}):
         storage.sync_folder(folder)
-    report = RunReport.of(run, counted, ended_unix_s=clock())
+    return _finish(run, counted, RunReport.of(run, counted, ended_unix_s=clock()))
+
+
+def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunReport:
+    """Write what tells of the night, ``_SUCCESS`` last, and remove what led to it."""
     # What a killed process leaves unfinished goes with the staging.
     aside = staging.folder_of(run.output, run.run_id)
+    output.check_lease(run.output, run.lease)
     for name, content in (
         (output.REPORT_JSON, report.to_json()),
         (output.REPORT_HTML, report.to_html()),
-        (output.MANIFEST, manifest.compose(run, counted)),
+        (output.MANIFEST, manifest.compose(run, receipts)),
         (output.SUCCESS, ""),
     ):
         storage.write_atomic(storage.join(run.output, name), content.encode(), aside=aside)
     for other in output.leftovers(run.output, run.run_id) if run.replace else ():
         output.remove_staging(run.output, other)
+    storage.sweep(
+        run.output, lambda: staging.handles_of(run.output, output.leftovers(run.output, run.run_id))
+    )
     output.remove_staging(run.output, run.run_id)
     return report
 
@@ -150,93 +179,26 @@ def _one_of_each_split(run: Run, receipts: Iterable[Receipt]) -> list[Receipt]:
     return list(found.values())
 
 
-def _check_parts(folder: str, parts: Sequence[staging.PartFile]) -> None:
-    for part in parts:
-        if not (part.is_staged(trusted=True) or part.is_published(folder)):
-            raise StateUnknownError(
-                f"{part.staged}: a receipt names it with {part.size_bytes} bytes, and it is neither there "
-                f"nor published; nothing was changed, run again to score its split anew"
-            )
-
-
-def _recount(folder: str, parts: Sequence[staging.PartFile]) -> None:
-    """Count the rows of the files themselves, in their footers."""
-    # Only here: what needs no publishing should not wait for Arrow.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def counted(part: staging.PartFile) -> int:
-        for path in (part.staged, storage.join(folder, part.final)):
-            with suppress(FileNotFoundError):
-                return int(pq.read_metadata(storage.local(path)).num_rows)
-        return -1
-
-    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="recount") as pool:
-        try:
-            for part, rows in zip(parts, pool.map(counted, parts), strict=True):
-                if rows != part.rows:
-                    raise DataError(
-                        f"{part.staged}: it holds {rows} rows, its receipt says {part.rows}; "
-                        f"nothing was published"
-                    )
-        except (pa.ArrowException, OSError) as e:
-            check_not_passing(e, folder)
-            raise DataError(f"{folder}: a file that was written cannot be read back: {one_line(e)}") from e
-
-
-def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
-    """Check that every row which was planned was read, and then scored or rejected.
-
-    Raises:
-        StateUnknownError: splits have no receipt, though the engine ended.
-        DataError: it was not; nothing may be published.
-    """
-    names = {receipt.split.name for receipt in receipts}
-    if len(names) != run.splits or len(receipts) != run.splits:
-        raise StateUnknownError(
-            f"{run.output}: {len(names)} of {run.splits} splits have a receipt; run again to resume"
-        )
-    for receipt in receipts:
-        split = receipt.split
-        if not split.rows == receipt.rows_read == receipt.rows_scored + receipt.rows_rejected:
-            raise DataError(
-                f"{split.shard.path}: split {split.name} holds {split.rows} rows, "
-                f"{receipt.rows_read} were read, {receipt.rows_scored} scored and "
-                f"{receipt.rows_rejected} rejected; nothing was published"
-            )
-    rows = sum(receipt.rows_read for receipt in receipts)
-    if rows != run.rows:
-        raise DataError(f"{run.output}: {run.rows} rows were planned and {rows} read; nothing was published")
-    rejected = sum(receipt.rows_rejected for receipt in receipts)
-    unreadable = sum(bool(receipt.refused and not receipt.split.row_groups) for receipt in receipts)
-    if run.share_rejected(rejected, unreadable) > run.max_rejected:
-        _refuse_rejects(run, receipts, rejected)
-    models = sorted({receipt.weights_digest for receipt in receipts})
-    if len(models) > 1:
-        raise DataError(
-            f"{run.model.path}: the builder made weights {models[0][:12]} in one worker and "
-            f"{models[1][:12]} in another; give --weights, or seed the builder"
-        )
-
-
-def _refuse_rejects(run: Run, receipts: Sequence[Receipt], rejected: int) -> NoReturn:
-    told = ", ".join(f"{rows} {reason}" for reason, rows in reasons_of(receipts)) or "shards without a footer"
-    first = next(r.rejects or r.split.shard.path for r in receipts if r.rejects or r.refused)
-    raise DataError(
-        f"{run.output}: {rejected} of {run.rows} rows were rejected ({told}), more than --max_rejected="
-        f"{run.max_rejected}; nothing was published; look at {first}, mend the input or raise --max_rejected"
-    )
-
-
 def _begin_publishing(run: Run, parts: Sequence[staging.PartFile]) -> list[str]:
     """Mark the point of no return and return the files of the replaced night that the new one lacks."""
     marker = output.read_marker(run.output, run.run_id)
     if marker is None:
         new = {part.final for part in parts}
-        stale = sorted(output.known_files(run.output, run.run_id, output.read_manifest(run.output)) - new)
+        others = output.leftovers(run.output, run.run_id)
+        stale = sorted(output.known_files(run.output, others, output.read_manifest(run.output)) - new)
         marker = {"stale": stale, "files": sorted(new)}
         storage.write_atomic(output.marker_path(run.output, run.run_id), json.dumps(marker).encode())
     return marker["stale"]
+
+
+def _move_all(top: str, parts: Sequence[staging.PartFile]) -> None:
+    """Give every file its final name."""
+    if storage.is_remote(top):
+        # Each waits for an answer; where they are renamed, threads would only be in each other's way.
+        storage.parallel(lambda part: _move(top, part), parts, name="move")
+        return
+    for part in parts:
+        _move(top, part)
 
 
 def _folders(top: str, part: staging.PartFile) -> Iterator[str]:
@@ -248,9 +210,9 @@ def _folders(top: str, part: staging.PartFile) -> Iterator[str]:
 def _move(top: str, part: staging.PartFile) -> None:
     """Give a file its final name."""
     final = storage.join(top, part.final)
-    storage.make_folder(final.rpartition("/")[0])
+    storage.make_folder(storage.parent(final))
     try:
-        storage.rename(part.staged, final)
+        storage.release(part.staged, final)
     except FileNotFoundError as e:
         # A try before this one may have moved it: _check_parts has seen it. Or another run, since then, has
         # removed this one's staging and put its own night here.

@@ -25,18 +25,23 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from job import engines, inputs, planning, staging, storage
+from job import engines, inputs, objects, planning, staging, storage
 from job.errors import JobError, StateUnknownError
 from job.planning import Footer
-from job.spec import Shard
+from job.spec import Shard, StoreOptions
 
 FROM_SHARDS: Final = 2000
 _SHARDS_AT_ONCE: Final = 100
+_AS_CONFIGURED: Final = StoreOptions()
 _LIST, _FOOTERS = "shards.jsonl", "footers.json"
 
 
 def read_on_workers(
-    shards: Sequence[Shard], output: str, run_id: str, options: PipelineOptions
+    shards: Sequence[Shard],
+    output: str,
+    run_id: str,
+    options: PipelineOptions,
+    stores: StoreOptions = _AS_CONFIGURED,
 ) -> list[Footer]:
     """Read every footer on the engine's workers; one that cannot be read tells so in its ``error``.
 
@@ -58,7 +63,7 @@ def read_on_workers(
         | "Name the list" >> beam.Create([listed], reshuffle=False)
         | "Read the shards" >> beam.FlatMap(read_list)
         | "Spread the shards" >> beam.Reshuffle()
-        | "Read the footers" >> beam.Map(FootersOf(output, run_id))
+        | "Read the footers" >> beam.Map(FootersOf(output, run_id, stores))
         | "Gather" >> beam.WithKeys(0)
         | "Gather all footers" >> beam.GroupByKey()
         | "Write" >> beam.MapTuple(Write(answer))
@@ -83,9 +88,11 @@ class FootersOf:
 
     output: str
     run_id: str
+    stores: StoreOptions
 
     def __call__(self, shards: list[Shard]) -> dict[str, Any]:
         """Return ``schemas``, as base64, and of each path the number of its schema, row groups and error."""
+        objects.configure(self.stores)
         try:
             footers = inputs.read_footers(shards)
         except JobError as e:

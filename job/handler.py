@@ -47,8 +47,8 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
             UsageError: a path has a scheme that is not reached.
         """
         super().__init__(max_batch_size=1)
-        weights = weights and storage.local(weights)
-        self._artifact = (storage.local(model_path), weights, trust_model, model_sha256)
+        model_path, weights = _plain(model_path), weights and _plain(weights)
+        self._artifact = (model_path, weights, trust_model, model_sha256)
         self._bind = functools.partial(bind, keys=keys, features=features, casts=casts)
         self._prediction_columns = tuple(prediction_columns)
         self._batch_rows = batch_size
@@ -111,3 +111,7 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """Return that elements are not to be put together: each is a batch already."""
         return {"max_batch_size": 1}
+
+
+def _plain(path: str) -> str:
+    return path if storage.is_remote(path) else storage.local(path)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from typing import BinaryIO
 
-from job.storage import local
+from job import storage
 
 
 class HashingSink:
     """A new file that keeps the SHA-256 and the length of what is written to it.
 
-    Hashing on the way saves reading every output file again.
+    Hashing on the way saves reading every output file again. ``path`` and ``final`` are as in
+    ``storage.create``; ``handle`` is that of the sealed file.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, final: str = "") -> None:
+        self.handle = ""
         self._digest = hashlib.sha256()
-        self._file: BinaryIO = open(local(path), "xb")  # noqa: SIM115 - closed by close()
+        self._sink = storage.create(path, final)
         self.bytes_written = 0
         self._abandoned = False
 
@@ -28,7 +27,7 @@ class HashingSink:
             # Arrow still writes a footer when it collects a writer that was given up.
             return len(data)
         self._digest.update(data)
-        written = self._file.write(data)
+        written = self._sink.write(data)
         self.bytes_written += written
         return written
 
@@ -37,23 +36,22 @@ class HashingSink:
         return self.bytes_written
 
     def flush(self) -> None:
-        """Hand buffered bytes to the operating system."""
+        """Hand buffered bytes on."""
         if not self._abandoned:
-            self._file.flush()
+            self._sink.flush()
 
     def seal(self) -> str:
-        """Close, and return the content's SHA-256 in hex; it is not flushed to the disk."""
-        self._file.close()
+        """Close, and return the content's SHA-256 in hex."""
+        self.handle = self._sink.seal()
         return self._digest.hexdigest()
 
     def close(self) -> None:
         """Close; safe to call twice."""
-        self._abandoned = self._abandoned or not self._file.closed
-        # What could not be written is lost with the attempt; the error that led here says more.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        if not self.closed:
+            self._abandoned = True
+            self._sink.abandon()
 
     @property
     def closed(self) -> bool:
         """Whether the file is closed."""
-        return self._file.closed
+        return self._abandoned or bool(self.handle)

@@ -13,24 +13,22 @@ from job import artifact, listing, planning, storage
 from job.errors import ShardChangedError, ShardError, UsageError
 from job.spec import ScoringSpec, Shard
 
-_FOOTER_THREADS = 16
+# A footer that is far away is one request.
+_FOOTER_THREADS = 32
 
 
 def absolute(spec: ScoringSpec) -> ScoringSpec:
     """Return the spec with absolute paths: workers stand elsewhere, and run ids must not depend on where."""
     inputs = tuple(
-        f"@{os.path.abspath(storage.local(i[1:]))}"
-        if i.startswith("@")
-        else os.path.abspath(storage.local(i))
-        for i in spec.inputs
+        f"@{storage.absolute(i[1:])}" if i.startswith("@") else storage.absolute(i) for i in spec.inputs
     )
     is_builder = artifact.kind_of(spec.model) == "builder"
     return replace(
         spec,
         inputs=inputs,
-        model=spec.model if is_builder else os.path.abspath(storage.local(spec.model)),
-        weights=spec.weights and os.path.abspath(storage.local(spec.weights)),
-        output=os.path.abspath(storage.local(spec.output)),
+        model=spec.model if is_builder else storage.absolute(spec.model),
+        weights=spec.weights and storage.absolute(spec.weights),
+        output=storage.absolute(spec.output),
     )
 
 
@@ -44,7 +42,10 @@ def list_shards(spec: ScoringSpec) -> list[Shard]:
         UsageError: the output lies in an input folder, so that tomorrow's input would hold tonight's output.
     """
     listed = [info for pattern in spec.inputs for info in listing.listing(pattern)]
-    real = {info.path: os.path.realpath(info.path) for info in listed}
+    real = {
+        info.path: info.path if storage.is_remote(info.path) else os.path.realpath(info.path)
+        for info in listed
+    }
     best_last = sorted(listed, key=lambda info: (info.path != real[info.path], info.path), reverse=True)
     inside = f"{spec.output}/"
     for info in listed:

@@ -15,13 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from job import (
     artifact,
     commit,
     engines,
     inputs,
+    objects,
     output,
     planning,
     preflight,
@@ -63,18 +64,19 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     Raises:
         JobError: with the exit code that fits.
     """
+    objects.configure(spec.stores)
     spec = inputs.absolute(spec)
     shards = inputs.list_shards(spec)
     reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
     run_id = commit.run_id(shards, reference.digest, _options_that_shape_output(spec))
-    if (done := _done_before(spec, run_id)) is not None:
+    if (done := _done_before(spec, run_id, output.published(spec.output))) is not None:
         return done
     _make_output(spec.output)
-    with output.lease(spec.output):
+    with output.lease(spec.output, announce) as lease:
         # Once more: another run may have ended between the look above and the lease.
-        if (done := _done_before(spec, run_id)) is not None:
-            return done
         held = output.published(spec.output)
+        if (done := _done_before(spec, run_id, held)) is not None:
+            return done
         if held is not None and held["run_id"] == run_id:
             # This very run, damaged and to be replaced: without the mark it counts as unfinished.
             storage.remove(storage.join(spec.output, output.SUCCESS))
@@ -86,12 +88,11 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
             announce(
                 f"{folder}: left by another run; `job clean {spec.output}` or --if_exists=replace removes it"
             )
-        return _run(spec, beam_args, shards, reference, run_id, announce)
+        return _run(spec, beam_args, shards, reference, run_id, lease, announce)
 
 
-def _done_before(spec: ScoringSpec, run_id: str) -> Outcome | None:
+def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) -> Outcome | None:
     """Return the outcome of this run if it is published; ``None`` too if it is damaged and to be replaced."""
-    done = output.published(spec.output)
     if done is None or done["run_id"] != run_id:
         return None
     if wrong := output.damaged(spec.output, done):
@@ -121,6 +122,7 @@ def _run(
     shards: list[Shard],
     reference: ModelReference,
     run_id: str,
+    lease: str,
     announce: Callable[[str], None],
 ) -> Outcome:
     with quiet.imports():
@@ -130,7 +132,7 @@ def _run(
     # With options of its own: portable runners take their name out of those that they are given.
     footers = _read_footers(spec, shards, run_id, engines.beam_options(beam_args))
     threads = engines.tensorflow_threads(options)
-    task, splits = _prepare(spec, shards, footers, reference, run_id, threads, announce)
+    task, splits = _prepare(spec, shards, footers, reference, run_id, lease, threads, announce)
     staging.clear_failures(spec.output, run_id)
     plan = staging.write_plan(spec.output, run_id, splits)
     finished = staging.finished(spec.output, run_id)
@@ -168,7 +170,7 @@ def _read_footers(
         return inputs.read_footers(shards)
     staging.clear_failures(spec.output, run_id)
     with _workers_errors(options, spec.output, run_id):
-        return footers.read_on_workers(shards, spec.output, run_id, options)
+        return footers.read_on_workers(shards, spec.output, run_id, options, spec.stores)
 
 
 def _prepare(
@@ -177,6 +179,7 @@ def _prepare(
     footers: list[planning.Footer],
     reference: ModelReference,
     run_id: str,
+    lease: str,
     threads: int,
     announce: Callable[[str], None],
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
@@ -199,6 +202,8 @@ def _prepare(
         started_unix_s=_process_start_unix_s(),
         versions=_versions(),
         scoring=preflight.scoring_text(spec, ready.binding, [field.name for field in ready.predictions]),
+        lease=lease,
+        stores=spec.stores,
     )
     _check_refused(run, splits, ready.told)
     if ready.told:

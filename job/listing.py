@@ -7,9 +7,8 @@ import heapq
 import os
 import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from job import storage
+from job import matching, storage
 from job.errors import NoInputError, StorageError, UsageError
 
 
@@ -28,11 +27,18 @@ def listing(pattern: str) -> list[storage.FileInfo]:
     """
     if pattern.startswith("@"):
         return [info for line in _lines(pattern[1:]) for info in listing(line)]
+    if storage.is_remote(pattern):
+        found = {info.path: info for info in matching.matches(pattern)}
+        return _some(found, pattern)
     target = storage.local(pattern)
     # A name that exists is that name, even where it holds a glob's characters.
     literal = os.path.lexists(target) or not glob.has_magic(target)
     matches = [target] if literal else filter(_shown_by(target), glob.iglob(target, recursive=True))
     found = {info.path: info for match in matches for info in _walk(match)}
+    return _some(found, pattern)
+
+
+def _some(found: dict[str, storage.FileInfo], pattern: str) -> list[storage.FileInfo]:
     if not found:
         raise NoInputError(f"--input={pattern}: no file matches; give a file, a folder, a glob or @list.txt")
     return [found[path] for path in sorted(found)]
@@ -46,16 +52,19 @@ def _shown_by(pattern: str) -> Callable[[str], bool]:
 
 def _lines(path: str) -> list[str]:
     try:
-        text = Path(storage.local(path)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"--input=@{path}: the list cannot be read: {storage.reason(e)}") from e
+        content = storage.read_bytes(path)
+        text = (content or b"").decode()
+    except (StorageError, UnicodeDecodeError) as e:
+        raise UsageError(f"--input=@{path}: the list cannot be read: {e}") from e
+    if content is None:
+        raise UsageError(f"--input=@{path}: the list cannot be read: No such file")
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise NoInputError(f"--input=@{path}: the list names no file")
     if within := next((line for line in lines if line.startswith("@")), None):
         raise UsageError(f"--input=@{path}: it names the list {within}; give that as another --input")
-    return [os.path.abspath(storage.local(line)) for line in lines]
+    return [storage.absolute(line) for line in lines]
 
 
 def _walk(top: str) -> Iterator[storage.FileInfo]:
@@ -130,4 +139,6 @@ def _dangling(path: str) -> StorageError:
 
 
 def _info(path: str, status: os.stat_result, root: str) -> storage.FileInfo:
-    return storage.FileInfo(os.path.normpath(path), status.st_size, str(status.st_mtime_ns), root)
+    return storage.FileInfo(
+        os.path.normpath(path), status.st_size, str(status.st_mtime_ns), root, status.st_mtime_ns / 1e9
+    )

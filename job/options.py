@@ -132,13 +132,15 @@ def _add_running_flags(parser: argparse.ArgumentParser) -> None:
     _add(group, "batch_size", "ROWS|auto", "rows per predict step (default: auto, which measures)")
     _add(group, "split_rows", "ROWS", "about how many rows are scored as one unit of work")
     _add(group, "device", "|".join(get_args(Device)), "where the model runs")
+    _add(group, "requester_pays", "PROJECT", "pay for requests to buckets that ask for it (S3: any word)")
+    _add(group, "kms_key", "KEY", "encrypt what is written to a bucket with this key")
     _switch(group, "debug", "show tracebacks and everything that TensorFlow and the engine say")
 
 
 def _add(group: argparse._ArgumentGroup, name: str, metavar: str, text: str) -> None:
     # Appended even where one value is wanted, so that a second one is seen, not swallowed.
     default = DEFAULTS.get(name)
-    shown = f"{text} (default: {default})" if default not in (None, ()) else text
+    shown = f"{text} (default: {default})" if default not in (None, (), "") else text
     group.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=shown)
 
 
@@ -178,6 +180,8 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         device=flags.choice(given, "device", get_args(Device)),
         compression=flags.choice(given, "compression", COMPRESSIONS),
         row_group_rows=flags.count_of_rows(given, "row_group_rows"),
+        requester_pays=flags.one(given, "requester_pays"),
+        kms_key=flags.one(given, "kms_key"),
         debug=given.debug,
     )
     _check_no_clash(spec)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from job import staging, storage
+from job import leases, staging, storage
 from job.errors import OutputConflictError, StorageError
 from job.locking import held
 from job.manifest import check_inside, entries, parse
@@ -23,7 +23,7 @@ REPORT_JSON, REPORT_HTML = "_report.json", "_report.html"
 
 def published(output: str) -> dict[str, Any] | None:
     """Return the manifest of the night that the output holds, or ``None`` if it holds no finished one."""
-    if not storage.exists(storage.join(output, SUCCESS)):
+    if storage.size_bytes(storage.join(output, SUCCESS)) is None:
         return None
     return read_manifest(output)
 
@@ -36,9 +36,10 @@ def is_published(output: str, run: str) -> bool:
 
 def damaged(output: str, manifest: dict[str, Any]) -> list[str]:
     """Return the files of a published night that are gone or have another size."""
+    found = {info.path: info.size_bytes for info in storage.tree(output)}
     sizes = {entry["path"]: entry["bytes"] for entry in entries(manifest)}
-    wrong = [path for path, size in sizes.items() if storage.size_bytes(storage.join(output, path)) != size]
-    return wrong if storage.exists(storage.join(output, REPORT_JSON)) else [*wrong, REPORT_JSON]
+    wrong = [path for path, size in sizes.items() if found.get(storage.join(output, path)) != size]
+    return wrong if storage.join(output, REPORT_JSON) in found else [*wrong, REPORT_JSON]
 
 
 def read_report(output: str) -> RunReport:
@@ -79,12 +80,18 @@ def mark_again(output: str, run: str) -> bool:
 
 
 @contextmanager
-def lease(output: str) -> Iterator[None]:
-    """Be the only run that works on an output while the body runs; a dead owner's lease is free at once.
+def lease(output: str, announce: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+    """Be the only run that works on an output while the body runs; a dead owner's lease becomes free.
+
+    Yields what ``check_lease`` needs, empty for a local output: its lease cannot get lost.
 
     Raises:
         OutputConflictError: another run is at work on it.
     """
+    if storage.is_remote(output):
+        with leases.held(storage.join(output, STAGING, LEASE), announce) as token:
+            yield token
+        return
     folder = storage.join(output, STAGING)
     storage.make_folder(folder)
     since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -95,9 +102,19 @@ def lease(output: str) -> Iterator[None]:
                 raise OutputConflictError(
                     f"{output}: another run is at work on it ({other}); run again when it has ended"
                 )
-            yield
+            yield ""
     finally:
         storage.remove_empty_folder(folder)
+
+
+def check_lease(output: str, token: str) -> None:
+    """Refuse to go on when another run has taken the lease, because this one was taken for dead.
+
+    Raises:
+        StateUnknownError: it has.
+    """
+    if token:
+        leases.check(storage.join(output, STAGING, LEASE), token)
 
 
 def check_output(output: str, run: str, *, replace: bool) -> None:
@@ -109,7 +126,8 @@ def check_output(output: str, run: str, *, replace: bool) -> None:
     if read_marker(output, run) is not None:
         return
     manifest = read_manifest(output)
-    interrupted = [other for other in leftovers(output, run) if read_marker(output, other) is not None]
+    others = leftovers(output, run)
+    interrupted = [other for other in others if read_marker(output, other) is not None]
     if interrupted and not replace:
         raise OutputConflictError(
             f"{output}: run {interrupted[0][:12]} was interrupted while it was published; finish it with its "
@@ -124,7 +142,7 @@ def check_output(output: str, run: str, *, replace: bool) -> None:
             f"{output}: it holds run {held_run[:12]}, {told}; choose another --output, or --if_exists=replace"
         )
     visible = [info.path for info in storage.tree(output) if not _is_hidden(info.path, output)]
-    known = {storage.join(output, path) for path in known_files(output, run, manifest)}
+    known = {storage.join(output, path) for path in known_files(output, others, manifest)}
     foreign = [path for path in visible if path not in known]
     if foreign:
         raise OutputConflictError(
@@ -133,10 +151,10 @@ def check_output(output: str, run: str, *, replace: bool) -> None:
         )
 
 
-def known_files(output: str, run: str, manifest: dict[str, Any] | None) -> set[str]:
-    """Return the files, relative to the output, of the night that is there and of any half-published one."""
+def known_files(output: str, others: Sequence[str], manifest: dict[str, Any] | None) -> set[str]:
+    """Return the files, relative to the output, of the night that is there and of half-published others."""
     found = {entry["path"] for entry in entries(manifest)} if manifest else set()
-    for other in leftovers(output, run):
+    for other in others:
         found.update((read_marker(output, other) or {}).get("files", ()))
     return found
 
@@ -173,7 +191,7 @@ def remove_rest(output: str, run: str) -> None:
     # The night is there. On a disk that is read-only by now, say, the rest stays.
     with suppress(StorageError):
         remove_staging(output, run)
-        if storage.exists(storage.join(output, STAGING, LEASE)):
+        if not storage.is_remote(output) and storage.exists(storage.join(output, STAGING, LEASE)):
             with suppress(OutputConflictError), lease(output):
                 pass
 

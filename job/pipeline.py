@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
-from job import commit, staging
+from job import commit, objects, staging
 from job.errors import JobError
 from job.spec import Receipt, Run
 from job.task import ScoringTask
@@ -55,6 +55,7 @@ class Publish:
     def __call__(self, _: int, receipts: Iterable[Receipt]) -> str:
         """Return the run's report as JSON."""
         run = self.run
+        objects.configure(run.stores)
         try:
             return commit.publish(run, receipts).to_json()
         except JobError as e:

@@ -18,9 +18,10 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from job import storage
 from job.errors import SchemaError, ShardChangedError, ShardError, check_not_passing
 from job.spec import Shard, Split
-from job.storage import FileInfo, local
+from job.storage import FileInfo
 
 # Hive writes this folder name for a null partition value.
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -54,7 +55,7 @@ def read_footer(shard: Shard) -> Footer:
         StorageError: reading it failed.
     """
     try:
-        with pq.ParquetFile(local(shard.path)) as file:
+        with pq.ParquetFile(storage.footer_source(shard.path, shard.size_bytes, shard.stamp)) as file:
             metadata = file.metadata
             groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
             # The file's own Arrow schema, when it has one, names dictionaries, fixed sizes and tensors.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from types import TracebackType
 
 import pyarrow as pa
@@ -14,10 +15,18 @@ import pyarrow.parquet as pq
 from job import planning, sizing, storage
 from job.errors import ShardChangedError, ShardError, check_not_passing, one_line
 from job.sizing import CHUNK_BYTES, data_bytes
-from job.spec import Shard, Split
+from job.spec import Split
 
 # Held per column while a row group is read.
 COLUMN_BUFFER_BYTES = 128 << 10
+
+# Of an object about so many bytes are fetched at once, and so many times that while earlier ones are decoded.
+# What lies side by side is one request; four at a time hide some 20 ms that each waits for its answer.
+FETCHED_BYTES = 8 << 20
+_RUNS_AHEAD = 4
+# A row group that is larger is not held as a whole: each of its columns is fetched in pieces of this size.
+MOST_FETCHED_BYTES = 96 << 20
+FETCHED_COLUMN_BYTES = 4 << 20
 
 # What Arrow says of things that the format allows and Arrow cannot read back, and what a person can do.
 _UNREADABLE = {
@@ -38,14 +47,16 @@ class SplitReader:
 
     def __enter__(self) -> SplitReader:
         self._samples: dict[tuple[str, ...], sizing.Sample] = {}
-        self._file = _open(self._split.shard)
+        self._opened: list[pq.ParquetFile] = []
+        self._file = self._open()
         self.schema: pa.Schema = self._file.schema_arrow
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        for file in self._opened:
+            file.close()
 
     def chunks(
         self, features: Sequence[str], keys: Sequence[str], chunk_rows: int
@@ -61,10 +72,7 @@ class SplitReader:
         """
         # Keys are left alone: they are published as the shard has them.
         repeating = self._sample(features, keys).repeating([name for name in features if name not in keys])
-        with (
-            _file(self.path, self._file.metadata, repeating) if repeating else nullcontext(self._file) as file
-        ):
-            yield from self._ahead(self._read(file, features, keys, chunk_rows), chunk_rows)
+        yield from self._ahead(self._read(repeating, features, keys, chunk_rows), chunk_rows)
 
     def _ahead(self, chunks: Iterator[pa.RecordBatch], chunk_rows: int) -> Iterator[pa.RecordBatch]:
         if self._split.rows <= chunk_rows:
@@ -80,11 +88,57 @@ class SplitReader:
     def everything(self) -> Iterator[pa.RecordBatch]:
         """Return the split's rows again, in order, with every column of the file."""
         names = self.schema.names
-        return self._read(self._file, (), names, sizing.chunk_rows((), 0, self.row_bytes((), names)))
+        return self._read((), (), names, sizing.chunk_rows((), 0, self.row_bytes((), names)))
 
     def row_bytes(self, features: Sequence[str], keys: Sequence[str]) -> int:
         """Return about how many bytes a row of these columns takes up once it is read; 0 of no rows."""
         return self._sample(features, keys).row_bytes()
+
+    def _open(self) -> pq.ParquetFile:
+        shard = self._split.shard
+        try:
+            if storage.is_remote(shard.path):
+                # Each request says which state of the object it means.
+                footer = pq.read_metadata(storage.footer_source(shard.path, shard.size_bytes, shard.stamp))
+                return self._file_of(footer)
+            found = storage.describe(shard.path)
+            if found is None or (found.size_bytes, found.stamp) != (shard.size_bytes, shard.stamp):
+                raise ShardChangedError(
+                    f"{shard.path}: it is not the file that was planned ({shard.size_bytes} bytes of time "
+                    f"{shard.stamp}); run again to plan anew"
+                )
+            return self._file_of()
+        except (pa.ArrowException, OSError) as e:
+            check_not_passing(e, shard.path)
+            raise ShardError(f"{shard.path}: cannot be opened ({one_line(e)})") from e
+
+    def _again(self, as_dictionary: Sequence[str], *, fetched_bytes: int = 0) -> pq.ParquetFile:
+        return self._file_of(self._file.metadata, as_dictionary, fetched_bytes=fetched_bytes)
+
+    def _file_of(
+        self,
+        metadata: pq.FileMetaData | None = None,
+        as_dictionary: Sequence[str] = (),
+        *,
+        fetched_bytes: int = 0,
+    ) -> pq.ParquetFile:
+        shard = self._split.shard
+        # Without coalescing a whole row group's compressed columns are not held at once: 840 MB for a row
+        # group of 300,000 images of 28 × 28, where this way 30 MB are. Local reading is no slower.
+        coalesced = 0 < fetched_bytes <= MOST_FETCHED_BYTES
+        buffer_bytes = FETCHED_COLUMN_BYTES if fetched_bytes else COLUMN_BUFFER_BYTES
+        file = pq.ParquetFile(
+            storage.parquet_source(shard.path, shard.size_bytes, shard.stamp),
+            metadata=metadata,
+            read_dictionary=list(as_dictionary),
+            pre_buffer=coalesced,
+            buffer_size=0 if coalesced else buffer_bytes,
+            # Costs nothing where the writer left no checksums.
+            page_checksum_verification=True,
+        )
+        if not fetched_bytes:
+            self._opened.append(file)
+        return file
 
     def _sample(self, features: Sequence[str], keys: Sequence[str]) -> sizing.Sample:
         names = (*features, *keys)
@@ -93,7 +147,7 @@ class SplitReader:
         return self._samples[names]
 
     def _read(
-        self, file: pq.ParquetFile, features: Sequence[str], keys: Sequence[str], chunk_rows: int
+        self, repeating: Sequence[str], features: Sequence[str], keys: Sequence[str], chunk_rows: int
     ) -> Iterator[pa.RecordBatch]:
         split, present = self._split, set(self.schema.names)
         wanted = [name for name in dict.fromkeys((*features, *keys)) if name in present]
@@ -104,12 +158,7 @@ class SplitReader:
         ]
         begin = time.perf_counter()
         try:
-            # Threads of Arrow's own would compete with the scoring threads for the same cores.
-            batches = (
-                batch
-                for groups in self._read_at_once(wanted)
-                for batch in file.iter_batches(chunk_rows, groups, wanted, use_threads=False)
-            )
+            batches = self._batches(self._read_at_once(wanted), wanted, repeating, chunk_rows)
             rows = 0
             for batch in _whole(batches, chunk_rows):
                 rows += batch.num_rows
@@ -134,6 +183,50 @@ class SplitReader:
                 f"{split.shard.path}: row groups {split.row_groups[0]} to {split.row_groups[-1]} cannot be "
                 f"read ({one_line(e)}); {known or 'write the shard again'}"
             ) from e
+
+    def _batches(
+        self, runs: list[list[int]], wanted: Sequence[str], repeating: Sequence[str], chunk_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        # Threads of Arrow's own would compete with the scoring threads for the same cores.
+        if not storage.is_remote(self.path):
+            file = self._again(repeating) if repeating else self._file
+            for run in runs:
+                yield from file.iter_batches(chunk_rows, run, wanted, use_threads=False)
+            return
+
+        def begin(run: list[int]) -> tuple[pq.ParquetFile, list[pa.RecordBatch], Iterator[pa.RecordBatch]]:
+            # A file of its own for each: one has what it fetched until it is closed.
+            file = self._again(repeating, fetched_bytes=self._group_bytes(run))
+            batches = file.iter_batches(chunk_rows, run, wanted, use_threads=False)
+            return file, list(itertools.islice(batches, 1)), batches
+
+        pieces = [piece for run in runs for piece in self._fetched_at_once(run)]
+        with ThreadPoolExecutor(_RUNS_AHEAD, thread_name_prefix="fetch") as pool:
+            pending = deque(pool.submit(begin, piece) for piece in pieces[:_RUNS_AHEAD])
+            for following in (*pieces[_RUNS_AHEAD:], *([None] * len(pending))):
+                file, first, rest = pending.popleft().result()
+                if following is not None:
+                    pending.append(pool.submit(begin, following))
+                yield from first
+                yield from rest
+                file.close()
+
+    def _fetched_at_once(self, groups: Sequence[int]) -> list[list[int]]:
+        """Return runs of row groups that are small enough to be fetched at once."""
+        runs: list[list[int]] = []
+        held_bytes = 0
+        for group in groups:
+            more_bytes = self._group_bytes([group])
+            if not runs or held_bytes + more_bytes > FETCHED_BYTES:
+                runs.append([])
+                held_bytes = 0
+            runs[-1].append(group)
+            held_bytes += more_bytes
+        return runs
+
+    def _group_bytes(self, groups: Sequence[int]) -> int:
+        """Return the bytes of row groups, all columns and as encoded: more than what is fetched of them."""
+        return sum(self._file.metadata.row_group(group).total_byte_size for group in groups)
 
     def _read_at_once(self, wanted: Sequence[str]) -> list[list[int]]:
         """Return the split's row groups: one by one, where a dictionary lies within a list or a struct.
@@ -178,33 +271,3 @@ def _whole(batches: Iterator[pa.RecordBatch], chunk_rows: int) -> Iterator[pa.Re
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-
-
-def _open(shard: Shard) -> pq.ParquetFile:
-    try:
-        found = storage.describe(shard.path)
-        if found is None or (found.size_bytes, found.stamp) != (shard.size_bytes, shard.stamp):
-            raise ShardChangedError(
-                f"{shard.path}: it is not the file that was planned ({shard.size_bytes} bytes of time "
-                f"{shard.stamp}); run again to plan anew"
-            )
-        return _file(shard.path)
-    except (pa.ArrowException, OSError) as e:
-        check_not_passing(e, shard.path)
-        raise ShardError(f"{shard.path}: cannot be opened ({one_line(e)})") from e
-
-
-def _file(
-    path: str, metadata: pq.FileMetaData | None = None, as_dictionary: Sequence[str] = ()
-) -> pq.ParquetFile:
-    # Without these a whole row group's compressed columns are held at once: 840 MB for a row group
-    # of 300,000 images of 28 × 28, where this way 30 MB are. Local reading is no slower.
-    return pq.ParquetFile(
-        storage.local(path),
-        metadata=metadata,
-        read_dictionary=list(as_dictionary),
-        pre_buffer=False,
-        buffer_size=COLUMN_BUFFER_BYTES,
-        # Costs nothing where the writer left no checksums.
-        page_checksum_verification=True,
-    )

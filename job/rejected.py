@@ -79,4 +79,4 @@ def _write(path: str, schema: pa.Schema, tables: Iterator[pa.Table], options: Fi
             for batch in table.to_batches():
                 writer.append(batch.columns)
         part = writer.finish()
-    return {"rejects": path, "rejects_bytes": part.size_bytes, "rejects_sha256": part.sha256}
+    return {"rejects": part.handle, "rejects_bytes": part.size_bytes, "rejects_sha256": part.sha256}

@@ -133,7 +133,7 @@ class Rescorer:
         first, rows = entry["first_row"], entry["split_rows"]
         every = np.arange(first, first + rows)
         if path := self._rejected.get(entry["path"]):
-            with pq.ParquetFile(storage.local(storage.join(self._output, path))) as file:
+            with pq.ParquetFile(storage.parquet_source(storage.join(self._output, path))) as file:
                 # The extra columns come last; a shard may have columns of their names.
                 extras = file.schema_arrow.names[-len(EXTRA_COLUMNS) :]
                 column = file.read(columns=extras).column(extras[1])
@@ -155,7 +155,7 @@ class Rescorer:
         return pa.Table.from_batches(found).combine_chunks().to_batches()[0]
 
     def _published(self, entry: Mapping[str, Any], rows: NDArray[np.int64]) -> pa.RecordBatch:
-        with pq.ParquetFile(storage.local(storage.join(self._output, entry["path"]))) as file:
+        with pq.ParquetFile(storage.parquet_source(storage.join(self._output, entry["path"]))) as file:
             found = list(_taken(_valid(file.iter_batches(_CHUNK_ROWS)), rows))
         return pa.Table.from_batches(found).combine_chunks().to_batches()[0]
 

@@ -33,17 +33,19 @@ class SavedModelStep:
     def __init__(self, reference: ModelReference) -> None:
         import tensorflow as tf
 
-        folder = storage.local(reference.path)
+        folder = storage.fetched(reference.path)
         if not reference.trusted:
-            _check_operations(folder)
+            _check_operations(reference.path, folder)
         try:
             self._owner = tf.saved_model.load(folder)
         except (OSError, ValueError, tf.errors.OpError) as e:
-            raise ModelError(f"--model={folder}: it cannot be loaded: {one_line(e)}") from e
+            raise ModelError(f"--model={reference.path}: it cannot be loaded: {one_line(e)}") from e
         signatures = self._owner.signatures
         name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
         if name is None:
-            raise ModelError(f"--model={folder}: it has no serving signature; save it with model.export()")
+            raise ModelError(
+                f"--model={reference.path}: it has no serving signature; save it with model.export()"
+            )
         self._function = signatures[name]
         self._specs = dict(sorted(self._function.structured_input_signature[1].items()))
 
@@ -81,7 +83,7 @@ class SavedModelStep:
         return ""
 
 
-def _check_operations(folder: str) -> None:
+def _check_operations(path: str, folder: str) -> None:
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -90,14 +92,14 @@ def _check_operations(folder: str) -> None:
     try:
         message.ParseFromString(content)
     except DecodeError as e:
-        raise ModelError(f"--model={folder}: saved_model.pb is damaged: {one_line(e)}") from e
+        raise ModelError(f"--model={path}: saved_model.pb is damaged: {one_line(e)}") from e
     graphs = [meta.graph_def for meta in message.meta_graphs]
     nodes = [node for graph in graphs for node in graph.node]
     nodes += [node for graph in graphs for function in graph.library.function for node in function.node_def]
     unsafe = sorted({node.op for node in nodes if node.op in _UNSAFE_OPS or _prints_to_file(node)})
     if unsafe:
         raise ModelError(
-            f"--model={folder}: it reaches outside its graph ({', '.join(unsafe)}); "
+            f"--model={path}: it reaches outside its graph ({', '.join(unsafe)}); "
             f"look at it, then add --trust_model"
         )
 

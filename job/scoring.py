@@ -108,7 +108,14 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         fields = [*(reader.schema.field(name) for name in kept), *task.predictions]
         schema = pa.schema(fields, metadata=dict(task.files.metadata))
         with (
-            PartWriter(attempt, schema, task.row_group_rows, task.compression, overlap=overlap) as writer,
+            PartWriter(
+                attempt,
+                schema,
+                task.row_group_rows,
+                task.compression,
+                overlap=overlap,
+                final=storage.join(task.run.output, staging.final_name(split)),
+            ) as writer,
             # On an error the thread that reads ahead must end before the file is closed.
             closing(reader.chunks(columns, task.keys, rows_at_once)) as chunks,
         ):
@@ -126,7 +133,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
             _give_up(attempt, reader, rejects, task, split)
         set_aside = rejected.write_rows(attempt, reader, rejects, task.files)
     return Receipt(
-        attempt=attempt,
+        attempt=part.handle,
         rows_scored=part.rows,
         rows_rejected=rejects.rows,
         file_bytes=part.size_bytes,

@@ -25,6 +25,18 @@ OnNonfinite = Literal["reject", "keep", "fail"]
 
 
 @dataclass(frozen=True)
+class StoreOptions:
+    """How object stores are asked, beyond what their own environment variables and files say.
+
+    ``requester_pays`` is the project that pays for requests to Cloud Storage, anything in S3; empty where
+    the bucket's owner pays. ``kms_key`` encrypts what is written; empty leaves that to the bucket.
+    """
+
+    requester_pays: str = ""
+    kms_key: str = ""
+
+
+@dataclass(frozen=True)
 class ScoringSpec:
     """What a person asked for, validated. ``batch_size`` is rows; ``None`` means ``auto``."""
 
@@ -50,7 +62,14 @@ class ScoringSpec:
     device: Device = "auto"
     compression: str = "zstd"
     row_group_rows: int = 262_144
+    requester_pays: str = ""
+    kms_key: str = ""
     debug: bool = False
+
+    @property
+    def stores(self) -> StoreOptions:
+        """Return how object stores are to be asked."""
+        return StoreOptions(self.requester_pays, self.kms_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +202,8 @@ class Run:
 
     ``started_unix_s`` is when the launching process began. ``versions`` are those of the packages on the
     launcher. ``signature`` is the model's inputs and outputs as text. ``scoring`` is, as JSON, what is
-    needed to score a row again.
+    needed to score a row again. ``lease`` is what the launcher wrote into the output's lease, empty where no
+    other machine could hold it. ``stores`` says how object stores are asked.
     """
 
     run_id: str
@@ -198,6 +218,8 @@ class Run:
     started_unix_s: float
     versions: tuple[tuple[str, str], ...]
     scoring: str = "{}"
+    lease: str = ""
+    stores: StoreOptions = StoreOptions()
 
     def share_rejected(self, rows: int, unreadable: int) -> float:
         """Return the share of the run's rows that so many rejected ones are, from 0 to 1.

@@ -52,7 +52,7 @@ def read_plan(path: str) -> Iterator[Split]:
 def _check_under_way(output: str, run: str) -> None:
     """Refuse to bring back the staging of a run that another attempt has published meanwhile."""
     path = storage.join(folder_of(output, run), PLAN)
-    if not storage.exists(path):
+    if storage.size_bytes(path) is None:
         raise _gone(path)
 
 
@@ -68,22 +68,42 @@ def new_attempt(output: str, run: str, split: Split) -> str:
     Raises:
         StateUnknownError: the run's staging is gone.
     """
-    _check_under_way(output, run)
+    if not storage.is_remote(output):
+        # There it is a request for each split, and what is written in vain is taken back by write_receipt.
+        _check_under_way(output, run)
     path = f"{storage.join(folder_of(output, run), 'attempts', split.name)}.{os.urandom(8).hex()}.parquet"
-    storage.make_folder(path.rpartition("/")[0])
+    storage.make_folder(storage.parent(path))
     return path
 
 
-def write_receipt(output: str, receipt: Receipt) -> None:
-    """Make an attempt the one that counts.
+def write_receipt(output: str, receipt: Receipt) -> Receipt:
+    """Make an attempt the one that counts, and return the receipt that does.
+
+    In a bucket that is another one where an attempt of another process came first and is as good.
 
     Raises:
         StateUnknownError: the run's staging is gone.
     """
-    _check_under_way(output, receipt.run_id)
+    try:
+        _check_under_way(output, receipt.run_id)
+    except StateUnknownError:
+        for part in parts(receipt):
+            storage.remove(part.staged)
+        raise
     path = _receipt_path(output, receipt.run_id, receipt.split)
-    storage.make_folder(path.rpartition("/")[0])
-    storage.write_atomic(path, json.dumps(dataclasses.asdict(receipt)).encode(), durable=False)
+    storage.make_folder(storage.parent(path))
+    content = json.dumps(dataclasses.asdict(receipt)).encode()
+    if not storage.write_first(path, content):
+        first = read_receipt(output, receipt.run_id, receipt.split)
+        if first is not None and first.weights_digest == receipt.weights_digest:
+            return first
+        storage.write_atomic(path, content)
+    return receipt
+
+
+def forget_receipt(output: str, receipt: Receipt) -> None:
+    """Take a receipt back whose attempt is gone, so that its split is scored again."""
+    storage.remove(_receipt_path(output, receipt.run_id, receipt.split))
 
 
 def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
@@ -102,9 +122,14 @@ def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
         return None
     if receipt.run_id != run or receipt.split != split:
         return None
-    attempts = f"{storage.join(folder_of(output, run), 'attempts')}/"
-    if any(not part.staged.startswith(attempts) for part in parts(receipt)):
+    attempts = storage.join(folder_of(output, run), "attempts")
+    if any(
+        not storage.fits(part.staged, attempts, storage.join(output, part.final)) for part in parts(receipt)
+    ):
         return None
+    if storage.is_remote(output):
+        # Nothing that a store took is lost by a restart; publishing looks at all attempts at once.
+        return receipt
     # Attempts are not flushed one by one. Only a restart can have cost what was not on the disk yet.
     same_boot = bool(receipt.boot_id) and receipt.boot_id == storage.boot_id()
     is_whole = all(part.is_staged(same_boot) or part.is_published(output) for part in parts(receipt))
@@ -123,7 +148,7 @@ class PartFile:
 
     def is_staged(self, trusted: bool) -> bool:
         """Say whether the file is in staging, whole; if ``trusted``, its size is proof enough."""
-        if storage.size_bytes(self.staged) != self.size_bytes:
+        if storage.held_bytes(self.staged) != self.size_bytes:
             return False
         return trusted or storage.sha256(self.staged) == self.sha256
 
@@ -131,6 +156,11 @@ class PartFile:
         """Say whether the file has its final name already."""
         final = storage.join(output, self.final)
         return storage.size_bytes(final) == self.size_bytes and storage.sha256(final) == self.sha256
+
+
+def final_name(split: Split) -> str:
+    """Return the file that a split's scored rows are published as, relative to the output."""
+    return f"{split.name}.parquet"
 
 
 def parts(receipt: Receipt) -> list[PartFile]:
@@ -143,7 +173,7 @@ def scored_part(receipt: Receipt) -> PartFile | None:
     """Return the file of scored rows; ``None`` where the shard was refused."""
     if not receipt.attempt:
         return None
-    final = f"{receipt.split.name}.parquet"
+    final = final_name(receipt.split)
     return PartFile(receipt.attempt, final, receipt.rows_scored, receipt.file_bytes, receipt.file_sha256)
 
 
@@ -154,6 +184,18 @@ def rejected_part(receipt: Receipt) -> PartFile | None:
     final = f"{REJECTED}/{receipt.split.name}.parquet"
     rows, size_bytes = receipt.rows_rejected, receipt.rejects_bytes
     return PartFile(receipt.rejects, final, rows, size_bytes, receipt.rejects_sha256)
+
+
+def handles_of(output: str, runs: Iterable[str]) -> set[str]:
+    """Return the handles of all files that the receipts of some runs name."""
+    folders = [storage.join(folder_of(output, run), "receipts") for run in runs]
+    paths = [info.path for folder in folders for info in storage.tree(folder)]
+    found: set[str] = set()
+    for content in storage.parallel(storage.read_bytes, paths, name="receipts"):
+        with suppress(ValueError, TypeError, AttributeError):
+            fields = json.loads(content or b"{}")
+            found.update((fields.get("attempt", ""), fields.get("rejects", "")))
+    return found
 
 
 def finished(output: str, run: str) -> set[str]:

@@ -1,84 +1,105 @@
-"""The one place that touches files.
+"""The one door to files, wherever they are: local, ``gs://`` and ``s3://``.
 
-Paths are plain strings with ``/`` between the parts. Only the local file system is
-reached today; a path with a scheme other than ``file://`` is refused by name.
-
-Durability: a durable ``write_atomic`` flushes a file before its name refers to it. Files that are many are
-flushed together by ``sync_files``: measured on ext4, 4.2 ms for each new file when flushed as it is closed,
-0.07 ms when flushed later from several threads. ``sync_folder`` flushes the names themselves.
+Paths are plain strings with ``/`` between the parts. What each kind of storage does is told in ``job.files``
+and ``job.objects``; what it promises to the protocol, in ``job.commit``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import errno
-import hashlib
 import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from job.errors import StorageError, UsageError
+from job import buckets, files, objects
+from job.errors import UsageError
+from job.files import FileInfo as FileInfo
+from job.files import boot_id as boot_id
+from job.files import reason as reason
 
-_SYNC_THREADS = 16
-# Somebody else may remove the same folder, or still write there: then it is looked through once more.
-_REMOVALS = 10
+if TYPE_CHECKING:
+    from job.objects import ObjectStore
+    from job.sinks import Sink
 
+T = TypeVar("T")
+R = TypeVar("R")
 
-@dataclass(frozen=True)
-class FileInfo:
-    """A file as a listing shows it.
-
-    ``stamp`` is its modification time in ns. ``root`` is the folder that was searched, empty for a file that
-    was named by itself.
-    """
-
-    path: str
-    size_bytes: int
-    stamp: str
-    root: str
+REQUESTS_AT_ONCE: Final = 32  # Each mostly waits for its answer.
 
 
-def local(path: str) -> str:
-    """Return ``path`` as the operating system wants it.
+def is_remote(path: str) -> bool:
+    """Say whether a path leads to an object store.
 
     Raises:
         UsageError: the path has a scheme that is not reached.
     """
-    if path.startswith("file://"):
-        return path[len("file://") :]
+    return _remote(path) is not None
+
+
+def _remote(path: str) -> ObjectStore | None:
     scheme, separator, _ = path.partition("://")
-    if separator:
-        raise UsageError(f"{path}: the scheme {scheme}:// is not reached; use a local path")
-    return path
+    if not separator or scheme == "file":
+        return None
+    if scheme not in objects.SCHEMES:
+        raise UsageError(
+            f"{path}: the scheme {scheme}:// is not reached; use gs://, s3:// or a local path (a bucket that "
+            f"is mounted is one)"
+        )
+    return objects.store(scheme)
+
+
+def local(path: str) -> str:
+    """Return a local path as the operating system wants it.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if is_remote(path):
+        raise UsageError(f"{path}: only a local path will do here")
+    return files.local(path)
+
+
+def absolute(path: str) -> str:
+    """Return a path that means the same wherever a process stands; without ``/`` at its end."""
+    if not is_remote(path):
+        return os.path.abspath(files.local(path))
+    return buckets.normal(path)
 
 
 def join(*parts: str) -> str:
     """Join path parts with ``/``; empty parts are left out."""
-    return "/".join([parts[0].rstrip("/") or "/", *(p for p in parts[1:] if p)]).replace("//", "/")
+    scheme, separator, first = parts[0].rpartition("://")
+    joined = "/".join([first.rstrip("/") or "/", *(part for part in parts[1:] if part)]).replace("//", "/")
+    return f"{scheme}{separator}{joined}"
+
+
+def parent(path: str) -> str:
+    """Return the folder that a path is in."""
+    return path.rpartition("/")[0]
+
+
+def parallel(function: Callable[[T], R], items: Iterable[T], *, name: str) -> list[R]:
+    """Do something to many files, several at a time, and return the results in order."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix=name) as pool:
+        return list(pool.map(function, items))
 
 
 def exists(path: str) -> bool:
     """Say whether a file or a folder is there."""
-    return os.path.exists(local(path))
+    store = _remote(path)
+    return store.exists(path) if store else files.exists(path)
 
 
 def is_folder(path: str) -> bool:
-    """Say whether ``path`` is a folder."""
-    return os.path.isdir(local(path))
+    """Say whether ``path`` is a folder; in a bucket, whether objects lie below it."""
+    store = _remote(path)
+    return store.is_folder(path) if store else files.is_folder(path)
 
 
 def describe(path: str) -> FileInfo | None:
     """Return a file as a listing would show it now, or ``None`` where there is no such file."""
-    with _told(path, "cannot be looked at"):
-        try:
-            status = os.stat(local(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-    return FileInfo(path, status.st_size, str(status.st_mtime_ns), "")
+    store = _remote(path)
+    return store.describe(path) if store else files.describe(path)
 
 
 def size_bytes(path: str) -> int | None:
@@ -89,184 +110,191 @@ def size_bytes(path: str) -> int | None:
 
 def tree(path: str) -> list[FileInfo]:
     """Return every file below a folder, hidden ones too, sorted by path; empty if it is absent."""
-    found = []
-    for folder, _, names in os.walk(local(path)):
-        for name in names:
-            # One that goes away meanwhile is not there.
-            if (info := describe(os.path.join(folder, name))) is not None:
-                found.append(dataclasses.replace(info, root=path))
-    return sorted(found, key=lambda info: info.path)
+    store = _remote(path)
+    return store.tree(path) if store else files.tree(path)
 
 
 def names(path: str) -> list[str]:
     """Return the sorted names in a folder; empty if it is absent."""
-    with _told(path, "cannot be listed"):
-        try:
-            return sorted(os.listdir(local(path)))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+    store = _remote(path)
+    return store.names(path) if store else files.names(path)
 
 
 def read_bytes(path: str) -> bytes | None:
     """Return a small file's content, or ``None`` where there is no such file."""
-    with _told(path, "cannot be read"):
-        try:
-            return Path(local(path)).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    store = _remote(path)
+    return store.read_bytes(path) if store else files.read_bytes(path)
 
 
 def sha256(path: str) -> str:
     """Return the SHA-256 of a file's content, in hex."""
-    with _told(path, "cannot be read"), open(local(path), "rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
+    store = _remote(path)
+    return store.sha256(path) if store else files.sha256(path)
+
+
+def parquet_source(path: str, size_bytes: int | None = None, stamp: str = "") -> Any:
+    """Return what pyarrow's Parquet readers take for a file.
+
+    With ``size_bytes`` and ``stamp``, as a listing shows them, an object is not asked for them again, and
+    one that was replaced since is not read.
+
+    Raises:
+        FileNotFoundError: there is no such object; a local file is not looked at yet.
+    """
+    store = _remote(path)
+    return store.source(path, size_bytes, stamp) if store else files.local(path)
+
+
+def footer_source(path: str, size_bytes: int | None = None, stamp: str = "") -> Any:
+    """Return what pyarrow's readers of Parquet metadata take for a file; an object costs one request.
+
+    Raises:
+        FileNotFoundError: there is no such object; a local file is not looked at yet.
+    """
+    store = _remote(path)
+    return store.footer(path, size_bytes, stamp) if store else files.local(path)
+
+
+def fetched(path: str) -> str:
+    """Return a local file or folder with the content of ``path``: itself, or a copy for this process.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    store = _remote(path)
+    return store.fetched(path) if store else files.local(path)
 
 
 def make_folder(path: str) -> None:
-    """Make a folder and those above it.
+    """Make a folder and those above it; a bucket needs none.
 
     Raises:
         StorageError: the place cannot be written.
     """
-    with _told(path, "the folder cannot be made"):
-        os.makedirs(local(path), exist_ok=True)
+    if not is_remote(path):
+        files.make_folder(path)
+
+
+def create(path: str, final: str = "") -> Sink:
+    """Begin a new file, which nobody else has begun.
+
+    Args:
+        path: where it lies until it is published.
+        final: the name that it is published under by ``release``; without it, ``path`` is readable at once.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    store = _remote(path)
+    return store.create(path, final) if store else files.LocalSink(path)
+
+
+def held_bytes(handle: str) -> int | None:
+    """Return the size of what a sealed sink left, ``None`` where it is gone, released perhaps."""
+    store = _remote(handle)
+    return store.held_bytes(handle) if store else size_bytes(handle)
+
+
+def is_readable(handle: str) -> bool:
+    """Say whether what a sealed sink left can be read before it is released."""
+    store = _remote(handle)
+    return store is None or store.is_readable(handle)
+
+
+def fits(handle: str, folder: str, final: str) -> bool:
+    """Say whether a handle can be that of a file which was written below ``folder`` to become ``final``."""
+    store = _remote(handle)
+    return store.fits(handle, folder, final) if store else handle.startswith(f"{folder}/")
+
+
+def release(handle: str, final: str) -> None:
+    """Give what a sealed sink left its final name, over whatever had it.
+
+    Raises:
+        StorageError: it failed; it can be repeated.
+        FileNotFoundError: there is nothing (any more) to release.
+    """
+    store = _remote(final)
+    if store:
+        store.release(handle, final)
+    else:
+        files.rename(handle, final)
+
+
+def sweep(folder: str, keep: Callable[[], Collection[str]]) -> None:
+    """Remove what nobody can see of files below ``folder`` that were begun and never released.
+
+    ``keep`` tells the handles of those that somebody may still release.
+    """
+    store = _remote(folder)
+    if store:
+        store.sweep(folder, keep)
 
 
 def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str | None = None) -> None:
     """Write a small file so that a reader sees all of it or none.
 
-    It is written aside first, in the folder ``aside`` or else its own, where a killed process leaves it.
-    With ``durable`` that holds after a power cut as well; without it the file may then
-    be empty or absent, which its reader must be able to live with.
+    ``durable`` and ``aside`` are for local files, see ``files.write_atomic``; an object is always durable.
     """
-    folder, name = os.path.split(local(path))
-    unfinished = os.path.join(local(aside) if aside else folder, f"{name}.{os.urandom(6).hex()}.tmp")
-    try:
-        with open(unfinished, "xb") as sink:
-            sink.write(content)
-            sink.flush()
-            if durable:
-                os.fsync(sink.fileno())
-        os.replace(unfinished, local(path))
-        if durable:
-            sync_folder(folder or ".")
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            os.unlink(unfinished)
-        raise StorageError(f"{path}: cannot be written: {reason(e)}") from e
+    store = _remote(path)
+    if store:
+        store.write(path, content)
+    else:
+        files.write_atomic(path, content, durable=durable, aside=aside)
 
 
-def rename(source: str, target: str) -> None:
-    """Give a file another name, over whatever had it.
+def write_first(path: str, content: bytes) -> bool:
+    """Write a small file, and say whether nobody else had written it before.
 
-    Raises:
-        StorageError: it failed, and ``source`` is still there.
-        FileNotFoundError: there is no ``source``.
+    In a bucket the first one stands and ``False`` is returned; a local file is written over.
     """
-    try:
-        os.replace(local(source), local(target))
-    except FileNotFoundError:
-        raise
-    except OSError as e:
-        raise StorageError(f"{source}: cannot become {target}: {reason(e)}") from e
+    store = _remote(path)
+    if store:
+        return store.write_if(path, content, "") is not None
+    files.write_atomic(path, content, durable=False)
+    return True
 
 
 def sync_files(paths: Iterable[str]) -> None:
-    """Flush files' contents to the disk, several at a time.
+    """Flush files' contents to the disk, several at a time; objects are durable by themselves.
 
     Raises:
         StorageError: a file cannot be flushed.
     """
-    with ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync") as pool:
-        for _ in pool.map(_sync_file, paths):
-            pass
-
-
-def _sync_file(path: str) -> None:
-    with _told(path, "cannot be flushed to the disk"):
-        descriptor = os.open(local(path), os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def boot_id() -> str:
-    """Return what is the same until this machine restarts, or nothing where that is not known.
-
-    A file that was written in this boot is still what was written, whether or not it was flushed.
-    """
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    files.sync_files(path for path in paths if not is_remote(path))
 
 
 def sync_folder(path: str) -> None:
     """Flush a folder's names to the disk, where the file system can."""
-    with _told(path, "cannot be flushed to the disk"):
-        descriptor = os.open(local(path), os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as e:
-            # Some network file systems cannot sync folders and say so; they are durable by themselves.
-            if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-                raise
-        finally:
-            os.close(descriptor)
+    if not is_remote(path):
+        files.sync_folder(path)
 
 
 def remove(path: str) -> None:
-    """Remove a file; nothing happens where there is none."""
-    with _told(path, "cannot be removed"), contextlib.suppress(FileNotFoundError):
-        os.unlink(local(path))
+    """Remove a file, or what a sealed sink left by its handle; nothing happens where there is none."""
+    store = _remote(path)
+    if store:
+        store.discard(path)
+    else:
+        files.remove(path)
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder and all below it, or a file; nothing happens where there is none.
-
-    Raises:
-        StorageError: something could not be removed.
-    """
-    place = local(path)
-    for _ in range(_REMOVALS):
-        with _told(path, "cannot be removed"), contextlib.suppress(FileNotFoundError):
-            try:
-                if os.path.isdir(place) and not os.path.islink(place):
-                    shutil.rmtree(place)
-                else:
-                    os.unlink(place)
-            except OSError as e:
-                if e.errno != errno.ENOTEMPTY:
-                    raise
-        if not os.path.lexists(place):
-            return
-    raise StorageError(f"{path}: cannot be removed: something is written there; run again when it has ended")
+    """Remove a folder and all below it; nothing happens where there is none."""
+    store = _remote(path)
+    if store:
+        store.remove_tree(path)
+    else:
+        files.remove_tree(path)
 
 
 def remove_empty_folder(path: str) -> None:
-    """Remove a folder if it is there and empty."""
-    with contextlib.suppress(OSError):
-        os.rmdir(local(path))
+    """Remove a folder if it is there and empty; a bucket has none."""
+    if not is_remote(path):
+        files.remove_empty_folder(path)
 
 
 def remove_empty_parents(path: str, top: str) -> None:
     """Remove the folders above ``path`` that are empty, up to ``top``, which stays."""
-    folder = os.path.dirname(local(path))
-    while folder != local(top) and folder.startswith(local(top)):
-        remove_empty_folder(folder)
-        folder = os.path.dirname(folder)
-
-
-@contextlib.contextmanager
-def _told(path: str, what: str) -> Iterator[None]:
-    """Turn what the operating system raises into one line about a path."""
-    try:
-        yield
-    except OSError as e:
-        raise StorageError(f"{path}: {what}: {reason(e)}") from e
-
-
-def reason(error: Exception) -> str:
-    """Return what the operating system says of an error, without number and path."""
-    return getattr(error, "strerror", None) or str(error)
+    if not is_remote(path):
+        files.remove_empty_parents(path, top)

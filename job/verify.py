@@ -157,7 +157,7 @@ def _file(
                 return [f"{name}: it holds what {other} should hold"], False
             told = f"{size} bytes of SHA-256 {found[:12]}, not {entry['bytes']} of {entry['sha256'][:12]}"
             wrong.append(f"{name}: it was changed: {told}")
-        metadata = pq.read_metadata(storage.local(path))
+        metadata = pq.read_metadata(storage.footer_source(path))
     except (JobError, OSError, pa.ArrowException) as e:
         return wrong or [f"{name}: it cannot be read: {one_line(e)}"], False
     has_its_rows = metadata.num_rows == entry["rows"]
@@ -190,7 +190,7 @@ def _shard(entry: Mapping[str, Any], rows: int) -> list[str]:
         state = "is gone" if now is None else "was changed"
         return [f"{path}: the shard {state} since it was scored; --sample_rows=0 looks at the output alone"]
     try:
-        held = pq.read_metadata(storage.local(path)).num_rows
+        held = pq.read_metadata(storage.footer_source(path)).num_rows
     except (OSError, pa.ArrowException) as e:
         return [f"{path}: the shard cannot be read: {one_line(e)}"]
     return [] if held == rows else [f"{path}: the shard holds {held} rows, the night accounts for {rows}"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import apache_beam as beam
 
-from job import model, output, staging
+from job import model, objects, output, staging
 from job.errors import JobError, ModelError, StateUnknownError, one_line
 from job.scoring import score_split
 from job.spec import Receipt, Run, Split
@@ -28,6 +28,7 @@ class ReadPlan:
     def __call__(self, path: str) -> Iterator[Split]:
         """Yield the splits, none where the run is published."""
         try:
+            objects.configure(self.run.stores)
             yield from staging.read_plan(path)
         except StateUnknownError as e:
             if not output.is_published(self.run.output, self.run.run_id):
@@ -44,6 +45,7 @@ class ScoreSplits(beam.DoFn):
     def setup(self) -> None:
         """Take this process's copy of the model, whatever the engine does with its DoFns."""
         task = self.task
+        objects.configure(task.run.stores)
         with self._failures_left_behind(""):
             self._loaded = model.acquire(task.run.model, device=task.device, threads=task.threads)
             self._loaded.build([feed.input for feed in task.binding.feeds])
@@ -64,7 +66,7 @@ class ScoreSplits(beam.DoFn):
         try:
             with self._failures_left_behind(split.name):
                 receipt = score_split(split, self.task, self._loaded)
-                staging.write_receipt(run.output, receipt)
+                receipt = staging.write_receipt(run.output, receipt)
         except StateUnknownError:
             if output.is_published(run.output, run.run_id):
                 return

@@ -21,8 +21,9 @@ ROW_GROUP_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """A finished file. ``write_s`` is seconds of encoding and writing."""
+    """A finished file: ``handle`` for ``storage.release``, ``write_s`` seconds of encoding and writing."""
 
+    handle: str
     rows: int
     size_bytes: int
     sha256: str
@@ -37,9 +38,16 @@ class PartWriter:
     """
 
     def __init__(
-        self, path: str, schema: pa.Schema, row_group_rows: int, compression: str, *, overlap: bool
+        self,
+        path: str,
+        schema: pa.Schema,
+        row_group_rows: int,
+        compression: str,
+        *,
+        overlap: bool,
+        final: str = "",
     ) -> None:
-        self._path = path
+        self._path, self._final = path, final
         self._schema = schema
         self._row_group_rows = row_group_rows
         self._compression = compression
@@ -54,7 +62,7 @@ class PartWriter:
     def __enter__(self) -> PartWriter:
         repeating = [path for field in self._schema for path in _repeating(field.name, field.type)]
         try:
-            self._sink = HashingSink(self._path)
+            self._sink = HashingSink(self._path, self._final)
         except OSError as e:
             raise StorageError(f"{self._path}: cannot be written: {e.strerror}") from e
         try:
@@ -100,7 +108,7 @@ class PartWriter:
         except (OSError, pa.ArrowException) as e:
             raise StorageError(f"{self._path}: cannot be written: {e}") from e
         self._write_s += time.perf_counter() - begin
-        return Part(self._rows, self._sink.bytes_written, digest, self._write_s)
+        return Part(self._sink.handle, self._rows, self._sink.bytes_written, digest, self._write_s)
 
     def _flush(self, *, last: bool = False) -> None:
         if not self._held_rows:

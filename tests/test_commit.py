@@ -176,7 +176,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> list[str]:
 
         return call
 
-    for name in ("rename", "remove", "remove_tree", "write_atomic", "make_folder", "remove_empty_folder"):
+    for name in ("release", "remove", "remove_tree", "write_atomic", "make_folder", "remove_empty_folder"):
         monkeypatch.setattr(storage, name, counted(name))
     return done
 
@@ -228,14 +228,14 @@ def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
     commit.publish(old, [receipt(tmp_path, s, b"old", run_id="b" * 64) for s in SPLITS], clock=lambda: NOW)
     run, receipts = staged(tmp_path, replace=True)
     seen: list[bool] = []
-    real = storage.rename
+    real = storage.release
 
     def look_and_rename(source: str, target: str) -> None:
         seen.append((tmp_path / "_SUCCESS").exists())
         real(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "rename", look_and_rename)
+        patch.setattr(storage, "release", look_and_rename)
         commit.publish(run, receipts, clock=lambda: NOW)
     assert seen == [False, False, False]
     assert (tmp_path / "_SUCCESS").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from job import commit, staging, storage
+from job import commit, counting, staging, storage
 from job.errors import StorageError
 from tests.receipts import RUN_ID, receipt, run_of, split
 
@@ -38,17 +38,17 @@ def published(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         real = getattr(storage, name)
 
         def call(path: str, *args: Any, **kwargs: Any) -> Any:
-            shown = args[0] if name == "rename" else path
+            shown = args[0] if name == "release" else path
             steps.append(f"{name} {shown.removeprefix(str(folder)).lstrip('/')}")
             return real(path, *args, **kwargs)
 
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("remove", "rename", "sync_folder", "write_atomic"):
+        for name in ("remove", "release", "sync_folder", "write_atomic"):
             patch.setattr(storage, name, noted(name))
-        patch.setattr(commit, "reconcile", lambda run, receipts: None)
-        patch.setattr(commit, "_recount", lambda folder, parts: None)
+        patch.setattr(counting, "reconcile", lambda run, receipts: None)
+        patch.setattr(counting, "recount", lambda folder, parts: None)
         commit.publish(run_of(folder, SPLITS, replace=True), receipts)
     return steps
 
@@ -57,7 +57,7 @@ def test_the_old_mark_is_gone_for_good_before_a_file_is_exchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = published(tmp_path, monkeypatch)
-    first = next(i for i, step in enumerate(steps) if step.startswith("rename "))
+    first = next(i for i, step in enumerate(steps) if step.startswith("release "))
     assert steps.index("remove _SUCCESS") < steps.index("sync_folder ") < first
 
 
@@ -65,7 +65,7 @@ def test_every_folder_that_leads_to_a_file_is_flushed_before_the_new_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = published(tmp_path, monkeypatch)
-    last = max(i for i, step in enumerate(steps) if step.startswith("rename "))
+    last = max(i for i, step in enumerate(steps) if step.startswith("release "))
     mark = steps.index("write_atomic _SUCCESS")
     flushed = {step.partition(" ")[2] for step in steps[last:mark] if step.startswith("sync_folder ")}
     folders = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()}

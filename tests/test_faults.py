@@ -30,14 +30,16 @@ SEAMS: list[tuple[Any, str]] = [
         for name, function in inspect.getmembers(storage, inspect.isfunction)
         if function.__module__ == "job.storage"
         # These name things and touch nothing.
-        if not name.startswith("_") and name not in ("local", "join", "reason", "boot_id")
+        if not name.startswith("_")
+        and name
+        not in ("local", "join", "parent", "absolute", "is_remote", "fits", "is_readable", "parallel")
     ),
     *((hashing.HashingSink, name) for name in ("__init__", "write", "seal")),
 ]
 
 
 def test_every_function_that_touches_files_is_among_them() -> None:
-    assert {name for _, name in SEAMS} >= {"write_atomic", "rename", "sha256", "sync_folder", "tree", "seal"}
+    assert {name for _, name in SEAMS} >= {"write_atomic", "release", "sha256", "sync_folder", "tree", "seal"}
     assert len(SEAMS) >= 18
 
 

@@ -95,8 +95,8 @@ def test_paths_may_be_urls_of_files(saved: tuple[str, Any], tmp_path: Path) -> N
         for one, other in zip(found, expected, strict=True):
             assert one.model_id == other.model_id
             assert one.inference.equals(other.inference)
-    with pytest.raises(UsageError, match="s3://"):
-        KerasModelHandler("s3://bucket/m.keras")
+    with pytest.raises(UsageError, match="hdfs://"):
+        KerasModelHandler("hdfs://host/m.keras")
 
 
 def test_a_model_without_an_input_shape_is_fed_its_own_type(

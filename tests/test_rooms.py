@@ -24,15 +24,27 @@ ORDER = (
     ("engines",),
     ("pipeline",),
     ("worker", "scoring", "task", "rejected", "reading", "writing", "sizing"),
-    ("planning", "listing"),
+    ("planning", "listing", "matching"),
     ("handler",),
     ("rejects", "finite"),
     ("binding", "tensors", "casting", "rounding"),
     ("predictions",),
     ("columns",),
     ("model", "backend", "saved_model", "step", "artifact", "archive", "batching"),
-    ("commit", "cleaning", "output", "manifest", "staging", "locking"),
-    ("hashing", "storage"),
+    ("commit", "counting", "cleaning", "output", "manifest", "staging", "locking", "leases"),
+    (
+        "hashing",
+        "storage",
+        "objects",
+        "s3",
+        "gcs",
+        "uploads",
+        "buckets",
+        "retrying",
+        "ranges",
+        "files",
+        "sinks",
+    ),
     ("report", "page"),
     ("metrics",),
     ("progress",),
@@ -47,7 +59,14 @@ MODEL_ROOM = next(set(room) for room in ORDER if room[0] == "model")
 BACKENDS = {"keras", "tensorflow", "tf_keras", "torch", "jax"}
 SLOW_IMPORTS = {"apache_beam", "keras", "tensorflow"}
 LOCAL = {"job", "models", "benchmarks"}
-DISTRIBUTION = {"apache_beam": "apache-beam", "google": "protobuf", "ml_dtypes": "ml-dtypes"}
+DISTRIBUTION = {
+    "apache_beam": "apache-beam",
+    "botocore": "boto3",
+    "google": "protobuf",
+    "ml_dtypes": "ml-dtypes",
+}
+# Modules of an extra of their own.
+EXTRAS = {"s3": "s3", "gcs": "gcs"}
 MODULE_LINES = 300
 FUNCTION_LINES = 50
 
@@ -183,7 +202,10 @@ def test_every_pin_has_hashes_and_nothing_else(lock: str) -> None:
 @pytest.mark.parametrize("path", JOB + sources("models"), ids=names(JOB + sources("models")))
 def test_every_import_is_declared(path: Path) -> None:
     groups = project()
-    declared = set(groups[""]) | (set(groups["demo"]) if path.parts[-2] == "models" else set())
+    extra = "demo" if path.parts[-2] == "models" else EXTRAS.get(path.stem, "")
+    declared = {*groups[""], *groups[extra]}
     used = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
     third_party = used - LOCAL - set(sys.stdlib_module_names)
-    assert {DISTRIBUTION.get(name, name) for name in third_party} <= declared
+    # Google's packages share one name.
+    google = {"google": "google-cloud-storage"} if path.stem == "gcs" else {}
+    assert {{**DISTRIBUTION, **google}.get(name, name) for name in third_party} <= declared

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job import commit, model, progress, staging
+from job import commit, counting, model, progress, staging
 from job.errors import DataError, JobError, ModelError, ShardError
 from job.scoring import score_split
 from job.worker import ScoreSplits
@@ -265,7 +265,7 @@ class TestScoreSplits:
         assert len(receipts) == len(planned.splits) == 10
         assert {receipt.load for receipt in receipts} == {planned.loaded.load}
         assert {receipt.traces for receipt in receipts} == {1}
-        commit.reconcile(planned.task.run, receipts)
+        counting.reconcile(planned.task.run, receipts)
 
     def test_what_a_worker_raises_is_left_for_the_launcher(self, night: Night, plain: Any) -> None:
         planned = self.planned(night, plain)

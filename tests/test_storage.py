@@ -66,10 +66,10 @@ def test_hashing_sink(tmp_path: Path) -> None:
 
 def test_rename_and_remove(tmp_path: Path) -> None:
     fill(tmp_path, "a", "b", "d/e", "f/g/h")
-    storage.rename(f"{tmp_path}/a", f"{tmp_path}/b")
+    storage.release(f"{tmp_path}/a", f"{tmp_path}/b")
     assert storage.read_bytes(f"{tmp_path}/b") == b"a"
     with pytest.raises(FileNotFoundError):
-        storage.rename(f"{tmp_path}/a", f"{tmp_path}/b")
+        storage.release(f"{tmp_path}/a", f"{tmp_path}/b")
     storage.remove(f"{tmp_path}/b")
     storage.remove(f"{tmp_path}/b")
     storage.remove_tree(f"{tmp_path}/f")

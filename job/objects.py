@@ -1,0 +1,287 @@
+"""Files in buckets, ``gs://bucket/key`` and ``s3://bucket/key``, as the protocol needs them.
+
+A bucket has no folders: a folder is what keys have before a ``/``. It has no rename either; see
+``job.commit`` for what stands in its place.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import posixpath
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from job import ranges
+from job.buckets import Client, Found, bucket_and_key, folder_prefix, path_of, token_of
+from job.errors import ShardChangedError, StorageError, UsageError
+from job.files import FileInfo
+from job.retrying import RefusedError
+from job.spec import StoreOptions
+from job.uploads import ObjectSink
+
+SCHEMES: Final = ("gs", "s3")
+_lock = threading.RLock()
+_options = StoreOptions()
+_stores: dict[str, ObjectStore] = {}
+
+
+def configure(options: StoreOptions) -> None:
+    """Say how this process asks the stores; the same again changes nothing."""
+    global _options
+    with _lock:
+        if options != _options:
+            _options = options
+            _stores.clear()
+
+
+def store(scheme: str) -> ObjectStore:
+    """Return this process's one store of a scheme.
+
+    Raises:
+        UsageError: its client is not installed.
+    """
+    with _lock:
+        if scheme not in _stores:
+            _stores[scheme] = ObjectStore(scheme, _client(scheme))
+        return _stores[scheme]
+
+
+def _client(scheme: str) -> Client:
+    try:
+        if scheme == "s3":
+            from job.s3 import S3
+
+            return S3(_options)
+        from job.gcs import CloudStorage
+
+        return CloudStorage(_options)
+    except ImportError as e:
+        extra = {"s3": "s3", "gs": "gcs"}[scheme]
+        raise UsageError(
+            f"{scheme}:// needs a package that is not installed ({e.name}): "
+            f"pip install 'scoring-job[{extra}]'"
+        ) from e
+
+
+def _shown(found: Found) -> tuple[int, str, str, float]:
+    return found.size_bytes, found.stamp, "", found.modified_unix_s
+
+
+class ObjectStore:
+    """Files in the buckets of one scheme. Safe to use from several threads."""
+
+    def __init__(self, scheme: str, client: Client) -> None:
+        self._scheme, self._client = scheme, client
+        self._fetched: dict[str, tuple[str, str]] = {}
+        self._fetching = threading.Lock()
+
+    def exists(self, path: str) -> bool:
+        """Say whether an object or a folder is there."""
+        return self._client.head(*bucket_and_key(path)) is not None or self.is_folder(path)
+
+    def is_folder(self, path: str) -> bool:
+        """Say whether objects lie below ``path``."""
+        bucket, key = bucket_and_key(path)
+        page = self._client.page(bucket, folder_prefix(key), "/", "")
+        return bool(page.found or page.folders)
+
+    def describe(self, path: str) -> FileInfo | None:
+        """Return an object as a listing would show it now, or ``None`` where there is none."""
+        found = self._client.head(*bucket_and_key(path))
+        return None if found is None else FileInfo(path, *_shown(found))
+
+    def tree(self, path: str) -> list[FileInfo]:
+        """Return every object below a folder, sorted by path."""
+        bucket, key = bucket_and_key(path)
+        found = [
+            FileInfo(
+                f"{self._scheme}://{bucket}/{one.key}", one.size_bytes, one.stamp, path, one.modified_unix_s
+            )
+            for one in self.beginning(bucket, folder_prefix(key))
+        ]
+        return sorted(found, key=lambda info: info.path)
+
+    def beginning(self, bucket: str, prefix: str) -> Iterator[Found]:
+        """Yield the objects whose keys begin so; those that only stand for a folder are left out."""
+        token = ""
+        while True:
+            page = self._client.page(bucket, prefix, "", token)
+            yield from (one for one in page.found if not one.key.endswith("/"))
+            if not (token := page.token):
+                return
+
+    def names(self, path: str) -> list[str]:
+        """Return the sorted names in a folder."""
+        bucket, key = bucket_and_key(path)
+        prefix, token, names = folder_prefix(key), "", set[str]()
+        while True:
+            page = self._client.page(bucket, prefix, "/", token)
+            names.update(one.key.removeprefix(prefix) for one in page.found)
+            names.update(folder.removeprefix(prefix).rstrip("/") for folder in page.folders)
+            if not (token := page.token):
+                return sorted(names - {""})
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """Return a small object's content, or ``None`` where there is none."""
+        found = self.read_stamped(path)
+        return None if found is None else found[0]
+
+    def read_stamped(self, path: str) -> tuple[bytes, str] | None:
+        """Return a small object's content and stamp, or ``None`` where there is none."""
+        return self._client.read(*bucket_and_key(path))
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a small object, over whatever was there."""
+        self._client.put(*bucket_and_key(path), content, None)
+
+    def write_if(self, path: str, content: bytes, stamp: str) -> str | None:
+        """Write a small object if it has this stamp, or if that is empty and there is none.
+
+        Returns:
+            Its new stamp; ``None`` where the condition did not hold.
+        """
+        bucket, key = bucket_and_key(path)
+        new = self._client.put(bucket, key, content, stamp)
+        if new is None:
+            # A request that was repeated because nobody answered it may have met what it wrote itself.
+            found = self._client.read(bucket, key)
+            if found is not None and found[0] == content:
+                return found[1]
+        return new
+
+    def remove(self, paths: Sequence[str], stamp: str = "") -> None:
+        """Remove objects; with ``stamp``, only if they still have it."""
+        for bucket in dict.fromkeys(bucket_and_key(path)[0] for path in paths):
+            keys = [key for of, key in map(bucket_and_key, paths) if of == bucket]
+            self._client.delete(bucket, keys, stamp)
+
+    def remove_tree(self, path: str) -> None:
+        """Remove all objects below a folder."""
+        self.remove([info.path for info in self.tree(path)])
+
+    def sha256(self, path: str) -> str:
+        """Return the SHA-256 of an object's content, in hex."""
+        digest = hashlib.sha256()
+        for piece in self._pieces(path):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _pieces(self, path: str) -> Iterator[bytes]:
+        found = self._client.head(*bucket_and_key(path))
+        if found is None:
+            raise StorageError(f"{path}: cannot be read: there is no such object")
+        file = self._open(path, found.size_bytes, found.stamp)
+        # As many at a time as the streams that a long read is cut into.
+        while piece := file.read(4 * ranges.PIECE_BYTES):
+            yield piece
+
+    def _open(self, path: str, size_bytes: int, stamp: str) -> ranges.RangeFile:
+        return ranges.RangeFile(self._getter(path, stamp), size_bytes)
+
+    def _getter(self, path: str, stamp: str) -> Callable[[int, int], bytes]:
+        bucket, key = bucket_and_key(path)
+
+        def get(start: int, stop: int) -> bytes:
+            try:
+                return self._client.get(bucket, key, start, stop, stamp)
+            except (RefusedError, FileNotFoundError) as e:
+                raise ShardChangedError(
+                    f"{path}: it was replaced or removed since it was listed; run again to plan anew"
+                ) from e
+
+        return get
+
+    def _known(self, path: str, size_bytes: int | None, stamp: str) -> tuple[int, str]:
+        if size_bytes is not None:
+            return size_bytes, stamp
+        found = self._client.head(*bucket_and_key(path))
+        if found is None:
+            raise FileNotFoundError(path)
+        return found.size_bytes, found.stamp
+
+    def source(self, path: str, size_bytes: int | None, stamp: str) -> Any:
+        """Return an object as a file for pyarrow."""
+        return self._open(path, *self._known(path, size_bytes, stamp))
+
+    def footer(self, path: str, size_bytes: int | None, stamp: str) -> Any:
+        """Return the end of a Parquet object, which is all that its footer needs, as a file for pyarrow."""
+        size_bytes, stamp = self._known(path, size_bytes, stamp)
+        return pa.BufferReader(ranges.footer(self._getter(path, stamp), size_bytes))
+
+    def fetched(self, path: str) -> str:
+        """Return a local copy of an object, or of a folder of them; it goes when the process ends."""
+        with self._fetching:
+            found = self.describe(path)
+            every = [found] if found else self.tree(path)
+            stamp = " ".join(info.stamp for info in every)
+            if not every:
+                raise StorageError(f"{path}: cannot be read: there is no such object")
+            if self._fetched.get(path, ("", ""))[0] != stamp:
+                folder = tempfile.mkdtemp(prefix="scoring-job-")
+                atexit.register(shutil.rmtree, folder, ignore_errors=True)
+                copy = os.path.join(folder, posixpath.basename(path))
+                for info in every:
+                    self._copy_to(info.path, copy + info.path.removeprefix(path))
+                self._fetched[path] = (stamp, copy)
+            return self._fetched[path][1]
+
+    def _copy_to(self, path: str, target: str) -> None:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        try:
+            with open(target, "wb") as sink:
+                for piece in self._pieces(path):
+                    sink.write(piece)
+        except OSError as e:
+            raise StorageError(f"{path}: cannot be copied to {target}: {e.strerror or e}") from e
+
+    def create(self, path: str, final: str) -> ObjectSink:
+        """Begin an object, see ``storage.create``."""
+        opened = bool(final) and self._client.keeps_uploads
+        target = final if opened else path
+        return ObjectSink(self._client, target, *bucket_and_key(target), stays_open=opened)
+
+    def held_bytes(self, handle: str) -> int | None:
+        """Return the size of what a sealed sink left, ``None`` where it is gone."""
+        bucket, key = bucket_and_key(handle)
+        if token := token_of(handle):
+            return self._client.held_bytes(bucket, key, token)
+        found = self._client.head(bucket, key)
+        return None if found is None else found.size_bytes
+
+    def is_readable(self, handle: str) -> bool:
+        """Say whether what a sealed sink left is an object already."""
+        return not token_of(handle)
+
+    def fits(self, handle: str, folder: str, final: str) -> bool:
+        """Say whether a handle is that of an upload to ``final``, or of an object below ``folder``."""
+        return path_of(handle) == final if token_of(handle) else handle.startswith(f"{folder}/")
+
+    def release(self, handle: str, final: str) -> None:
+        """Finish an upload, or copy an object to its final name; the copy's source goes with the staging."""
+        if token := token_of(handle):
+            self._client.finish(*bucket_and_key(final), token)
+        else:
+            self._client.copy(*bucket_and_key(handle), *bucket_and_key(final))
+
+    def discard(self, handle: str) -> None:
+        """Remove what a sealed sink left."""
+        if token := token_of(handle):
+            self._client.abort(*bucket_and_key(handle), token.partition(",")[0])
+        else:
+            self.remove([handle])
+
+    def sweep(self, folder: str, keep: Callable[[], Collection[str]]) -> None:
+        """Give up the uploads below ``folder`` that nobody will finish."""
+        bucket, key = bucket_and_key(folder)
+        opened = self._client.open_uploads(bucket, folder_prefix(key))
+        kept = {(bucket_and_key(handle)[1], token_of(handle)) for handle in (keep() if opened else ())}
+        for of, upload_id in opened:
+            if not any(of == other and token.startswith(upload_id) for other, token in kept):
+                self._client.abort(bucket, of, upload_id)

@@ -1,0 +1,293 @@
+"""Amazon S3 and what speaks like it, through boto3. Where to and who asks is found as Amazon's tools find it.
+
+An upload that is not finished outlives its process and can be finished by any other, by one request whatever
+its size; until then nobody sees an object. That is how an attempt is published here: no copy, no rename.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ResponseStreamingError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+
+from job.buckets import Found, Page
+from job.errors import StorageError, one_line
+from job.retrying import RefusedError, TransientError, patiently
+from job.spec import StoreOptions
+
+T = TypeVar("T")
+
+_CHAIN: Final = (
+    "no credentials were found (tried the environment's AWS_*, ~/.aws, single sign-on, the container's and "
+    "the machine's role), and the bucket is not public; configure one of them"
+)
+_CONFLICT: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412"})
+_ABSENT: Final = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
+_PASSING: Final = frozenset(
+    {
+        "SlowDown",
+        "RequestTimeout",
+        "InternalError",
+        "ServiceUnavailable",
+        "Throttling",
+        "RequestLimitExceeded",
+    }
+)
+_AT_ONCE: Final = 64
+_KEYS_AT_ONCE: Final = 1000
+
+
+class S3:
+    """The requests of ``job.buckets.Client``."""
+
+    keeps_uploads = True
+
+    def __init__(self, options: StoreOptions) -> None:
+        session = boto3.session.Session()
+        self._signed = session.get_credentials() is not None
+        config = Config(
+            # Repeated by us, the same way for every store.
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            max_pool_connections=_AT_ONCE,
+            connect_timeout=10,
+            read_timeout=30,
+            tcp_keepalive=True,
+            signature_version=None if self._signed else UNSIGNED,
+        )
+        self._client: Any = session.client("s3", config=config)
+        self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
+        key = options.kms_key
+        self._crypt = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+
+    def _call(self, operation: str, bucket: str, key: str, read: Callable[[Any], T], **kwargs: Any) -> T:
+        """Send a request until it is answered, and return what ``read`` makes of the answer."""
+        where = f"s3://{bucket}/{key}"
+
+        def request() -> T:
+            try:
+                return read(getattr(self._client, operation)(Bucket=bucket, **kwargs))
+            except (ClientError, BotoCoreError) as e:
+                raise self._told(where, operation, e) from e
+
+        return patiently(where, request)
+
+    def _told(self, where: str, operation: str, error: Exception) -> Exception:
+        """Return what a failed request means."""
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            return StorageError(f"{where}: {operation}: {_CHAIN}")
+        if isinstance(error, BotoConnectionError | HTTPClientError | ResponseStreamingError):
+            return TransientError(one_line(error))
+        if not isinstance(error, ClientError):
+            return StorageError(f"{where}: {operation}: {one_line(error)}")
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if code == "ConditionalRequestConflict" or code in _PASSING or status == 429 or status >= 500:
+            return TransientError(one_line(error))
+        if code in _CONFLICT:
+            return RefusedError(one_line(error))
+        if code in _ABSENT:
+            return FileNotFoundError(where)
+        if status in (401, 403) and not self._signed:
+            return StorageError(f"{where}: {operation} is not allowed: {_CHAIN}")
+        if code == "NoSuchBucket":
+            return StorageError(f"{where}: there is no such bucket; correct the name, or create it")
+        return StorageError(f"{where}: {operation} failed: {one_line(error)}")
+
+    def head(self, bucket: str, key: str) -> Found | None:
+        """Return an object's size and stamp, ``None`` where there is none."""
+        try:
+            return self._call("head_object", bucket, key, partial(_found, key), Key=key, **self._payer)
+        except FileNotFoundError:
+            return None
+
+    def get(self, bucket: str, key: str, start: int, stop: int, stamp: str) -> bytes:
+        """Return bytes ``start`` to ``stop`` of the object that has the stamp."""
+        condition = {"IfMatch": stamp} if stamp else {}
+        kwargs = {"Key": key, "Range": f"bytes={start}-{stop - 1}", **condition, **self._payer}
+        return self._call("get_object", bucket, key, partial(_body, stop - start), **kwargs)
+
+    def read(self, bucket: str, key: str) -> tuple[bytes, str] | None:
+        """Return a small object's content and stamp, ``None`` where there is none."""
+
+        def content(answer: Any) -> tuple[bytes, str]:
+            return _body(answer["ContentLength"], answer), answer["ETag"]
+
+        try:
+            return self._call("get_object", bucket, key, content, Key=key, **self._payer)
+        except FileNotFoundError:
+            return None
+
+    def put(self, bucket: str, key: str, content: bytes, only_if: str | None) -> str | None:
+        """Write an object and return its new stamp, ``None`` where the condition does not hold."""
+        condition = {} if only_if is None else {"IfMatch": only_if} if only_if else {"IfNoneMatch": "*"}
+        kwargs = {"Key": key, "Body": content, **condition, **self._crypt, **self._payer}
+        try:
+            return self._call("put_object", bucket, key, lambda answer: str(answer["ETag"]), **kwargs)
+        except RefusedError:
+            return None
+        except FileNotFoundError:
+            # What was to be replaced is gone.
+            return None
+
+    def page(self, bucket: str, prefix: str, delimiter: str, token: str) -> Page:
+        """Return up to a thousand of the objects whose keys begin with ``prefix``."""
+        more = {"ContinuationToken": token} if token else {}
+        kwargs = {"Prefix": prefix, "Delimiter": delimiter, **more, **self._payer}
+
+        def read(answer: Any) -> Page:
+            found = [
+                Found(one["Key"], one["Size"], one["ETag"], one["LastModified"].timestamp())
+                for one in answer.get("Contents", ())
+            ]
+            folders = [one["Prefix"] for one in answer.get("CommonPrefixes", ())]
+            return Page(found, folders, str(answer.get("NextContinuationToken", "")))
+
+        return self._call("list_objects_v2", bucket, prefix, read, **kwargs)
+
+    def delete(self, bucket: str, keys: Sequence[str], only_if: str = "") -> None:
+        """Delete objects; those that do not exist, or have another stamp, are left alone."""
+        if only_if:
+            for key in keys:
+                try:
+                    self._call("delete_object", bucket, key, bool, Key=key, IfMatch=only_if, **self._payer)
+                except (RefusedError, FileNotFoundError):
+                    continue
+            return
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            some = keys[start : start + _KEYS_AT_ONCE]
+            told = {"Objects": [{"Key": key} for key in some], "Quiet": True}
+
+            self._call(
+                "delete_objects", bucket, some[0], partial(_all_gone, bucket), Delete=told, **self._payer
+            )
+
+    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> None:
+        """Copy an object of up to 5 GB; larger ones are never copied here."""
+        source = {"Bucket": bucket, "Key": key}
+        kwargs = {"Key": to_key, "CopySource": source, **self._crypt, **self._payer}
+        self._call("copy_object", to_bucket, to_key, bool, **kwargs)
+
+    def upload(self, bucket: str, key: str) -> S3Upload:
+        """Begin an object that is sent in parts."""
+        kwargs = {"Key": key, **self._crypt, **self._payer}
+        upload_id = self._call("create_multipart_upload", bucket, key, lambda a: str(a["UploadId"]), **kwargs)
+        return S3Upload(self, bucket, key, upload_id)
+
+    def part(self, bucket: str, key: str, upload_id: str, number: int, content: bytes) -> str:
+        """Send one part of an upload and return its ETag."""
+        kwargs = {"Key": key, "UploadId": upload_id, "PartNumber": number, "Body": content, **self._payer}
+        return self._call("upload_part", bucket, key, lambda answer: str(answer["ETag"]), **kwargs)
+
+    def held_bytes(self, bucket: str, key: str, token: str) -> int | None:
+        """Return the bytes sent by an upload that is not finished, ``None`` where there is none."""
+        upload_id, _ = _upload(token)
+        total, marker = 0, 0
+        try:
+            while True:
+                kwargs = {"Key": key, "UploadId": upload_id, "PartNumberMarker": marker, **self._payer}
+                answer = self._call("list_parts", bucket, key, dict, **kwargs)
+                total += sum(part["Size"] for part in answer.get("Parts", ()))
+                if not answer.get("IsTruncated"):
+                    return int(total)
+                marker = answer["NextPartNumberMarker"]
+        except FileNotFoundError:
+            return None
+
+    def finish(self, bucket: str, key: str, token: str) -> None:
+        """Finish an upload.
+
+        Raises:
+            FileNotFoundError: there is none, for it was finished or given up before.
+        """
+        upload_id, etags = _upload(token)
+        parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, 1)]
+        kwargs = {"Key": key, "UploadId": upload_id, "MultipartUpload": {"Parts": parts}, **self._payer}
+        self._call("complete_multipart_upload", bucket, key, bool, **kwargs)
+
+    def open_uploads(self, bucket: str, prefix: str) -> list[tuple[str, str]]:
+        """Return key and id of each upload that is not finished."""
+        found: list[tuple[str, str]] = []
+        markers: dict[str, str] = {}
+        while True:
+            answer = self._call("list_multipart_uploads", bucket, prefix, dict, Prefix=prefix, **markers)
+            found += [(one["Key"], one["UploadId"]) for one in answer.get("Uploads", ())]
+            if not answer.get("IsTruncated"):
+                return found
+            markers = {
+                "KeyMarker": answer["NextKeyMarker"],
+                "UploadIdMarker": answer["NextUploadIdMarker"],
+            }
+
+    def abort(self, bucket: str, key: str, upload_id: str) -> None:
+        """Give up an upload; nothing happens where there is none."""
+        try:
+            kwargs = {"Key": key, "UploadId": upload_id, **self._payer}
+            self._call("abort_multipart_upload", bucket, key, bool, **kwargs)
+        except FileNotFoundError:
+            return
+
+
+class S3Upload:
+    """An upload of this process."""
+
+    def __init__(self, store: S3, bucket: str, key: str, upload_id: str) -> None:
+        self._store, self._to, self._id = store, (bucket, key), upload_id
+        self._etags: list[str] = []
+        self._lock = threading.Lock()
+
+    def part(self, content: bytes) -> None:
+        """Send the next part."""
+        with self._lock:
+            self._etags.append(self._store.part(*self._to, self._id, len(self._etags) + 1, content))
+
+    def finish(self) -> None:
+        """Make the object visible."""
+        try:
+            self._store.finish(*self._to, self.token())
+        except FileNotFoundError:
+            # Nobody else knows of it: an earlier try was carried out, and its answer was lost.
+            return
+
+    def abort(self) -> None:
+        """Give it up."""
+        self._store.abort(*self._to, self._id)
+
+    def token(self) -> str:
+        """Return the upload's id and the ETags of its parts."""
+        return ",".join([self._id, *(etag.strip('"') for etag in self._etags)])
+
+
+def _upload(token: str) -> tuple[str, list[str]]:
+    upload_id, *etags = token.split(",")
+    return upload_id, etags
+
+
+def _all_gone(bucket: str, answer: Any) -> None:
+    for failed in answer.get("Errors", ()):
+        text = f"s3://{bucket}/{failed['Key']}: cannot be removed: {failed['Code']}"
+        raise TransientError(text) if failed["Code"] in _PASSING else StorageError(text)
+
+
+def _found(key: str, answer: Any) -> Found:
+    return Found(key, answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp())
+
+
+def _body(size_bytes: int, answer: Any) -> bytes:
+    content = bytes(answer["Body"].read())
+    if len(content) != size_bytes:
+        raise TransientError(f"{len(content)} of {size_bytes} bytes arrived")
+    return content

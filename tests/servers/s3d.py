@@ -1,0 +1,162 @@
+"""S3 on a free port of the loopback: moto, with what it lacks of S3's documented conditions.
+
+moto checks ``If-None-Match: *`` and ``If-Match`` on PutObject, ``If-None-Match: *`` on
+CompleteMultipartUpload and ``If-Match`` on DeleteObject, but check and change are not one step: with threads
+switched every microsecond, in 9 of 300 rounds two of four writers won, and in 14 one was answered with 500.
+Here requests run one at a time, their bodies read beforehand.
+
+moto ignores these, which are checked here: ``If-Match`` on CompleteMultipartUpload, both on CopyObject,
+``x-amz-copy-source-if-match``, and ``If-Match: *`` on DeleteObject (it would compare the star with the ETag).
+DeleteObjects with an ETag, ignored as well, is answered with 501. These checks come before IAM's.
+
+Still lacking: 409 ConditionalRequestConflict, and ``If-Match`` on HeadObject without quotes. Completing an
+upload that is the object already succeeds whatever the conditions. Signatures and permissions are checked
+only with ``INITIAL_NO_AUTH_ACTION_COUNT``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
+from moto.s3.exceptions import S3ClientError
+from moto.s3.models import s3_backends
+from werkzeug.serving import make_server
+
+Environ = dict[str, Any]
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+_STATUS = {
+    "IncompleteBody": "400 Bad Request",
+    "NoSuchKey": "404 Not Found",
+    "PreconditionFailed": "412 Precondition Failed",
+    "NotImplemented": "501 Not Implemented",
+}
+
+
+class Handler(MotoRequestHandler):
+    """Keeps connections open, and is silent."""
+
+    protocol_version = "HTTP/1.1"
+    # Head and body leave in two writes; without this, each answer waits 40 ms for an acknowledgement.
+    disable_nagle_algorithm = True
+
+    def handle_expect_100(self) -> bool:
+        """Leave it to werkzeug, which says it as well."""
+        return True
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing."""
+
+
+class Conditions:
+    """One request at a time, after the conditions that moto does not know."""
+
+    def __init__(self, app: Callable[[Environ, StartResponse], Iterable[bytes]]) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if not _read_body(environ):
+            return _refuse("IncompleteBody", start_response)
+        with self._lock:
+            code = _refusal(environ)
+            return _refuse(code, start_response) if code else self._app(environ, start_response)
+
+
+def _read_body(environ: Environ) -> bool:
+    """Take the whole body off the connection; False if its sender died meanwhile."""
+    length = environ.get("CONTENT_LENGTH")
+    chunked = "chunked" in environ.pop("HTTP_TRANSFER_ENCODING", "").lower()
+    try:
+        body = environ["wsgi.input"].read(-1 if chunked else int(length or 0))
+    except OSError:
+        return False
+    environ.pop("wsgi.input_terminated", None)
+    environ["wsgi.input"] = io.BytesIO(body)
+    environ["CONTENT_LENGTH"] = str(len(body))
+    return chunked or len(body) == int(length or 0)
+
+
+def _refuse(code: str, start_response: StartResponse) -> list[bytes]:
+    body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code></Error>".encode()
+    start_response(_STATUS[code], [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def _refusal(environ: Environ) -> str:
+    """The code of the error that S3 would answer with where moto would not; else an empty string."""
+    bucket, _, key = (
+        environ["PATH_INFO"].encode("latin-1").decode(errors="replace").lstrip("/").partition("/")
+    )
+    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    method = environ["REQUEST_METHOD"]
+    match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
+    if method == "POST" and "delete" in query and not key:
+        return "NotImplemented" if b"<ETag>" in environ["wsgi.input"].getvalue() else ""
+    if method == "POST" and "uploadId" in query:
+        upload = query["uploadId"][0]
+        return "" if _completed(bucket, key, upload) else _unmet(bucket, key, match, none_match)
+    if method == "DELETE" and match == "*":
+        # moto would compare the star with the ETag.
+        del environ["HTTP_IF_MATCH"]
+        return _unmet(bucket, key, match, None)
+    source = environ.get("HTTP_X_AMZ_COPY_SOURCE")
+    if method != "PUT" or not source:
+        return ""
+    source_match = environ.get("HTTP_X_AMZ_COPY_SOURCE_IF_MATCH")
+    from_bucket, _, from_key = unquote(source.partition("?")[0]).lstrip("/").partition("/")
+    unmet = _unmet(from_bucket, from_key, source_match, None)
+    # A part is copied into an upload, not onto an object.
+    return unmet or ("" if "uploadId" in query else _unmet(bucket, key, match, none_match))
+
+
+def _object(bucket: str, key: str) -> Any:
+    try:
+        return s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_object(bucket, key)
+    except S3ClientError:
+        return None
+
+
+def _completed(bucket: str, key: str, upload: str) -> bool:
+    """Whether this upload is the object already: completing it once more changes nothing."""
+    there = _object(bucket, key)
+    return bool(there is not None and there.multipart and there.multipart.id == upload)
+
+
+def _unmet(bucket: str, key: str, match: str | None, none_match: str | None) -> str:
+    there = _object(bucket, key)
+    if match and there is None:
+        return "NoSuchKey"
+    if match and match != "*" and match.strip('"') != there.etag.strip('"'):
+        return "PreconditionFailed"
+    return "PreconditionFailed" if none_match == "*" and there is not None else ""
+
+
+def main() -> None:
+    """Serve until standard input ends, so that a killed test leaves nothing behind."""
+    app = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, Conditions(app), threaded=True, request_handler=Handler)
+    print(f"http://127.0.0.1:{server.port}", flush=True)
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A whole night in buckets, of both stores, against what plain pyarrow and one ``Model.predict`` say."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from job import launch, objects, options, output, storage, verify
+from job.errors import OutputConflictError, UsageError
+from job.report import RunReport
+from job.rescoring import Tolerance
+from tests.nights import dense, features, matrix, saved
+from tests.servers import stores
+from tests.servers.clients import BUCKET, gcs_way, s3_way
+
+ROWS = 120
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of an empty bucket that this process reaches."""
+    patch = pytest.MonkeyPatch()
+    with gcs_way() if request.param == "gs" else s3_way() as way:
+        endpoints = (None, way.store) if request.param == "gs" else (way.store, None)
+        stores.apply(patch, stores.environment(*endpoints))
+        objects._stores.clear()
+        yield f"{request.param}://{BUCKET}"
+    objects._stores.clear()
+    patch.undo()
+
+
+def upload(path: str, table: pa.Table) -> None:
+    content = io.BytesIO()
+    pq.write_table(table, content, row_group_size=40)
+    storage.write_atomic(path, content.getvalue())
+
+
+@pytest.fixture
+def night(bucket: str, tmp_path: Path) -> str:
+    """A folder with a model and three shards of 120 rows, the first of which has a null."""
+    top = f"{bucket}/{tmp_path.name}"
+    storage.write_atomic(f"{top}/m.keras", saved(dense(), tmp_path / "m.keras").read_bytes())
+    for day in range(3):
+        table = features(ROWS, seed=day, first_id=day * ROWS)
+        if day == 0:
+            values = [None if i == 50 else value for i, value in enumerate(table["f1"].to_pylist())]
+            table = table.set_column(2, "f1", pa.array(values, pa.float32()))
+        upload(f"{top}/in/ds=2013-12-0{day + 1}/a b#%.parquet", table)
+    return top
+
+
+def score(top: str, *flags: str, split_rows: int = 40) -> launch.Outcome:
+    spec, beam_args = options.parse(
+        [
+            f"--input={top}/in/ds=2013-12-*",
+            f"--model={top}/m.keras",
+            f"--output={top}/out",
+            *("--keys=id", f"--split_rows={split_rows}", "--batch_size=64", *flags),
+        ]
+    )
+    return launch.score(spec, beam_args, announce=lambda line: None)
+
+
+def published(top: str) -> pa.Table:
+    """The visible files below ``out/``, in order."""
+    infos = storage.tree(f"{top}/out")
+    visible = [i.path for i in infos if not any(x[0] in "_." for x in i.path.split("/out/")[1].split("/"))]
+    return pa.concat_tables([pq.ParquetFile(storage.parquet_source(path)).read() for path in visible])
+
+
+def is_oracle(table: pa.Table, tmp_path: Path) -> None:
+    """Compare with every shard's rows, but for the one with a null."""
+    import keras
+
+    rows = pa.concat_tables([features(ROWS, seed=day, first_id=day * ROWS) for day in range(3)])
+    rows = rows.filter(pa.compute.not_equal(rows["id"], 50))
+    expected = keras.models.load_model(tmp_path / "m.keras").predict(matrix(rows), verbose=0)[:, 0]
+    assert table["id"].to_pylist() == rows["id"].to_pylist()
+    np.testing.assert_allclose(table.column(1).to_numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def check_whole(top: str, report: RunReport, tmp_path: Path) -> None:
+    assert (report.rows_scored, report.rows_rejected) == (3 * ROWS - 1, 1)
+    is_oracle(published(top), tmp_path)
+    names = storage.names(f"{top}/out")
+    assert names == [
+        *("_SUCCESS", "_manifest.json", "_rejected", "_report.html", "_report.json"),
+        *(f"ds=2013-12-0{day}" for day in (1, 2, 3)),
+    ]
+    client = objects.store(top.partition("://")[0])._client
+    assert client.open_uploads(BUCKET, "") == []
+    found = verify.verify(f"{top}/out", sample_rows=verify.ALL, seed=0, tolerance=Tolerance(1e-5, 1e-6))
+    assert found.is_right, list(verify.lines(found))
+
+
+def test_a_night_from_bucket_to_bucket(night: str, tmp_path: Path) -> None:
+    first = score(night)
+    check_whole(night, first.report, tmp_path)
+    again = score(night)
+    assert again.already_published
+    assert again.report.run_id == first.report.run_id
+    with pytest.raises(OutputConflictError, match="holds run"):
+        score(night, split_rows=120)
+    replaced = score(night, "--if_exists=replace", split_rows=120)
+    assert replaced.report.run_id != first.report.run_id
+    check_whole(night, replaced.report, tmp_path)
+
+
+def test_what_has_a_receipt_is_not_scored_again(
+    night: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from job import scoring, worker
+
+    real, scored = scoring.score_split, list[str]()
+
+    def failing(split: object, *args: object) -> object:
+        name = getattr(split, "name", "")
+        if len(scored) == 4:
+            raise MemoryError("as if it had died")
+        scored.append(name)
+        return real(split, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "score_split", failing)
+        with pytest.raises(Exception, match="as if it had died"):
+            score(night)
+    assert output.published(f"{night}/out") is None
+    report = score(night).report
+    assert report.splits_reused >= 3
+    check_whole(night, report, tmp_path)
+
+
+def test_a_bucket_that_is_not_there_is_told_in_one_line(bucket: str, tmp_path: Path) -> None:
+    scheme = bucket.partition("://")[0]
+    with pytest.raises(Exception, match=rf"{scheme}://nowhere-at-all.*no such bucket"):
+        storage.tree(f"{scheme}://nowhere-at-all/x")
+    with pytest.raises(UsageError, match="names no bucket"):
+        storage.absolute(f"{scheme}://")
