@@ -176,27 +176,50 @@ def _text(fault: RowFault) -> str:
 def _fill_nulls(piece: pa.RecordBatch, binding: Binding, policy: RowPolicy) -> pa.RecordBatch:
     if policy.on_null in ("reject", "fail"):
         return piece
-    text = policy.on_null.removeprefix("fill=")
     for name in binding.columns:
         column = piece.column(name)
-        if not column.null_count:
+        if not column.null_count or _has_cells_of_many(column.type):
             continue
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if pa.types.is_nested(column.type):
-            continue
         try:
             if policy.on_null == "nan" and not pa.types.is_floating(column.type):
                 column = column.cast(pa.float64(), safe=False)
-            column = pc.fill_null(column, pa.scalar(text).cast(column.type))
+            column = pc.fill_null(column, _filling(policy.on_null, column.type))
         except (pa.ArrowException, ValueError) as e:
-            kind = piece.column(name).type
-            raise DataError(
-                f"--on_null={policy.on_null}: column {name} is {kind}, which cannot hold it: "
-                f"{one_line(e)}; give another value, or --on_null=reject"
-            ) from e
+            raise DataError(_cannot_hold(policy.on_null, name, piece.column(name).type, e)) from e
         piece = piece.set_column(piece.schema.get_field_index(name), name, column)
     return piece
+
+
+def unfillable(schema: pa.Schema, binding: Binding, on_null: str) -> tuple[str, ...]:
+    """Return which columns cannot hold the value that ``--on_null=fill=VALUE`` gives, one line a column."""
+    lines = []
+    for name in binding.columns if on_null.startswith("fill=") else ():
+        if name not in schema.names or _has_cells_of_many(schema.field(name).type):
+            continue
+        kind = schema.field(name).type
+        try:
+            _filling(on_null, kind.value_type if pa.types.is_dictionary(kind) else kind)
+        except (pa.ArrowException, ValueError) as e:
+            lines.append(_cannot_hold(on_null, name, kind, e))
+    return tuple(lines)
+
+
+def _has_cells_of_many(kind: pa.DataType) -> bool:
+    """Say whether a null of such a column stands for more than one value: it is not filled, but rejected."""
+    return bool(pa.types.is_nested(kind)) or isinstance(kind, pa.BaseExtensionType)
+
+
+def _filling(on_null: str, kind: pa.DataType) -> pa.Scalar:
+    return pa.scalar(on_null.removeprefix("fill=")).cast(kind)
+
+
+def _cannot_hold(on_null: str, name: str, kind: pa.DataType, error: Exception) -> str:
+    return (
+        f"--on_null={on_null}: column {name} is {kind}, which cannot hold it: {one_line(error)}; give "
+        f"another value, or --on_null=reject"
+    )
 
 
 def predict_around(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from job.binding import Binding
 from job.errors import DataError, SchemaError
-from job.rejects import Rejects, RowPolicy, predict_around, sift, with_extras
+from job.rejects import Rejects, RowPolicy, predict_around, sift, unfillable, with_extras
 from job.spec import CodedStrings, Feed, InputSpec, ScoringSpec, Shard, Split, Tensor
 
 SPLIT = Split("a", Shard("/in/a.parquet", 1, "1"), (0,), 100, 6)
@@ -73,6 +73,31 @@ def test_nulls_of_strings_and_dictionaries_are_filled() -> None:
 def test_a_filling_that_the_column_cannot_hold_is_named() -> None:
     with pytest.raises(DataError, match=r"--on_null=fill=x: column a is double, which cannot hold it"):
         sift(batch(), 100, BINDING, Rejects(SPLIT, policy(on_null="fill=x")))
+
+
+def test_which_columns_cannot_hold_a_filling() -> None:
+    schema = pa.schema(
+        {
+            "a": pa.int8(),
+            "b": pa.dictionary(pa.int32(), pa.string()),
+            "c": pa.list_(pa.float32(), 2),
+            "d": pa.fixed_shape_tensor(pa.float32(), (2,)),
+            "e": pa.float64(),
+        }
+    )
+    binding = Binding(tuple(Feed(InputSpec(name, (), "float32"), (name,)) for name in "abcdef"))
+    wrong = {
+        text: [line.split(" column ")[1].split(" is ")[0] for line in unfillable(schema, binding, text)]
+        for text in ("fill=7", "fill=300", "fill=1.5", "fill=x", "nan", "reject")
+    }
+    assert wrong == {
+        "fill=7": [],
+        "fill=300": ["a"],
+        "fill=1.5": ["a"],
+        "fill=x": ["a", "e"],
+        "nan": [],
+        "reject": [],
+    }
 
 
 @pytest.mark.parametrize(
