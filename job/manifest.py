@@ -4,13 +4,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from job import staging
 from job.errors import OutputConflictError
 from job.spec import Receipt, Run
 
 _FORMAT = 1
+
+# What of a manifest is needed to verify its night: a type, or types, for each field.
+_ENTRY: Final = {
+    "path": str,
+    "rows": int,
+    "bytes": int,
+    "sha256": str,
+    "shard": str,
+    "shard_bytes": int,
+    "shard_stamp": str,
+    "partition": dict,
+    "row_groups": [int],
+    "first_row": int,
+    "split_rows": int,
+}
+_SCORING: Final = {
+    "feeds": [{"input": str, "dtype": str, "shape": [(int, type(None))], "columns": [str]}],
+    "casts": dict,
+    "keys": [str],
+    "predictions": [str],
+    "on_null": str,
+    "on_nonfinite": str,
+    "device": str,
+}
+_NIGHT: Final = {
+    "run_id": str,
+    "rows_read": int,
+    "rows_scored": int,
+    "rows_rejected": int,
+    "files": [_ENTRY],
+    "rejected_files": [_ENTRY],
+    "rejected_shards": [{"shard": str, "error": str}],
+    "model": {"path": str, "weights": (str, type(None)), "trusted": bool, "sha256": str},
+    "scoring": _SCORING,
+}
+_KINDS: Final = {str: "text", int: "a count", bool: "true or false", dict: "an object"}
 
 
 def compose(run: Run, receipts: Sequence[Receipt]) -> str:
@@ -84,15 +120,62 @@ def parse(content: bytes, where: str) -> dict[str, Any]:
     """
     try:
         manifest = dict(json.loads(content))
-        run_id, paths = manifest["run_id"], [entry["path"] for entry in entries(manifest)]
+        told = [(entry["path"], entry["bytes"], entry["sha256"]) for entry in entries(manifest)]
+        is_one = isinstance(manifest["run_id"], str) and all(
+            isinstance(path, str) and isinstance(size, int) and isinstance(digest, str)
+            for path, size, digest in told
+        )
     except (ValueError, TypeError, KeyError):
-        run_id, paths = None, []
-    if not isinstance(run_id, str) or not all(isinstance(path, str) for path in paths):
+        is_one, told = False, []
+    if not is_one:
         raise OutputConflictError(
             f"{where}: it is no manifest of this job; move it away or choose another --output"
         )
-    check_inside(paths, where)
+    check_inside([path for path, _, _ in told], where)
     return manifest
+
+
+def check_shape(manifest: Mapping[str, Any], where: str) -> None:
+    """Check that a manifest has every field that is needed to verify its night.
+
+    Raises:
+        OutputConflictError: a field is absent or of another type; the message names it, and ``where``.
+    """
+    fault = _fault(manifest, _NIGHT, "it") or next(
+        (
+            f"files[{i}].row_groups is {entry['row_groups']!r}, not the first and the last"
+            for i, entry in enumerate(manifest["files"])
+            if len(entry["row_groups"]) != 2 and entry["rows"]
+        ),
+        "",
+    )
+    if fault:
+        raise OutputConflictError(
+            f"{where}: {fault}; somebody changed it: put it back as it was, or score the night anew with "
+            f"--if_exists=replace"
+        )
+
+
+def _fault(value: object, shape: Any, name: str) -> str:
+    """Return what is wrong with a value; empty where it has a shape as in ``_NIGHT``."""
+    if isinstance(shape, dict) and isinstance(value, dict):
+        of = "" if name == "it" else f"{name}."
+        inner = (_fault(value.get(key), kind, f"{of}{key}") for key, kind in shape.items())
+    elif isinstance(shape, list) and isinstance(value, list):
+        inner = (_fault(item, shape[0], f"{name}[{i}]") for i, item in enumerate(value))
+    elif isinstance(shape, dict | list):
+        return f"{name} is {_shown(value)}, not {'an object' if isinstance(shape, dict) else 'a list'}"
+    else:
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        if isinstance(value, kinds) and not (isinstance(value, int) and value < 0):
+            return ""
+        return f"{name} is {_shown(value)}, not {_KINDS[kinds[0]]}"
+    return next(filter(None, inner), "")
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return "absent" if value is None else text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def check_inside(paths: Sequence[str], where: str) -> None:

@@ -64,8 +64,9 @@ def check(
     loaded = model.acquire(reference, device=spec.device, threads=threads)
     bound, binding, unbound = _bind(spec, shards, footers, schemas, loaded.signature, wrong)
     where = "the first shard" if bound == 0 else shards[bound].path
-    wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec.keys)}
-    if wrong and spec.on_bad_shard == "fail":
+    wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec)}
+    # The shard that was bound fits the model: what is wrong with it is the flag's fault, and no bad shard's.
+    if wrong and (spec.on_bad_shard == "fail" or bound in wrong):
         kind = ShardError if all(footers[i].error for i in wrong) else SchemaError
         raise kind(_grouped(wrong, shards))
     loaded.build([feed.input for feed in binding.feeds])
@@ -158,12 +159,14 @@ def describe(signature: Signature) -> str:
 
 
 def _mismatches(
-    schemas: Mapping[int, pa.Schema], bound: pa.Schema, where: str, binding: Binding, keys: Sequence[str]
+    schemas: Mapping[int, pa.Schema], bound: pa.Schema, where: str, binding: Binding, spec: ScoringSpec
 ) -> dict[int, tuple[str, ...]]:
     """Return what is wrong with each shard that does not fit, by its place among the shards.
 
     ``bound`` is the schema of the shard that was bound, ``where`` what that shard is called.
     """
+    from job.rejects import unfillable
+
     known: list[tuple[pa.Schema, tuple[str, ...]]] = []
     wrong: dict[int, tuple[str, ...]] = {}
     for i, schema in schemas.items():
@@ -171,9 +174,10 @@ def _mismatches(
         lines = next((lines for seen, lines in known if seen.equals(schema)), None)
         if lines is None:
             lines = (
-                *mismatches(schema, binding, keys),
-                *_key_types(schema, bound, where, keys),
+                *mismatches(schema, binding, spec.keys),
+                *_key_types(schema, bound, where, spec.keys),
                 *_cast_types(schema, bound, where, binding),
+                *unfillable(schema, binding, spec.on_null),
             )
             known.append((schema, lines))
         if lines:

@@ -113,6 +113,11 @@ class Rejects:
         """Return whether this split alone rejects more than the whole run may."""
         return self.rows > self.policy.most_rows
 
+    @property
+    def most_model_errors(self) -> int:
+        """Return how many rows more the model may fail on before the run is lost."""
+        return 0 if self.policy.failing_flag(MODEL_ERROR) else self.policy.most_rows - self.rows
+
     def tables(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         """Yield the rejected rows of a split's batches, with all columns and the reasons.
 
@@ -171,33 +176,62 @@ def _text(fault: RowFault) -> str:
 def _fill_nulls(piece: pa.RecordBatch, binding: Binding, policy: RowPolicy) -> pa.RecordBatch:
     if policy.on_null in ("reject", "fail"):
         return piece
-    text = policy.on_null.removeprefix("fill=")
     for name in binding.columns:
         column = piece.column(name)
-        if not column.null_count:
+        if not column.null_count or _has_cells_of_many(column.type):
             continue
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if pa.types.is_nested(column.type):
-            continue
         try:
             if policy.on_null == "nan" and not pa.types.is_floating(column.type):
                 column = column.cast(pa.float64(), safe=False)
-            column = pc.fill_null(column, pa.scalar(text).cast(column.type))
+            column = pc.fill_null(column, _filling(policy.on_null, column.type))
         except (pa.ArrowException, ValueError) as e:
-            kind = piece.column(name).type
-            raise DataError(
-                f"--on_null={policy.on_null}: column {name} is {kind}, which cannot hold it: "
-                f"{one_line(e)}; give another value, or --on_null=reject"
-            ) from e
+            raise DataError(_cannot_hold(policy.on_null, name, piece.column(name).type, e)) from e
         piece = piece.set_column(piece.schema.get_field_index(name), name, column)
     return piece
 
 
+def unfillable(schema: pa.Schema, binding: Binding, on_null: str) -> tuple[str, ...]:
+    """Return which columns cannot hold the value that ``--on_null=fill=VALUE`` gives, one line a column."""
+    lines = []
+    for name in binding.columns if on_null.startswith("fill=") else ():
+        if name not in schema.names or _has_cells_of_many(schema.field(name).type):
+            continue
+        kind = schema.field(name).type
+        try:
+            _filling(on_null, kind.value_type if pa.types.is_dictionary(kind) else kind)
+        except (pa.ArrowException, ValueError) as e:
+            lines.append(_cannot_hold(on_null, name, kind, e))
+    return tuple(lines)
+
+
+def _has_cells_of_many(kind: pa.DataType) -> bool:
+    """Say whether a null of such a column stands for more than one value: it is not filled, but rejected."""
+    return bool(pa.types.is_nested(kind)) or isinstance(kind, pa.BaseExtensionType)
+
+
+def _filling(on_null: str, kind: pa.DataType) -> pa.Scalar:
+    return pa.scalar(on_null.removeprefix("fill=")).cast(kind)
+
+
+def _cannot_hold(on_null: str, name: str, kind: pa.DataType, error: Exception) -> str:
+    return (
+        f"--on_null={on_null}: column {name} is {kind}, which cannot hold it: {one_line(error)}; give "
+        f"another value, or --on_null=reject"
+    )
+
+
 def predict_around(
-    tensors: Sequence[Tensor], rows: int, predict: Callable[[Sequence[Tensor]], list[np.ndarray]]
+    tensors: Sequence[Tensor],
+    rows: int,
+    predict: Callable[[Sequence[Tensor]], list[np.ndarray]],
+    most_bad: int,
 ) -> tuple[list[np.ndarray], dict[int, str]]:
     """Predict a batch, leaving out the rows that the model fails on.
+
+    A model that fails on every row would take two predictions for each of them. So it ends as soon as more
+    than ``most_bad`` rows are found, from the front; what was predicted by then is of no use.
 
     Returns:
         One array per output for the rows that were predicted, in order, and the failing rows' positions in
@@ -213,8 +247,11 @@ def predict_around(
         if rows == 1:
             return [], {0: one_line(e, most=1000)}
     middle = rows // 2
-    left, bad_left = predict_around([slice_of(t, 0, middle) for t in tensors], middle, predict)
-    right, bad_right = predict_around([slice_of(t, middle, rows) for t in tensors], rows - middle, predict)
+    left, bad_left = predict_around([slice_of(t, 0, middle) for t in tensors], middle, predict, most_bad)
+    if len(bad_left) > most_bad:
+        return left, bad_left
+    rest = [slice_of(t, middle, rows) for t in tensors]
+    right, bad_right = predict_around(rest, rows - middle, predict, most_bad - len(bad_left))
     bad = {**bad_left, **{middle + row: error for row, error in bad_right.items()}}
     if not left or not right:
         return left or right, bad

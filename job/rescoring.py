@@ -156,7 +156,7 @@ class Rescorer:
 
     def _published(self, entry: Mapping[str, Any], rows: NDArray[np.int64]) -> pa.RecordBatch:
         with pq.ParquetFile(storage.parquet_source(storage.join(self._output, entry["path"]))) as file:
-            found = list(_taken(file.iter_batches(_CHUNK_ROWS), rows))
+            found = list(_taken(_valid(file.iter_batches(_CHUNK_ROWS)), rows))
         return pa.Table.from_batches(found).combine_chunks().to_batches()[0]
 
     def _predicted(
@@ -198,6 +198,13 @@ def _taken(batches: Iterator[pa.RecordBatch], rows: NDArray[np.int64]) -> Iterat
             plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in taken.columns]
             yield pa.RecordBatch.from_arrays(plain, names=taken.schema.names)
         start += batch.num_rows
+
+
+def _valid(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        # Of a damaged file, codes may lead out of the dictionary, where Arrow follows them.
+        batch.validate(full=True)
+        yield batch
 
 
 def _unequal(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:

@@ -211,19 +211,24 @@ def _predict(
 
     Returns:
         The positions of the rows that were predicted, ``None`` for all of them, and their prediction
-        columns; no columns where no row is left.
+        columns; no columns where no row is left, or more rows are bad than the run may reject.
     """
     first_row = split.first_row + tally.rows
     begin = time.perf_counter()
     good, tensors = sift(piece, first_row, task.binding, rejects)
+    if rejects.too_many:
+        return None, []
     bound = time.perf_counter()
     rows = piece.num_rows if good is None else len(good)
     # Not filled up to a size that did not fit the memory before.
     steady_rows = loaded.batch.within(tally.batch_rows)
-    outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows))
+    most_bad = rejects.most_model_errors
+    outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows), most_bad)
     for position, error in bad.items():
         row = position if good is None else int(good[position])
         rejects.add([first_row + row], MODEL_ERROR, error)
+    if len(bad) > most_bad:
+        return None, []
     if bad:
         good = np.delete(np.arange(rows) if good is None else good, list(bad))
     outputs, good = _finite_only(outputs, good, first_row, task, rejects, tally)

@@ -76,24 +76,28 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
         raise UsageError(
             f"{folder}: it holds no published night; without _SUCCESS there is nothing to verify"
         )
-    if "feeds" not in night.get("scoring", {}):
+    if "feeds" not in (night.get("scoring") or {}):
         raise UsageError(f"{folder}: an older version of this job wrote it, whose manifest tells too little")
+    manifest.check_shape(night, storage.join(folder, output.MANIFEST))
     findings = [*_counts(night), *_strangers(folder, night)]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
         entries = manifest.entries(night)
         digests = {entry["sha256"]: entry["path"] for entry in entries}
         told = list(pool.map(lambda entry: _file(folder, night["run_id"], entry, digests), entries))
-        findings += [line for lines in told for line in lines]
+        findings += [line for lines, _ in told for line in lines]
         if sample_rows:
             findings += [line for lines in pool.map(_shard, *_by_shard(night)) for line in lines]
-    # What is wrong with a file need not be told of each of its rows.
-    whole = [entry for entry, lines in zip(night["files"], told, strict=False) if not lines]
+    # Which rows of a changed file differ is worth knowing, as long as they can be told one by one.
+    whole = [entry for entry, (_, has_its_rows) in zip(night["files"], told, strict=False) if has_its_rows]
+    changed = {entry["path"] for entry, (lines, _) in zip(entries, told, strict=True) if lines}
     again, different, differences = 0, 0, list[Difference]()
     rescorer = _rescorer(folder, night, findings) if sample_rows else None
     for entry, rows in _sample(whole, sample_rows, seed) if rescorer else ():
         try:
             wrong, shown = cast(Rescorer, rescorer).differences(entry, rows, tolerance)
-        except (JobError, pa.ArrowException, OSError, KeyError) as e:
+        except (JobError, pa.ArrowException, OSError, LookupError, ValueError, TypeError) as e:
+            if entry["path"] in changed:
+                continue
             findings.append(f"{entry['path']}: it cannot be scored again: {one_line(e)}")
             continue
         again += len(rows)
@@ -137,29 +141,35 @@ def _strangers(folder: str, night: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: the manifest does not name it"
 
 
-def _file(folder: str, run_id: str, entry: Mapping[str, Any], digests: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with one file, by itself."""
+def _file(
+    folder: str, run_id: str, entry: Mapping[str, Any], digests: Mapping[str, str]
+) -> tuple[list[str], bool]:
+    """Return what is wrong with one file, by itself, and whether it holds as many rows as it should."""
     name, path = entry["path"], storage.join(folder, entry["path"])
     size = storage.size_bytes(path)
     if size is None:
-        return [f"{name}: it is gone"]
+        return [f"{name}: it is gone"], False
+    wrong = []
     try:
         found = storage.sha256(path)
         if found != entry["sha256"]:
             if (other := digests.get(found)) is not None:
-                return [f"{name}: it holds what {other} should hold"]
+                return [f"{name}: it holds what {other} should hold"], False
             told = f"{size} bytes of SHA-256 {found[:12]}, not {entry['bytes']} of {entry['sha256'][:12]}"
-            return [f"{name}: it was changed: {told}"]
+            wrong.append(f"{name}: it was changed: {told}")
         metadata = pq.read_metadata(storage.footer_source(path))
     except (JobError, OSError, pa.ArrowException) as e:
-        return [f"{name}: it cannot be read: {one_line(e)}"]
-    wrong = []
+        return wrong or [f"{name}: it cannot be read: {one_line(e)}"], False
+    has_its_rows = metadata.num_rows == entry["rows"]
+    # Of a file that was changed anything else may be wrong as well.
+    if wrong:
+        return wrong, has_its_rows
     if metadata.num_rows != entry["rows"]:
         wrong.append(f"{name}: it holds {metadata.num_rows} rows, not {entry['rows']}")
     of_run = (metadata.metadata or {}).get(b"scoring_job.run_id", b"").decode(errors="replace")
     if of_run != run_id:
         wrong.append(f"{name}: it is of run {of_run[:12] or 'none'}, not {run_id[:12]}")
-    return wrong
+    return wrong, has_its_rows
 
 
 def _by_shard(night: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[int]]:

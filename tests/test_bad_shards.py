@@ -245,3 +245,29 @@ def test_an_error_that_passes_rejects_nothing(
     assert not (night.output / "_SUCCESS").exists()
     report = night.score(model, *REJECT)
     assert (report.rows_scored, report.rows_rejected, report.shards_rejected) == (90, 0, 0)
+
+
+@pytest.mark.parametrize("on_bad_shard", ["fail", "reject"])
+def test_a_filling_that_columns_cannot_hold_is_told_before_anything_is_scored(
+    night: Night, model: Path, on_bad_shard: str
+) -> None:
+    """For all columns at once, whether or not there is a null in them."""
+    for i in range(3):
+        night.shard(f"part-{i}", features(20, seed=i))
+    night.shard("part-1", features(20).set_column(2, "f1", pa.array(range(20), pa.int8())))
+    flags = (f"--on_bad_shard={on_bad_shard}", "--keys=id", "--max_rejected=1")
+    with pytest.raises(SchemaError) as told:
+        night.score(model, *flags, "--on_null=fill=none")
+    for name, kind, shards in (("f0", "float", 3), ("f1", "float", 2), ("f1", "int8", 1), ("f3", "float", 3)):
+        line = (
+            rf"--on_null=fill=none: column {name} is {kind}, which cannot hold it: .* in {shards} of 3 shards"
+        )
+        assert told.match(line), line
+    assert list(night.output.rglob("*")) == []
+    # A value that one of three shards cannot hold makes that one a bad one.
+    if on_bad_shard == "reject":
+        assert night.score(model, *flags, "--on_null=fill=300").rows_rejected == 20
+    else:
+        with pytest.raises(SchemaError, match=r"^--on_null=fill=300: column f1 is int8.*in 1 of 3 shards"):
+            night.score(model, *flags, "--on_null=fill=300")
+    assert night.score(model, *flags, "--on_null=fill=30", "--if_exists=replace").rows_scored == 60

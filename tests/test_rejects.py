@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from job.binding import Binding
 from job.errors import DataError, SchemaError
-from job.rejects import Rejects, RowPolicy, predict_around, sift, with_extras
+from job.rejects import Rejects, RowPolicy, predict_around, sift, unfillable, with_extras
 from job.spec import CodedStrings, Feed, InputSpec, ScoringSpec, Shard, Split, Tensor
 
 SPLIT = Split("a", Shard("/in/a.parquet", 1, "1"), (0,), 100, 6)
@@ -73,6 +73,31 @@ def test_nulls_of_strings_and_dictionaries_are_filled() -> None:
 def test_a_filling_that_the_column_cannot_hold_is_named() -> None:
     with pytest.raises(DataError, match=r"--on_null=fill=x: column a is double, which cannot hold it"):
         sift(batch(), 100, BINDING, Rejects(SPLIT, policy(on_null="fill=x")))
+
+
+def test_which_columns_cannot_hold_a_filling() -> None:
+    schema = pa.schema(
+        {
+            "a": pa.int8(),
+            "b": pa.dictionary(pa.int32(), pa.string()),
+            "c": pa.list_(pa.float32(), 2),
+            "d": pa.fixed_shape_tensor(pa.float32(), (2,)),
+            "e": pa.float64(),
+        }
+    )
+    binding = Binding(tuple(Feed(InputSpec(name, (), "float32"), (name,)) for name in "abcdef"))
+    wrong = {
+        text: [line.split(" column ")[1].split(" is ")[0] for line in unfillable(schema, binding, text)]
+        for text in ("fill=7", "fill=300", "fill=1.5", "fill=x", "nan", "reject")
+    }
+    assert wrong == {
+        "fill=7": [],
+        "fill=300": ["a"],
+        "fill=1.5": ["a"],
+        "fill=x": ["a", "e"],
+        "nan": [],
+        "reject": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -173,7 +198,7 @@ class Fussy:
 def test_only_the_rows_to_blame_are_left_out(rows: int, data: st.DataObject) -> None:
     bad = data.draw(st.sets(st.integers(0, rows - 1), max_size=5)) if rows else set()
     model = Fussy(bad)
-    outputs, failed = predict_around([np.arange(rows)], rows, model)  # type: ignore[arg-type]
+    outputs, failed = predict_around([np.arange(rows)], rows, model, rows)  # type: ignore[arg-type]
     good = np.array([i for i in range(rows) if i not in bad])
     assert set(failed) == bad
     assert all(error == "ValueError: do not like it" for error in failed.values())
@@ -189,9 +214,35 @@ def test_only_the_rows_to_blame_are_left_out(rows: int, data: st.DataObject) -> 
 
 def test_one_bad_row_of_sixteen_thousand_takes_few_predictions() -> None:
     model = Fussy({11_111})
-    _, failed = predict_around([np.arange(16_384)], 16_384, model)  # type: ignore[arg-type]
+    _, failed = predict_around([np.arange(16_384)], 16_384, model, 100)  # type: ignore[arg-type]
     assert list(failed) == [11_111]
     assert model.calls == 1 + 2 * 14
+
+
+@given(st.integers(1, 2000), st.integers(0, 2000))
+def test_a_model_that_fails_on_every_row_is_given_up_early(rows: int, most_bad: int) -> None:
+    model = Fussy(set(range(rows)))
+    _, failed = predict_around([np.arange(rows)], rows, model, most_bad)  # type: ignore[arg-type]
+    # From the front, and no more than are needed to see that it is hopeless.
+    assert list(failed) == list(range(min(rows, most_bad + 1)))
+    assert model.calls <= 2 * (most_bad + 1) + math.ceil(math.log2(rows))
+
+
+@given(st.integers(1, 300), st.integers(0, 5), st.data())
+def test_up_to_the_limit_nothing_is_given_up(rows: int, most_bad: int, data: st.DataObject) -> None:
+    bad = data.draw(st.sets(st.integers(0, rows - 1), max_size=8))
+    outputs, failed = predict_around([np.arange(rows)], rows, Fussy(bad), most_bad)  # type: ignore[arg-type]
+    assert list(failed) == sorted(bad)[: most_bad + 1]
+    if len(bad) <= most_bad and len(bad) < rows:
+        np.testing.assert_array_equal(outputs[0], [2 * i for i in range(rows) if i not in bad])
+
+
+@pytest.mark.parametrize(("on_bad_row", "most"), [("reject", 3), ("fail", 0)])
+def test_how_many_rows_more_the_model_may_fail_on(on_bad_row: str, most: int) -> None:
+    rejects = Rejects(SPLIT, policy(most_rows=5, on_bad_row="reject"))
+    rejects.add([101, 102], "null", "why")
+    rejects.policy = policy(most_rows=5, on_bad_row=on_bad_row)
+    assert rejects.most_model_errors == most
 
 
 def test_strings_are_halved_by_code() -> None:
@@ -205,7 +256,7 @@ def test_strings_are_halved_by_code() -> None:
         return [strings.codes]
 
     tensor = CodedStrings(values, np.array([0, 0, 1, 0], np.int32))
-    outputs, failed = predict_around([tensor], 4, predict)  # type: ignore[arg-type]
+    outputs, failed = predict_around([tensor], 4, predict, 4)  # type: ignore[arg-type]
     assert (outputs[0].tolist(), list(failed)) == ([0, 0, 0], [2])
 
 
@@ -214,4 +265,4 @@ def test_an_error_of_our_own_is_no_bad_row() -> None:
         raise SchemaError("no")
 
     with pytest.raises(SchemaError):
-        predict_around([np.arange(4)], 4, predict)
+        predict_around([np.arange(4)], 4, predict, 4)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.errors import DataError
+from job.model import LoadedModel
 from tests.nights import Night, dense, features, matrix, saved, visible
 
 ROWS = 400
@@ -151,3 +152,33 @@ def test_a_row_on_which_the_model_fails_costs_no_neighbour(night: Night) -> None
     np.testing.assert_allclose(
         scored["prediction"].to_numpy(), built.predict(good, verbose=0)[:, 0], rtol=1e-6, atol=1e-7
     )
+
+
+@pytest.mark.parametrize(
+    ("flag", "limit", "found", "message"),
+    [
+        ("--on_bad_row=reject", "0.01", 31, r"31 row\(s\) rejected \(31 model_error\), more than"),
+        ("--on_bad_row=fail", "0.01", 0, r"row 0: .*too hot.*\(model_error\); 1 such row"),
+        ("--on_bad_row=reject", "0", 1, r"1 row\(s\) rejected \(1 model_error\), more than"),
+    ],
+)
+def test_a_model_that_fails_on_every_row_ends_soon_and_leaves_rejects(
+    night: Night, monkeypatch: pytest.MonkeyPatch, flag: str, limit: str, found: int, message: str
+) -> None:
+    built = keras.Sequential([keras.Input((2,)), Refuses(), keras.layers.Dense(1)])
+    table = features(3000, 2)
+    night.shard("a", table.set_column(2, "f1", pa.array(np.full(3000, 1000.0))))
+    path = saved(built, night.folder / "m.keras")
+    real, calls = LoadedModel.predict, [0]
+
+    def counted(*args: Any) -> Any:
+        calls[0] += 1
+        return real(*args)
+
+    monkeypatch.setattr(LoadedModel, "predict", counted)
+    with pytest.raises(DataError, match=message):
+        night.score(path, "--keys=id", "--batch_size=1024", flag, f"--max_rejected={limit}")
+    assert calls[0] <= 2 * (found + 1) + 10
+    kept = [pq.ParquetFile(path).read() for path in (night.output / "_staging").rglob("*.rejected")]
+    assert sum(table.num_rows for table in kept) == found
+    assert all("too hot" in error for table in kept for error in table["_error"].to_pylist())
