@@ -61,7 +61,7 @@ def recount(folder: str, parts: Sequence[staging.PartFile]) -> None:
             if rows != part.rows:
                 raise DataError(
                     f"{part.staged}: it holds {rows} rows, its receipt says {part.rows}; "
-                    f"nothing was published"
+                    f"the night was not published"
                 )
     except (pa.ArrowException, OSError) as e:
         check_not_passing(e, folder)

@@ -16,6 +16,7 @@ import requests
 from google.api_core.exceptions import (
     Forbidden,
     GoogleAPICallError,
+    GoogleAPIError,
     NotFound,
     PreconditionFailed,
     Unauthorized,
@@ -25,6 +26,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud import storage
 from google.cloud.exceptions import from_http_response
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from urllib3.exceptions import HTTPError
 
 from job import retrying
@@ -45,6 +47,13 @@ _AT_ONCE: Final = 64
 _DELETES_AT_ONCE: Final = 16
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _HOST: Final = "https://storage.googleapis.com"
+_ERRORS: Final = (
+    GoogleAPICallError,
+    GoogleAuthError,
+    requests.RequestException,
+    HTTPError,
+    ConnectionError,
+)
 
 
 class CloudStorage:
@@ -84,19 +93,16 @@ class CloudStorage:
         def once() -> T:
             try:
                 return request()
-            except (
-                GoogleAPICallError,
-                GoogleAuthError,
-                requests.RequestException,
-                HTTPError,
-                ConnectionError,
-            ) as e:
+            except _ERRORS as e:
                 raise self._told(where, e) from e
 
         return patiently(where, once)
 
     def _told(self, where: str, error: Exception) -> Exception:
         """Return what a failed request means."""
+        if isinstance(error, InvalidResponse):
+            # What an upload in parts is told, where every other request is told the error itself.
+            error = from_http_response(error.response)
         if isinstance(error, NotFound):
             if "bucket does not exist" in str(error.message):
                 return _no_bucket(where.partition("://")[2])
@@ -266,13 +272,19 @@ class CloudUpload:
             timeout=retrying.BUDGET_S,
         )
         blob = store._blob(bucket, key)
-        self._writer: Any = blob.open("wb", chunk_size=PART_BYTES, retry=patient, ignore_flush=True)
+        self._writer: Any = blob.open(
+            "wb", chunk_size=PART_BYTES, retry=patient, ignore_flush=True, timeout=_TIMEOUT_S
+        )
 
     def _tell(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except (GoogleAPICallError, GoogleAuthError, requests.RequestException, ConnectionError) as e:
-            raise StorageError(f"gs://{'/'.join(self._where)}: cannot be written: {one_line(e)}") from e
+        except (*_ERRORS, GoogleAPIError, DataCorruption, InvalidResponse) as e:
+            where = f"gs://{'/'.join(self._where)}"
+            told = self._store._told(where, e)
+            if not isinstance(told, StorageError):
+                told = StorageError(f"{where}: cannot be written: {one_line(e)}")
+            raise told from e
 
     def part(self, content: bytes) -> None:
         """Send the next part."""
@@ -284,7 +296,7 @@ class CloudUpload:
 
     def abort(self) -> None:
         """Give it up."""
-        self._writer.terminate()
+        self._tell(self._writer.terminate)
 
     def token(self) -> str:
         """Return nothing: no other process can finish it."""

@@ -137,10 +137,11 @@ class _Lease:
 def _process(pid: int) -> dict[str, Any]:
     """Return what tells a process of this machine from all others."""
     began = namespace = ""
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
     with suppress(OSError, IndexError):
         # Field 22 of proc_pid_stat(5), when it began: numbers of processes are used again.
         began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        namespace = os.readlink("/proc/self/ns/pid")
     host = f"{socket.gethostname()} {files.boot_id()} {namespace}"
     return {"host": host, "process": pid, "began": began}
 

@@ -35,7 +35,7 @@ _CHAIN: Final = (
     "no credentials were found (tried the environment's AWS_*, ~/.aws, single sign-on, the container's and "
     "the machine's role), and the bucket is not public; configure one of them"
 )
-_CONFLICT: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412"})
+_CONFLICT: Final = frozenset({"PreconditionFailed", "412"})
 _ABSENT: Final = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
 _PASSING: Final = frozenset(
     {
@@ -139,9 +139,11 @@ class S3:
             return self._call("put_object", bucket, key, lambda answer: str(answer["ETag"]), **kwargs)
         except RefusedError:
             return None
-        except FileNotFoundError:
-            # What was to be replaced is gone.
-            return None
+        except FileNotFoundError as e:
+            if only_if:
+                # What was to be replaced is gone.
+                return None
+            raise StorageError(f"s3://{bucket}/{key}: put_object found no such place") from e
 
     def page(self, bucket: str, prefix: str, delimiter: str, token: str) -> Page:
         """Return up to a thousand of the objects whose keys begin with ``prefix``."""
