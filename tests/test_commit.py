@@ -92,7 +92,7 @@ def test_rows_are_counted_again_in_the_files_themselves(tmp_path: Path) -> None:
     Path(receipts[0].attempt).write_bytes(other)
     receipts[0] = replace(receipts[0], file_bytes=len(other), file_sha256=hashlib.sha256(other).hexdigest())
     before = tree(tmp_path)
-    with pytest.raises(DataError, match=r"it holds 4 rows, its receipt says 3; nothing was published"):
+    with pytest.raises(DataError, match=r"it holds 4 rows, its receipt says 3; the night was not published"):
         commit.publish(run, receipts, clock=lambda: NOW)
     assert tree(tmp_path) == before
 
