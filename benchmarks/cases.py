@@ -29,6 +29,8 @@ HELP_S: Final = 0.5
 FIRST_BATCH: Final = 1.3
 PROTOCOL: Final = 1.03
 NOOP_S: Final = 2.0
+# To read 20,000 receipts: what resuming costs, whatever the number of rows behind them.
+RECEIPTS_S: Final = 5.0
 # Of the last shards' cost over the first ones'; 1 is a straight line, the rest is noise.
 SHARD_GROWTH: Final = 1.5
 
@@ -151,12 +153,15 @@ def protocol(bench: Bench) -> list[Finding]:
 def resume(bench: Bench) -> list[Finding]:
     """The same command when every split has its receipt: against the time that scoring them took."""
     shards, model = bench.data(TINY), bench.model("sequential")
-    scored, resumed, again = [], [], []
+    scored, read_s, resumed, again = [], list[float](), [], []
     for run in range(bench.runs):
         command = bench.job(shards, model)()
         # Scores everything, and dies where it would publish.
         scored.append(process(bench.job(shards, model, program="benchmarks.unpublished")()))
         bench.record("scored", run, scored[-1])
+        receipts = process(python("-m", "benchmarks.receipts", str(bench.output("job"))))
+        bench.record("receipts", run, receipts)
+        read_s.append(float(receipts.stdout.split()[0]))
         resumed.append(process(command))
         bench.record("resumed", run, resumed[-1])
         again.append(process(command))
@@ -164,6 +169,7 @@ def resume(bench: Bench) -> list[Finding]:
     reused = json.loads((bench.output("job") / "_report.json").read_text())["splits_reused"]
     return [
         Finding("scoring them", median_wall_s(scored), "s"),
+        Finding(f"reading {reused:,} receipts", median(read_s), "s", RECEIPTS_S),
         Finding(f"resuming {reused:,} receipts, publishing included", median_wall_s(resumed), "s"),
         Finding("once more, when they are published", median_wall_s(again), "s", NOOP_S),
     ]

@@ -30,7 +30,7 @@ import tensorflow as tf
 
 class Picky(keras.layers.Layer):
     def call(self, x):
-        with tf.control_dependencies([tf.debugging.assert_greater(tf.reduce_min(x), -700.0)]):
+        with tf.control_dependencies([tf.debugging.assert_none_equal(x, -777.0)]):
             return tf.identity(x)
     def compute_output_shape(self, shape):
         return shape
@@ -54,6 +54,7 @@ class Layout:
     split_rows: int
     batch_rows: int
     on_null: str
+    on_nonfinite: str
 
 
 ROW = st.tuples(st.one_of(PLAIN, PLAIN, PLAIN, CELLS), st.one_of(PLAIN, PLAIN, PLAIN, CELLS))
@@ -63,26 +64,33 @@ LAYOUTS = st.builds(
     group_rows=st.integers(1, 40),
     split_rows=st.integers(1, 80),
     batch_rows=st.integers(1, 80),
-    on_null=st.sampled_from(["reject", "fill=0.25"]),
-)
+    on_null=st.sampled_from(["reject", "fill=0.25", "nan"]),
+    on_nonfinite=st.sampled_from(["reject", "keep"]),
+).map(lambda layout: replace(layout, on_nonfinite="keep") if layout.on_null == "nan" else layout)
 
 
-def expected(cell: Any, on_null: str) -> tuple[float | None, str]:
+def expected(cell: Any, layout: Layout) -> tuple[float | None, str]:
     """What a cell becomes, or why its row is rejected: the rules of the README, cell by cell."""
     if cell is None:
-        return (None, "null") if on_null == "reject" else (float(on_null.partition("=")[2]), "")
+        if layout.on_null == "reject":
+            return None, "null"
+        cell = math.nan if layout.on_null == "nan" else float(layout.on_null.partition("=")[2])
     if not math.isfinite(cell):
-        return None, "nonfinite"
+        return (cell, "") if layout.on_nonfinite == "keep" else (None, "nonfinite")
     if abs(cell) > float(np.finfo(np.float32).max):
         return None, "overflow"
     return cell, ""
 
 
-def reasons(row: tuple[Any, Any], on_null: str) -> set[str]:
+def reasons(row: tuple[Any, Any], layout: Layout) -> set[str]:
     """Every reason for which a row may be rejected; empty for a good one."""
-    found = {expected(cell, on_null)[1] for cell in row} - {""}
+    cells = [expected(cell, layout) for cell in row]
+    found = {reason for _, reason in cells} - {""}
     if not found and POISON in row:
         return {"model_error"}
+    # What is kept of the features goes through the model, and no finite number comes out.
+    if not found and not all(math.isfinite(value) for value, _ in cells if value is not None):
+        return {"nonfinite_prediction"}
     return found
 
 
@@ -114,17 +122,21 @@ def write(night: Night, layout: Layout) -> None:
 
 def flags(layout: Layout) -> list[str]:
     cut = [f"--split_rows={layout.split_rows}", f"--batch_size={layout.batch_rows}"]
-    return ["--keys=id", "--features=a,b", "--max_rejected=1", f"--on_null={layout.on_null}", *cut]
+    policy = [f"--on_null={layout.on_null}"]
+    # To make a NaN of a null is to keep it.
+    if layout.on_null != "nan":
+        policy.append(f"--on_nonfinite={layout.on_nonfinite}")
+    return ["--keys=id", "--features=a,b", "--max_rejected=1", *policy, *cut]
 
 
 def check(night: Night, layout: Layout, plain: Any) -> None:
     """Compare a published night with one ``Model.predict`` over the good rows."""
     every = {1000 * i + j: row for i, rows in enumerate(layout.shards) for j, row in enumerate(rows)}
-    good = {key: row for key, row in every.items() if not reasons(row, layout.on_null)}
+    good = {key: row for key, row in every.items() if not reasons(row, layout)}
     scored = night.scored()
     assert scored["id"].to_pylist() == list(good)
     if good:
-        cells = [[expected(cell, layout.on_null)[0] for cell in row] for row in good.values()]
+        cells = [[expected(cell, layout)[0] for cell in row] for row in good.values()]
         wanted = plain.predict(np.array(cells, np.float32), verbose=0)
         got = np.stack(scored["y"].to_numpy())
         # The sum of large terms may cancel: what counts is their size.
@@ -137,7 +149,7 @@ def check(night: Night, layout: Layout, plain: Any) -> None:
         shard, number = divmod(row["id"], 1000)
         assert (row["_row"], row["note"]) == (number, f"{shard}/{number}")
         assert row["_shard"] == str(night.input / f"part-{shard}.parquet")
-        assert row["_reason"] in reasons(every[row["id"]], layout.on_null)
+        assert row["_reason"] in reasons(every[row["id"]], layout)
         assert all(
             a == b or (a != a and b != b) for a, b in zip((row["a"], row["b"]), every[row["id"]], strict=True)
         )

@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import cases, data, reference, run
-from benchmarks.cases import Bench, Finding
+from benchmarks import cases, data, receipts, reference, run
+from benchmarks.cases import RECEIPTS_S, Bench, Finding
 from benchmarks.compare import UnequalOutputsError, equal_outputs
 from benchmarks.data import Dataset
 from benchmarks.measure import CommandFailedError, Measured, alternate, environment, process, python
+from job import staging
+from tests.receipts import RUN_ID, receipt, split
 
 SCALARS = Dataset("rows", "columns", shards=3, shard_rows=1_000, width=4)
 VECTORS = Dataset("vectors", "vectors", shards=2, shard_rows=300, width=6)
@@ -227,3 +229,17 @@ def test_run_keeps_every_number_and_ends_with_a_verdict(
     printed = capsys.readouterr().out
     assert verdict in printed
     assert "1.50 s, 2.00 GB" in printed
+
+
+def test_receipts_are_all_read_or_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = [split(f"part-{i}") for i in range(3)]
+    staging.write_plan(str(tmp_path), RUN_ID, splits)
+    monkeypatch.setattr(sys, "argv", ["receipts", str(tmp_path)])
+    for i, (one, code) in enumerate(zip(splits, (1, 1, 0), strict=True)):
+        staging.write_receipt(str(tmp_path), receipt(tmp_path, one))
+        assert receipts.main() == code
+        seconds, read = capsys.readouterr().out.split()
+        assert int(read) == i + 1
+        assert 0 < float(seconds) < RECEIPTS_S

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from job import commit, hashing, output, staging, storage
+from job import commit, hashing, inputs, output, staging, storage
 from job.errors import JobError, StorageError
 from job.scoring import score_split
 from tests.killing import ROOT, Job, Zygote, zygote
@@ -35,11 +36,18 @@ SEAMS: list[tuple[Any, str]] = [
         not in ("local", "join", "parent", "absolute", "is_remote", "fits", "is_readable", "parallel")
     ),
     *((hashing.HashingSink, name) for name in ("__init__", "write", "seal")),
+    # Shards, their footers and their rows.
+    (pq, "ParquetFile"),
+    (pq.ParquetFile, "iter_batches"),
 ]
+# These fail as files do, beneath Arrow. Storage tells in its own words.
+BENEATH_ARROW = (hashing.HashingSink, pq, pq.ParquetFile)
 
 
 def test_every_function_that_touches_files_is_among_them() -> None:
-    assert {name for _, name in SEAMS} >= {"write_atomic", "release", "sha256", "sync_folder", "tree", "seal"}
+    found = {name for _, name in SEAMS}
+    assert found >= {"write_atomic", "release", "sha256", "sync_folder", "tree", "seal"}
+    assert found >= {"ParquetFile", "iter_batches"}
     assert len(SEAMS) >= 18
 
 
@@ -52,13 +60,17 @@ def with_nulls(rows: int) -> pa.Table:
 @pytest.fixture
 def planned(night: Night) -> Planned:
     night.shard("ds=1/a", with_nulls(120), group_rows=60)
-    flags = ("--keys=id", "--split_rows=60", "--batch_size=64", "--max_rejected=0.1")
+    # Where bad shards may be rejected, one that only cannot be read for now must not be.
+    rejecting = ("--on_bad_shard=reject", "--max_rejected=1")
+    flags = ("--keys=id", "--split_rows=60", "--batch_size=64", *rejecting)
     return night.planned(saved(dense(), night.folder / "m.keras"), *flags)
 
 
 def whole_night(planned: Planned) -> None:
-    """What a run does to its output, in one thread: plan, score what has no receipt, publish."""
+    """What a run does, in one thread: read footers, plan, score what has no receipt, publish."""
     run = planned.task.run
+    shards = list(dict.fromkeys(split.shard for split in planned.splits))
+    assert not any(footer.error for footer in inputs.read_footers(shards))
     storage.make_folder(run.output)
     with output.lease(run.output):
         output.check_output(run.output, run.run_id, replace=run.replace)
@@ -93,8 +105,7 @@ def failing(
     def call(*args: Any, **kwargs: Any) -> Any:
         calls.append(len(calls))
         if calls[-1] == at or (for_good and calls[-1] > at):
-            # Storage tells in its own words; a sink fails as files do, beneath Arrow.
-            raise error if owner is hashing.HashingSink else StorageError(f"x: {error.strerror}")
+            raise error if owner in BENEATH_ARROW else StorageError(f"x: {error.strerror}")
         return real(*args, **kwargs)
 
     patch.setattr(owner, name, call)
@@ -113,7 +124,9 @@ def test_each_call_fails(planned: Planned, seam: tuple[Any, str], for_good: bool
         with pytest.MonkeyPatch.context() as patch:
             calls = failing(patch, seam, OSError(errno.EIO, "Input/output error"), at, for_good)
             failed = outcome(planned)
-        assert failed is None or failed.exit_code == 1
+        assert failed is None or failed.exit_code == 1, failed
+        if for_good and seam[0] in (pq, pq.ParquetFile) and len(calls) > at:
+            assert isinstance(failed, StorageError), "a run without its input"
         assert "\n" not in str(failed)
         assert is_whole(folder) in ("", planned.task.run.run_id)
         if len(calls) <= at:
