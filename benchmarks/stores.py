@@ -100,9 +100,7 @@ def _night(scheme: str, shards: Path, model: Path, runs: int, root: Path) -> boo
             walls[side].append(process(python("-m", "job", "score", *flags)).wall_s)
     ratio = median(walls[scheme]) / median(walls["local"])
     told = ", ".join(f"{side} {median(of):.2f} s" for side, of in walls.items())
-    print(
-        f"{scheme}: 4 million rows, {DELAY_S * 1000:.0f} ms a request: {ratio:.2f} ({told}; limit {LIMIT})"
-    )
+    print(f"{scheme}: 4 million rows, {DELAY_S * 1000:.0f} ms a request: {ratio:.2f} ({told}; limit {LIMIT})")
     return ratio <= LIMIT
 
 

@@ -22,6 +22,9 @@ def normal(path: str) -> str:
     bucket, _, key = rest.strip("/").partition("/")
     if not bucket:
         raise UsageError(f"{path}: it names no bucket; give {scheme}://BUCKET/NAME")
+    if "@" in bucket:
+        # Nor would it be kept secret: paths stand in plans, manifests and logs.
+        raise UsageError(f"{path}: it names a user; credentials are found as the store's own tools find them")
     return f"{scheme}://{posixpath.join(bucket, *(part for part in key.split('/') if part))}"
 
 

@@ -13,14 +13,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import requests
-from google.api_core.exceptions import (
-    Forbidden,
-    GoogleAPICallError,
-    GoogleAPIError,
-    NotFound,
-    PreconditionFailed,
-    Unauthorized,
-)
+from google.api_core import exceptions as api
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
@@ -48,11 +41,7 @@ _DELETES_AT_ONCE: Final = 16
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _HOST: Final = "https://storage.googleapis.com"
 _ERRORS: Final = (
-    GoogleAPICallError,
-    GoogleAuthError,
-    requests.RequestException,
-    HTTPError,
-    ConnectionError,
+    *(api.GoogleAPICallError, GoogleAuthError, requests.RequestException, HTTPError, ConnectionError),
 )
 
 
@@ -103,15 +92,15 @@ class CloudStorage:
         if isinstance(error, InvalidResponse):
             # What an upload in parts is told, where every other request is told the error itself.
             error = from_http_response(error.response)
-        if isinstance(error, NotFound):
+        if isinstance(error, api.NotFound):
             if "bucket does not exist" in str(error.message):
                 return _no_bucket(where.partition("://")[2])
             return FileNotFoundError(where)
-        if isinstance(error, PreconditionFailed):
+        if isinstance(error, api.PreconditionFailed):
             return RefusedError(one_line(error))
-        if isinstance(error, GoogleAPICallError) and error.code in _PASSING:
+        if isinstance(error, api.GoogleAPICallError) and error.code in _PASSING:
             return TransientError(one_line(error))
-        if isinstance(error, Forbidden | Unauthorized) and not self._signed:
+        if isinstance(error, api.Forbidden | api.Unauthorized) and not self._signed:
             return StorageError(f"{where}: it is not allowed: {_CHAIN}")
         passing = (TransportError, requests.RequestException, HTTPError, ConnectionError)
         if isinstance(error, passing) and not isinstance(error, requests.exceptions.InvalidURL):
@@ -279,7 +268,7 @@ class CloudUpload:
     def _tell(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except (*_ERRORS, GoogleAPIError, DataCorruption, InvalidResponse) as e:
+        except (*_ERRORS, api.GoogleAPIError, DataCorruption, InvalidResponse) as e:
             where = f"gs://{'/'.join(self._where)}"
             told = self._store._told(where, e)
             if not isinstance(told, StorageError):

@@ -22,7 +22,7 @@ def absolute(spec: ScoringSpec) -> ScoringSpec:
     inputs = tuple(
         f"@{storage.absolute(i[1:])}" if i.startswith("@") else storage.absolute(i) for i in spec.inputs
     )
-    is_builder = artifact.kind_of(spec.model) == "builder"
+    is_builder = not storage.is_remote(spec.model) and artifact.kind_of(spec.model) == "builder"
     return replace(
         spec,
         inputs=inputs,

@@ -16,8 +16,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
-import pyarrow as pa
-
 from job import ranges
 from job.buckets import Client, Found, bucket_and_key, folder_prefix, path_of, token_of
 from job.errors import ShardChangedError, StorageError, UsageError
@@ -224,6 +222,9 @@ class ObjectStore:
 
     def footer(self, path: str, size_bytes: int | None, stamp: str) -> Any:
         """Return the end of a Parquet object, which is all that its footer needs, as a file for pyarrow."""
+        # Only here: what reads no Parquet should not wait for Arrow.
+        import pyarrow as pa
+
         size_bytes, stamp = self._known(path, size_bytes, stamp)
         return pa.BufferReader(ranges.footer(self._getter(path, stamp), size_bytes))
 

@@ -94,7 +94,7 @@ def test_an_attempt_that_ends_after_publishing_leaves_nothing(full: Night) -> No
 
 
 STEPS = (
-    "rename",
+    "release",
     "remove",
     "remove_tree",
     "write_atomic",
@@ -185,7 +185,7 @@ def held_at(run: Run, receipts: list[Receipt], step: str, meanwhile: Callable[[]
         commit.publish(run, receipts)
 
 
-@pytest.mark.parametrize("step", ["rename", "sync_files"])
+@pytest.mark.parametrize("step", ["release", "sync_files"])
 def test_a_publisher_that_outlives_its_launcher_takes_nothing_of_the_next_night(
     tmp_path: Path, step: str
 ) -> None:
