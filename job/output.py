@@ -190,10 +190,15 @@ def remove_rest(output: str, run: str) -> None:
     """Remove what a published run left when it was killed: its staging, and a lease that nobody holds."""
     # The night is there. On a disk that is read-only by now, say, the rest stays.
     with suppress(StorageError):
-        remove_staging(output, run)
-        if not storage.is_remote(output) and storage.exists(storage.join(output, STAGING, LEASE)):
+        if not storage.is_remote(output):
+            remove_staging(output, run)
+            if storage.exists(storage.join(output, STAGING, LEASE)):
+                with suppress(OutputConflictError), lease(output):
+                    pass
+        elif storage.names(storage.join(output, STAGING)):
             with suppress(OutputConflictError), lease(output):
-                pass
+                storage.sweep(output, lambda: staging.handles_of(output, leftovers(output, run)))
+                remove_staging(output, run)
 
 
 def _is_hidden(path: str, output: str) -> bool:
