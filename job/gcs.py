@@ -167,9 +167,7 @@ class CloudStorage:
         except FileNotFoundError as e:
             if only_if:
                 return None
-            raise StorageError(
-                f"gs://{bucket}: there is no such bucket; correct the name, or create it"
-            ) from e
+            raise _no_bucket(bucket) from e
 
     def page(self, bucket: str, prefix: str, delimiter: str, token: str) -> Page:
         """Return up to a thousand of the objects whose keys begin with ``prefix``."""
@@ -191,9 +189,7 @@ class CloudStorage:
         try:
             return self._call(bucket, prefix, send)
         except FileNotFoundError as e:
-            raise StorageError(
-                f"gs://{bucket}: there is no such bucket; correct the name, or create it"
-            ) from e
+            raise _no_bucket(bucket) from e
 
     def delete(self, bucket: str, keys: Sequence[str], only_if: str = "") -> None:
         """Delete objects; those that do not exist, or have another stamp, are left alone."""
@@ -271,8 +267,10 @@ class CloudUpload:
         except (*_ERRORS, api.GoogleAPIError, DataCorruption, InvalidResponse) as e:
             where = f"gs://{'/'.join(self._where)}"
             told = self._store._told(where, e)
-            if not isinstance(told, StorageError):
-                told = StorageError(f"{where}: cannot be written: {one_line(e)}")
+            if isinstance(told, FileNotFoundError):
+                raise _no_bucket(self._where[0]) from e
+            if isinstance(told, TransientError):
+                raise StorageError(f"{where}: cannot be written: {one_line(e)}") from e
             raise told from e
 
     def part(self, content: bytes) -> None:

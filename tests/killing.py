@@ -18,8 +18,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Job:
     ``watched`` is the folder whose changes are counted. The process group is killed before change number
     ``kill_at`` (from 0), or ``kill_after_s`` after its start. Changes from number ``deny_from`` to before
     ``deny_to`` fail with the error number ``deny``, as on a disk that was made read-only. ``log`` gets what
-    it prints; beside it, with ``.steps`` behind, the changes are listed as they happen.
+    it prints; beside it, with ``.steps`` behind, the changes are listed as they happen. ``env`` is added to
+    the zygote's environment.
     """
 
     args: tuple[str, ...]
@@ -50,6 +51,7 @@ class Job:
     deny: int = 0
     deny_from: int = 0
     deny_to: int = 0
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,13 @@ class Done:
 class Zygote:
     """Runs jobs; each costs what it does, not what its imports cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Mapping[str, str] | None = None, modules: Sequence[str] = ()) -> None:
+        """Start it, in this environment if one is given; ``modules`` are imported too, once for all jobs."""
+        self._jobs: tuple[Job, ...] = ()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from tests.killing import serve; serve()"],
+            [sys.executable, "-c", "from tests.killing import serve; serve()", *modules],
             cwd=ROOT,
+            env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -75,12 +80,27 @@ class Zygote:
 
     def run(self, *jobs: Job) -> list[Done]:
         """Start jobs together and wait for all of them."""
+        self.start(*jobs)
+        return self.wait()
+
+    def start(self, *jobs: Job) -> list[int]:
+        """Start jobs together; returns the process group of each. ``wait`` must follow."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        self._jobs = jobs
         self._process.stdin.write(json.dumps([asdict(job) for job in jobs]) + "\n")
         self._process.stdin.flush()
-        codes = json.loads(self._process.stdout.readline())
-        return [Done(code, _text(job.log), _steps(job.log)) for job, code in zip(jobs, codes, strict=True)]
+        return [int(pid) for pid in self._answer()]
+
+    def wait(self) -> list[Done]:
+        """Wait for all jobs that were started."""
+        codes = self._answer()
+        return [
+            Done(code, _text(job.log), _steps(job.log)) for job, code in zip(self._jobs, codes, strict=True)
+        ]
+
+    def _answer(self) -> list[int]:
+        assert self._process.stdout is not None
+        return list(json.loads(self._process.stdout.readline()))
 
     def close(self) -> None:
         """End it."""
@@ -92,9 +112,9 @@ class Zygote:
 
 
 @contextlib.contextmanager
-def zygote() -> Iterator[Zygote]:
+def zygote(env: Mapping[str, str] | None = None, modules: Sequence[str] = ()) -> Iterator[Zygote]:
     """A zygote that ends with the body."""
-    one = Zygote()
+    one = Zygote(env, modules)
     try:
         yield one
     finally:
@@ -111,17 +131,19 @@ def _steps(log: str) -> tuple[str, ...]:
 
 
 def serve() -> None:
-    """Read lists of jobs from standard input, one a line, and answer with their exit codes."""
+    """Read lists of jobs from standard input, one a line; answer with their groups, then their exit codes."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from job import quiet
 
     with quiet.imports():
-        for module in _SLOW:
+        for module in (*_SLOW, *sys.argv[1:]):
             importlib.import_module(module)
     for line in sys.stdin:
         jobs = [Job(**{**fields, "args": tuple(fields["args"])}) for fields in json.loads(line)]
         pids = [_fork(one) for one in jobs]
+        sys.stdout.write(json.dumps(pids) + "\n")
+        sys.stdout.flush()
         timers = [
             threading.Timer(one.kill_after_s, _kill_group, [pid])
             for one, pid in zip(jobs, pids, strict=True)
@@ -158,6 +180,7 @@ def _fork(one: Job) -> int:
         os.dup2(log, 2)
         if one.watched:
             _watch(one)
+        os.environ.update(one.env)
         from job import cli
 
         code = cli.main(list(one.args))

@@ -14,7 +14,7 @@ ERRORS = {
     "500": ("InternalError", "internalError"),
     "503": ("SlowDown", "backendError"),
 }
-KINDS = (*ERRORS, "lost", "reset", "cut", "slow", "hang")
+KINDS = (*ERRORS, "lost", "reset", "cut", "slow", "hang", "hold")
 _GCS = re.compile(r"/(upload/|download/|batch/)?storage/v1")
 
 
@@ -32,6 +32,8 @@ class Fault:
     - "cut": the answer ends in the middle of its body, or of its first line where it has no body.
     - "slow": the answer's body comes in steps of ``step_bytes``, each 50 ms after the one before.
     - "hang": no answer, for ``hang_s``; then the connection is closed. Nothing is forwarded.
+    - "hold": no answer until the test releases it; then the connection is closed. ``done`` says whether the
+      request is forwarded and takes effect before it is held, or never is.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class Fault:
     times: int = 1
     step_bytes: int = 1024
     hang_s: float = 30.0
+    done: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

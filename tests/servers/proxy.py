@@ -48,6 +48,16 @@ class Counts:
         return collections.Counter((one.method, one.key) for one in self.requests)
 
     @property
+    def held(self) -> tuple[Entry, ...]:
+        """Those that wait to be released."""
+        return tuple(one for one in self.requests if one.held)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more will come of all of them but those that are held."""
+        return all(one.over or one.held for one in self.requests)
+
+    @property
     def request_bytes(self) -> int:
         """Bytes of all request bodies."""
         return sum(one.request_bytes for one in self.requests)
@@ -84,8 +94,12 @@ class Proxy:
         """What came through so far."""
         return Counts(tuple(Entry(**one) for one in self._order({"counts": True})))
 
+    def release(self) -> None:
+        """Let go of the requests that a "hold" keeps; their connections are closed."""
+        self._order({"release": True})
+
     def reset(self) -> None:
-        """No delay, no faults, nothing hidden, nothing counted."""
+        """No delay, no faults, nothing held, nothing hidden, nothing counted."""
         self._order({"reset": True})
 
     def close(self) -> None:
@@ -114,6 +128,8 @@ def obey(relay: Relay, order: dict[str, Any]) -> Any:
     """Carry out one order; returns what to answer."""
     if order.get("counts"):
         return [asdict(one) for one in relay.log]
+    if order.get("release"):
+        relay.release()
     if order.get("reset"):
         relay.reset()
     if order.get("delay_s") is not None:

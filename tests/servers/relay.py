@@ -19,7 +19,11 @@ _BROKEN = (OSError, EOFError, asyncio.LimitOverrunError, ValueError)
 
 @dataclass(slots=True)
 class Entry:
-    """One request in the log. ``status`` is the store's or the fault's; 0 where there was none (yet)."""
+    """One request in the log.
+
+    ``status`` is the store's or the fault's; 0 where there was none (yet). ``held`` says that it waits to be
+    released, ``over`` that nothing more will come of it.
+    """
 
     method: str
     target: str
@@ -29,6 +33,8 @@ class Entry:
     request_bytes: int = 0
     response_bytes: int = 0
     fault: str = ""
+    held: bool = field(default=False, compare=False)
+    over: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -43,6 +49,7 @@ class Relay:
     log: list[Entry] = field(default_factory=list)
     _recent: listings.Recent = field(default_factory=listings.Recent)
     _idle: list[_Streams] = field(default_factory=list)
+    _released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection, until either side leaves it."""
@@ -65,21 +72,41 @@ class Relay:
             entry.fault = fault.kind if fault else ""
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
+        try:
+            return await self._serve(head, entry, fault, reader, writer)
+        finally:
+            entry.over = True
+
+    async def _serve(
+        self,
+        head: http1.Head,
+        entry: Entry,
+        fault: Fault | None,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
+        """Let happen to a request what is due; whether the client's connection may be kept."""
         if fault and fault.kind in ("reset", "hang"):
             return await _silent(fault, reader, writer)
         if head.fields.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = http1.changed(head, expect=None)
+        if fault and fault.kind == "hold" and not fault.done:
+            await _swallow(head, entry, reader)
+            return await self._hold(entry)
         if fault and fault.kind in ERRORS:
-            async for _, data in http1.pieces(reader, http1.request_length(head)):
-                entry.request_bytes += len(data)
-                entry.key = entry.key or listings.key(target, data)
-            entry.key = entry.key or listings.key(target, b"")
+            await _swallow(head, entry, reader)
             entry.status = int(fault.kind)
-            writer.write(refusal(fault.kind, method, target))
+            writer.write(refusal(fault.kind, entry.method, entry.target))
             await writer.drain()
             return head.keeps_open
         return await self._forward(head, entry, fault, reader, writer) and head.keeps_open
+
+    async def _hold(self, entry: Entry) -> Literal[False]:
+        entry.held = True
+        await self._released.wait()
+        entry.held = False
+        return False
 
     async def _forward(
         self,
@@ -141,13 +168,29 @@ class Relay:
             writer.write(answer.raw + body)
             await writer.drain()
             return True
+        if fault.kind == "hold":
+            return await self._hold(entry)
         return await _spoilt(fault, answer.raw, body, entry, writer)
 
+    def release(self) -> None:
+        """Let go of the requests that are held."""
+        self._released.set()
+        self._released = asyncio.Event()
+
     def reset(self) -> None:
-        """Forget the log, the faults and the delays; objects stay known by their age."""
+        """Forget the log, the faults, what is held and the delays; objects stay known by their age."""
+        self.release()
         self.delay_s = self.hide_s = 0.0
         self.plan = Plan()
         self.log = []
+
+
+async def _swallow(head: http1.Head, entry: Entry, reader: asyncio.StreamReader) -> None:
+    """Take a request's body that nobody will see off the connection."""
+    async for _, data in http1.pieces(reader, http1.request_length(head)):
+        entry.request_bytes += len(data)
+        entry.key = entry.key or listings.key(entry.target, data)
+    entry.key = entry.key or listings.key(entry.target, b"")
 
 
 async def _silent(fault: Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Literal[False]:

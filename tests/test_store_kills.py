@@ -1,0 +1,167 @@
+"""Promises 1, 2 and 4 in a bucket: SIGKILL at every request that changes it, then the same command.
+
+The proxy holds the request: before the store has seen it, or when it has taken effect and nobody was told.
+A job that is killed then leaves the bucket in exactly that state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from job import leases
+from tests.killing import Done, Job, Zygote, zygote
+from tests.servers import stores
+from tests.servers.proxy import Entry, Fault
+from tests.store_nights import MUTATES, SCHEMES, SPLITS, StoreNight, kind, store_night, until
+
+KILLED = -9
+ATTEMPT = {"s3": "POST uploads files", "gs": "POST attempts"}
+Point = tuple[int, bool]
+_outputs = (f"out{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Zygote]:
+    with zygote(stores.environment(None, None), ("job.s3", "job.gcs")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module", params=SCHEMES)
+def night(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreNight]:
+    with store_night(request.param, tmp_path_factory.mktemp("night")) as one:
+        yield one
+
+
+def job(night: StoreNight, name: str) -> Job:
+    return Job(("score", *night.args(name)), str(night.folder / "log"), env=night.env)
+
+
+def run(night: StoreNight, warm: Zygote, name: str) -> Done:
+    return warm.run(job(night, name))[0]
+
+
+def uninterrupted(night: StoreNight, warm: Zygote) -> tuple[dict[str, str], list[Entry]]:
+    """The night as it must be, and the requests that made it."""
+    night.way.proxy.reset()
+    name = next(_outputs)
+    done = run(night, warm, name)
+    assert done.code == 0, done.text
+    requests = night.way.proxy.counts().requests
+    return night.check(name), [one for one in requests if one.method not in ("GET", "HEAD")]
+
+
+def kinds(requests: Sequence[Entry]) -> dict[str, list[int]]:
+    """The numbers of the requests of each kind."""
+    found: dict[str, list[int]] = {}
+    for number, one in enumerate(requests):
+        found.setdefault(kind(one), []).append(number)
+    return found
+
+
+def some(requests: Sequence[Entry]) -> list[Point]:
+    """Of each kind the first request, not carried out, and the last, carried out; or one of these."""
+    points = []
+    for number, numbers in enumerate(kinds(requests).values()):
+        ends = [(numbers[0], False), (numbers[-1], True)]
+        points += ends if len(numbers) > 1 else [ends[number % 2]]
+    return sorted(points)
+
+
+def kill(night: StoreNight, warm: Zygote, name: str, point: Point, matches: str = MUTATES) -> None:
+    """Kill a job while the proxy holds the request of this number, of those that match."""
+    proxy, (at, done) = night.way.proxy, point
+    proxy.reset()
+    proxy.set(faults=[Fault("hold", matches, at=at, done=done)])
+    (group,) = warm.start(job(night, name))
+    until(lambda: proxy.counts().held)
+    os.killpg(group, signal.SIGKILL)
+    assert warm.wait()[0].code == KILLED
+    # What its other threads had sent arrives after its death.
+    until(lambda: proxy.counts().settled)
+    proxy.reset()
+
+
+def check_the_same_command(night: StoreNight, name: str, wanted: dict[str, str]) -> None:
+    """Look at what a killed job left, run it again, and compare with the uninterrupted night."""
+    files = night.files(name)
+    whole = "_SUCCESS" in files
+    receipts = sum("/receipts/" in path for path in files)
+    start_s = time.monotonic()
+    report = night.score(name)
+    # The dead owner of the lease was of this machine, so nobody waits for it to expire.
+    assert time.monotonic() - start_s < leases.EXPIRES_S / 3
+    assert night.check(name) == wanted
+    assert report.splits == SPLITS
+    if not whole:
+        assert report.splits_reused == receipts
+
+
+def check_all(night: StoreNight, warm: Zygote, wanted: dict[str, str], points: Sequence[Point]) -> None:
+    for point in points:
+        name = next(_outputs)
+        kill(night, warm, name, point)
+        check_the_same_command(night, name, wanted)
+
+
+def test_the_requests_are_those_of_the_protocol(night: StoreNight, warm: Zygote) -> None:
+    """One lease, one plan, attempts before receipts, the mark, the files, ``_SUCCESS``, clean staging."""
+    _, requests = uninterrupted(night, warm)
+    found = kinds(requests)
+    if night.scheme == "s3":
+        order = ["PUT lease", "PUT plan.jsonl", "POST uploads files", "PUT uploadId partNumber files"]
+        order += ["PUT receipts", "PUT publishing.json", "POST uploadId files", "PUT _report.json"]
+        order += ["PUT _manifest.json", "PUT _SUCCESS", "DELETE lease"]
+    else:
+        order = ["POST lease", "POST plan.jsonl", "POST attempts", "POST receipts", "POST publishing.json"]
+        order += ["DELETE _SUCCESS", "POST rewriteTo files", "POST _report.json", "POST _manifest.json"]
+        order += ["POST _SUCCESS", "DELETE plan.jsonl", "DELETE lease"]
+    assert [found[name][0] for name in order] == sorted(found[name][0] for name in order)
+    receipts, published = {
+        "s3": ("PUT receipts", "POST uploadId files"),
+        "gs": ("POST receipts", "POST rewriteTo files"),
+    }[night.scheme]
+    assert len(found[receipts]) == len(found[published]) == SPLITS
+    assert len(found[ATTEMPT[night.scheme]]) >= SPLITS
+
+
+def test_killed_at_each_kind_of_request(night: StoreNight, warm: Zygote) -> None:
+    wanted, requests = uninterrupted(night, warm)
+    points = some(requests)
+    assert {done for _, done in points} == {False, True}
+    assert len(points) >= 16
+    check_all(night, warm, wanted, points)
+
+
+@pytest.mark.slow
+def test_killed_at_every_other_request(night: StoreNight, warm: Zygote) -> None:
+    wanted, requests = uninterrupted(night, warm)
+    every = itertools.product(range(len(requests)), (False, True))
+    check_all(night, warm, wanted, sorted({*every} - {*some(requests)}))
+
+
+def test_killed_again_and_again(night: StoreNight, warm: Zygote) -> None:
+    """Whatever each try leaves, the last one ends with the same night, and no upload of an earlier one."""
+    wanted, _ = uninterrupted(night, warm)
+    name = next(_outputs)
+    for at in (4, 6, 8, 6):
+        kill(night, warm, name, (at, True))
+        assert "_SUCCESS" not in night.files(name)
+    check_the_same_command(night, name, wanted)
+
+
+def test_what_a_first_try_left_goes_though_a_second_is_killed_when_the_night_is_whole(
+    night: StoreNight, warm: Zygote
+) -> None:
+    wanted, requests = uninterrupted(night, warm)
+    name, found = next(_outputs), kinds(requests)
+    kill(night, warm, name, (found[ATTEMPT[night.scheme]][0], True))
+    whole = {"s3": "^PUT .*/_SUCCESS", "gs": "^DELETE .*/_staging/"}[night.scheme]
+    kill(night, warm, name, (0, True), whole)
+    assert "_SUCCESS" in night.files(name)
+    check_the_same_command(night, name, wanted)
