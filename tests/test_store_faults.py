@@ -66,8 +66,10 @@ WRITES = (0, 1, 3, 4, 4)
 # its answer was lost is looked up where it was to be written by one only.
 MAY_PASS = ("delete from staging", "list uploads", "write the lease", "write a receipt", "write 0", "write 3")
 # Asked in the same way as others.
-ALIKE = ("read the plan", "read a receipt", "read what tells of a night", "look at an upload", "list uploads")
-ALIKE += ("write rejected rows", "mark", "write what tells of the night")
+ALIKE = (
+    *("read the plan", "read a receipt", "read what tells of a night", "look at an upload", "list uploads"),
+    *("write rejected rows", "mark", "write what tells of the night"),
+)
 READ_S = 0.25
 _outputs = (f"out{number}" for number in itertools.count())
 
