@@ -109,13 +109,12 @@ def _score_help() -> str:
 
 
 def _report(args: Sequence[str]) -> int:
+    given = _report_parser().parse_args(list(args))
     from job import output, storage
     from job.report import RunReport
 
-    outputs = [arg for arg in args if arg != "--debug"]
-    if len(outputs) != 1 or outputs[0].startswith("-"):
-        raise UsageError(f"report takes one output folder, not {' '.join(outputs) or 'none'}")
-    folder = storage.absolute(outputs[0])
+    _configure_stores(given)
+    folder = storage.absolute(given.output)
     path = storage.join(folder, output.REPORT_JSON)
     content = storage.read_bytes(path)
     if content is None and storage.read_bytes(storage.join(folder, output.SUCCESS)) is not None:
@@ -126,18 +125,16 @@ def _report(args: Sequence[str]) -> int:
     return 0
 
 
-def _report_help() -> str:
-    return (
-        f"usage: {PROGRAM} report OUTPUT\n\n"
-        "Print the report of the run that was published at the folder OUTPUT.\n"
-        "The same as a page: OUTPUT/_report.html\n"
-    )
+def _report_parser() -> argparse.ArgumentParser:
+    told = "Print the report of the run that was published. The same as a page: OUTPUT/_report.html"
+    return _parser("report", told, "the folder that the night was published at")
 
 
 def _clean(args: Sequence[str]) -> int:
     from job import cleaning, flags, storage
 
     given = _clean_parser().parse_args(list(args))
+    _configure_stores(given)
     age_s = flags.age_s("older_than", given.older_than)
     output = storage.absolute(given.output)
     found = cleaning.clean(output, older_than_s=age_s, dry_run=given.dry_run, clock=time.time)
@@ -151,19 +148,11 @@ def _clean(args: Sequence[str]) -> int:
 
 
 def _clean_parser() -> argparse.ArgumentParser:
-    from job.options import Parser
-
-    parser = Parser(
-        prog=f"{PROGRAM} clean",
-        description="Remove what abandoned runs left in the staging of an output; never a live run's.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("output", metavar="OUTPUT", help="the folder that runs were to publish at")
-    parser.add_argument(
-        "--older_than", default="0h", metavar="AGE", help="as in 90m, 12h or 7d (default: 0h)"
-    )
+    told = "Remove what abandoned runs left in the staging of an output; never a live run's."
+    parser = _parser("clean", told, "the folder that runs were to publish at")
+    _flag(parser, "kms_key", "KEY", None, "encrypt the lease that is written to a bucket with this key")
+    _flag(parser, "older_than", "AGE", "0h", "as in 90m, 12h or 7d")
     parser.add_argument("--dry_run", action="store_true", help="only say what would be removed")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
@@ -175,6 +164,7 @@ def _verify(args: Sequence[str]) -> int:
     sample = verify.ALL if given.sample_rows == "all" else flags.whole("sample_rows", given.sample_rows)
     seed = None if given.seed is None else flags.whole("seed", given.seed)
     tolerance = Tolerance(flags.number("rtol", given.rtol), flags.number("atol", given.atol))
+    _configure_stores(given)
     folder = storage.absolute(given.output)
     found = verify.verify(folder, sample_rows=sample, seed=seed, tolerance=tolerance)
     _print(found.to_json() if given.json else "".join(f"{line}\n" for line in verify.lines(found)))
@@ -187,21 +177,35 @@ def _verify(args: Sequence[str]) -> int:
 
 
 def _verify_parser() -> argparse.ArgumentParser:
-    from job.options import Parser
-
-    parser = Parser(
-        prog=f"{PROGRAM} verify",
-        description="Check a published night: files, checksums, counts; score a sample of its rows again.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("output", metavar="OUTPUT", help="the folder that the night was published at")
+    told = "Check a published night: files, checksums, counts; score a sample of its rows again."
+    parser = _parser("verify", told, "the folder that the night was published at")
     _flag(parser, "sample_rows", "ROWS|all", "1000", "rows to score again; 0 looks at the output alone")
     _flag(parser, "seed", "N", None, "of the sample, to draw the same one again")
     _flag(parser, "rtol", "X", "1e-5", "predictions may differ by this share of themselves")
     _flag(parser, "atol", "X", "1e-6", "and by this much, times their median magnitude if that is above 1")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _parser(command: str, description: str, output: str) -> argparse.ArgumentParser:
+    """Return the parser of a command about one output, with what all of these take."""
+    from job.options import Parser
+
+    parser = Parser(prog=f"{PROGRAM} {command}", description=description, allow_abbrev=False)
+    parser.add_argument("output", metavar="OUTPUT", help=output)
+    _flag(parser, "requester_pays", "PROJECT", None, "pay for requests to buckets that ask for it")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
+
+
+def _configure_stores(given: argparse.Namespace) -> None:
+    from job import objects
+    from job.spec import StoreOptions
+
+    values = {name: getattr(given, name, None) for name in ("requester_pays", "kms_key")}
+    if "" in values.values():
+        raise UsageError("--requester_pays and --kms_key take a value each; give it, or leave the flag out")
+    objects.configure(StoreOptions(**{name: value for name, value in values.items() if value}))
 
 
 def _flag(parser: argparse.ArgumentParser, name: str, form: str, default: str | None, text: str) -> None:
@@ -233,7 +237,7 @@ def _fail(message: str, exit_code: int, *, debug: bool) -> int:
 
 COMMANDS: Final[Mapping[str, Command]] = {
     "score": Command("score shards and publish the predictions", _score, _score_help),
-    "report": Command("print the run report of an output", _report, _report_help),
+    "report": Command("print the run report of an output", _report, lambda: _report_parser().format_help()),
     "verify": Command("check a published night", _verify, lambda: _verify_parser().format_help()),
     "clean": Command("remove what abandoned runs left", _clean, lambda: _clean_parser().format_help()),
 }

@@ -22,7 +22,7 @@ from google.cloud.exceptions import from_http_response
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from urllib3.exceptions import HTTPError
 
-from job import retrying
+from job import refusals, retrying
 from job.buckets import Found, Page
 from job.errors import StorageError, one_line
 from job.retrying import RefusedError, TransientError, patiently
@@ -31,15 +31,10 @@ from job.uploads import PART_BYTES
 
 T = TypeVar("T")
 
-_CHAIN: Final = (
-    "no credentials were found (tried GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, and the machine's "
-    "service account), and the bucket is not public; set one of them up"
-)
 _TIMEOUT_S: Final = (10.0, 30.0)
 _AT_ONCE: Final = 64
 _DELETES_AT_ONCE: Final = 16
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
-_HOST: Final = "https://storage.googleapis.com"
 _ERRORS: Final = (
     *(api.GoogleAPICallError, GoogleAuthError, requests.RequestException, HTTPError, ConnectionError),
 )
@@ -51,16 +46,19 @@ class CloudStorage:
     keeps_uploads = False
 
     def __init__(self, options: StoreOptions) -> None:
-        self._host = os.environ.get("STORAGE_EMULATOR_HOST") or _HOST
-        if "://" not in self._host:
-            self._host = f"http://{self._host}"
-        self._signed = True
+        host = os.environ.get("STORAGE_EMULATOR_HOST", "")
+        # Google's other clients take it without a scheme, this one takes it for one.
+        endpoint = {"api_endpoint": f"http://{host}"} if host and "://" not in host else None
         try:
-            self._client: Any = storage.Client()
-        except (DefaultCredentialsError, OSError) as e:
-            if isinstance(e, OSError) and "project" not in str(e).lower():
-                raise
-            self._client = storage.Client.create_anonymous_client()
+            # No request here is about a project; who is known by credentials alone must not go unsigned.
+            self._client: Any = storage.Client(project=None, client_options=endpoint)
+        except (GoogleAuthError, ValueError, OSError) as e:
+            if not isinstance(e, DefaultCredentialsError) or "credentials were not found" not in str(e):
+                raise StorageError(refusals.no_client("gs", one_line(e))) from e
+            self._client = storage.Client(project=None, credentials=AnonymousCredentials())
+        # It asks about every bucket, which takes a permission and is not paid, for traces that nobody keeps.
+        self._client._bucket_metadata_cache = None
+        self._host = self._client._connection.API_BASE_URL
         self._signed = not isinstance(self._client._credentials, AnonymousCredentials)
         # One session for all threads: as many connections as there may be requests at once.
         adapter = requests.adapters.HTTPAdapter(pool_connections=_AT_ONCE, pool_maxsize=_AT_ONCE)
@@ -101,7 +99,7 @@ class CloudStorage:
         if isinstance(error, api.GoogleAPICallError) and error.code in _PASSING:
             return TransientError(one_line(error))
         if isinstance(error, api.Forbidden | api.Unauthorized) and not self._signed:
-            return StorageError(f"{where}: it is not allowed: {_CHAIN}")
+            return StorageError(f"{where}: it is not allowed: {refusals.NO_CREDENTIALS['gs']}")
         passing = (TransportError, requests.RequestException, HTTPError, ConnectionError)
         if isinstance(error, passing) and not isinstance(error, requests.exceptions.InvalidURL):
             return TransientError(one_line(error))
@@ -109,9 +107,13 @@ class CloudStorage:
 
     def head(self, bucket: str, key: str) -> Found | None:
         """Return an object's size and stamp, ``None`` where there is none."""
-        of = self._bucket(bucket)
-        blob = self._call(bucket, key, lambda: of.get_blob(key, retry=None, timeout=_TIMEOUT_S))
-        return None if blob is None else _found(blob)
+        blob = self._bucket(bucket).blob(key)
+        try:
+            # Not get_blob, which takes a bucket that is not there for an object that is not.
+            self._call(bucket, key, lambda: blob.reload(retry=None, timeout=_TIMEOUT_S))
+        except FileNotFoundError:
+            return None
+        return _found(blob)
 
     def get(self, bucket: str, key: str, start: int, stop: int, stamp: str) -> bytes:
         """Return bytes ``start`` to ``stop`` of the object that has the stamp."""

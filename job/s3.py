@@ -6,6 +6,7 @@ its size; until then nobody sees an object. That is how an attempt is published 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
+from job import refusals
 from job.buckets import Found, Page
 from job.errors import StorageError, one_line
 from job.retrying import RefusedError, TransientError, patiently
@@ -31,21 +33,11 @@ from job.spec import StoreOptions
 
 T = TypeVar("T")
 
-_CHAIN: Final = (
-    "no credentials were found (tried the environment's AWS_*, ~/.aws, single sign-on, the container's and "
-    "the machine's role), and the bucket is not public; configure one of them"
-)
 _CONFLICT: Final = frozenset({"PreconditionFailed", "412"})
 _ABSENT: Final = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
 _PASSING: Final = frozenset(
-    {
-        "SlowDown",
-        "RequestTimeout",
-        "InternalError",
-        "ServiceUnavailable",
-        "Throttling",
-        "RequestLimitExceeded",
-    }
+    {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable"}
+    | {"Throttling", "RequestLimitExceeded"}
 )
 _AT_ONCE: Final = 64
 _KEYS_AT_ONCE: Final = 1000
@@ -57,9 +49,19 @@ class S3:
     keeps_uploads = True
 
     def __init__(self, options: StoreOptions) -> None:
-        session = boto3.session.Session()
-        self._signed = session.get_credentials() is not None
-        config = Config(
+        try:
+            # What Amazon's other tools ask first, and boto3 not at all.
+            session = boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
+            self._signed = session.get_credentials() is not None
+            self._client: Any = session.client("s3", config=self._config())
+        except (BotoCoreError, ValueError, OSError) as e:
+            raise StorageError(refusals.no_client("s3", one_line(e))) from e
+        self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
+        key = options.kms_key
+        self._crypt = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+
+    def _config(self) -> Config:
+        return Config(
             # Repeated by us, the same way for every store.
             retries={"total_max_attempts": 1, "mode": "standard"},
             max_pool_connections=_AT_ONCE,
@@ -68,10 +70,6 @@ class S3:
             tcp_keepalive=True,
             signature_version=None if self._signed else UNSIGNED,
         )
-        self._client: Any = session.client("s3", config=config)
-        self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
-        key = options.kms_key
-        self._crypt = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
     def _call(self, operation: str, bucket: str, key: str, read: Callable[[Any], T], **kwargs: Any) -> T:
         """Send a request until it is answered, and return what ``read`` makes of the answer."""
@@ -80,7 +78,7 @@ class S3:
         def request() -> T:
             try:
                 return read(getattr(self._client, operation)(Bucket=bucket, **kwargs))
-            except (ClientError, BotoCoreError) as e:
+            except (ClientError, BotoCoreError, OSError) as e:
                 raise self._told(where, operation, e) from e
 
         return patiently(where, request)
@@ -88,8 +86,8 @@ class S3:
     def _told(self, where: str, operation: str, error: Exception) -> Exception:
         """Return what a failed request means."""
         if isinstance(error, NoCredentialsError | PartialCredentialsError):
-            return StorageError(f"{where}: {operation}: {_CHAIN}")
-        if isinstance(error, BotoConnectionError | HTTPClientError | ResponseStreamingError):
+            return StorageError(f"{where}: {operation}: {refusals.NO_CREDENTIALS['s3']}")
+        if isinstance(error, (BotoConnectionError, HTTPClientError, ResponseStreamingError, ConnectionError)):
             return TransientError(one_line(error))
         if not isinstance(error, ClientError):
             return StorageError(f"{where}: {operation}: {one_line(error)}")
@@ -102,7 +100,11 @@ class S3:
         if code in _ABSENT:
             return FileNotFoundError(where)
         if status in (401, 403) and not self._signed:
-            return StorageError(f"{where}: {operation} is not allowed: {_CHAIN}")
+            return StorageError(f"{where}: {operation} is not allowed: {refusals.NO_CREDENTIALS['s3']}")
+        if status == 403 and code in ("AccessDenied", "403"):
+            return StorageError(
+                f"{where}: {refusals.denied(operation, error.operation_name)}: {one_line(error)}"
+            )
         if code == "NoSuchBucket":
             return StorageError(f"{where}: there is no such bucket; correct the name, or create it")
         return StorageError(f"{where}: {operation} failed: {one_line(error)}")
@@ -225,7 +227,8 @@ class S3:
         found: list[tuple[str, str]] = []
         markers: dict[str, str] = {}
         while True:
-            answer = self._call("list_multipart_uploads", bucket, prefix, dict, Prefix=prefix, **markers)
+            kwargs = {"Prefix": prefix, **markers, **self._payer}
+            answer = self._call("list_multipart_uploads", bucket, prefix, dict, **kwargs)
             found += [(one["Key"], one["UploadId"]) for one in answer.get("Uploads", ())]
             if not answer.get("IsTruncated"):
                 return found
@@ -280,7 +283,8 @@ def _upload(token: str) -> tuple[str, list[str]]:
 
 def _all_gone(bucket: str, answer: Any) -> None:
     for failed in answer.get("Errors", ()):
-        text = f"s3://{bucket}/{failed['Key']}: cannot be removed: {failed['Code']}"
+        told = refusals.denied("delete_objects") if failed["Code"] == "AccessDenied" else "cannot be removed"
+        text = f"s3://{bucket}/{failed['Key']}: {told}: {failed['Code']}"
         raise TransientError(text) if failed["Code"] in _PASSING else StorageError(text)
 
 

@@ -41,6 +41,7 @@ ORDER = (
         "uploads",
         "buckets",
         "retrying",
+        "refusals",
         "ranges",
         "files",
         "sinks",
