@@ -203,8 +203,9 @@ def _configure_stores(given: argparse.Namespace) -> None:
     from job.spec import StoreOptions
 
     values = {name: getattr(given, name, None) for name in ("requester_pays", "kms_key")}
-    if "" in values.values():
-        raise UsageError("--requester_pays and --kms_key take a value each; give it, or leave the flag out")
+    for name, value in values.items():
+        if value == "":
+            raise UsageError(f"--{name}= is empty; give a value, or leave the flag out")
     objects.configure(StoreOptions(**{name: value for name, value in values.items() if value}))
 
 

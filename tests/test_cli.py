@@ -93,10 +93,10 @@ def test_help_imports_nothing_slow(args: list[str]) -> None:
         ),
         (["score", *REQUIRED, "--outptu=x"], "unknown flag --outptu; did you mean --output?"),
         (["score", *REQUIRED, "--runer", "X"], "unknown flag --runer; did you mean --runner?"),
-        (["report"], "required: OUTPUT; see python -m job report --help"),
+        (["report"], "the following arguments are required: OUTPUT; see python -m job report --help"),
         (["report", "a", "b"], "unrecognized arguments: b; see python -m job report --help"),
-        (["report", "--all", "a"], "unrecognized arguments: --all; see"),
-        (["clean", "a", "--kms_key="], "--requester_pays and --kms_key take a value each"),
+        (["report", "a", "--all"], "unrecognized arguments: --all; see python -m job report --help"),
+        (["clean", "a", "--kms_key="], "--kms_key= is empty; give a value, or leave the flag out"),
     ],
 )
 def test_wrong_usage_is_one_line_on_standard_error_and_exit_code_2(args: list[str], message: str) -> None:
