@@ -41,15 +41,16 @@ def clean(folder: str, *, older_than_s: float, dry_run: bool, clock: Callable[[]
         raise UsageError(f"{folder}: there is no such folder; give the --output of a run")
     with output.lease(folder):
         held = output.published(folder)
-        found = []
-        for run_id in output.leftovers(folder, ""):
-            one = _look_at(folder, run_id, clock(), older_than_s, None if held is None else held["run_id"])
-            if not one.kept and not dry_run:
-                output.remove_staging(folder, run_id)
-            found.append(one)
+        published = None if held is None else held["run_id"]
+        runs = output.leftovers(folder, "")
+        found = [_look_at(folder, run_id, clock(), older_than_s, published) for run_id in runs]
         if not dry_run:
             kept = [one.run_id for one in found if one.kept]
+            # First: where it fails, the staging still shows the next command that there is something to do.
             storage.sweep(folder, lambda: staging.handles_of(folder, kept))
+            for one in found:
+                if not one.kept:
+                    output.remove_staging(folder, one.run_id)
     return found
 
 

@@ -90,7 +90,7 @@ def test_the_first_fault_that_is_due_happens_and_each_counts_every_request() -> 
 
 
 def test_a_kind_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="'504' is no kind of fault; there are 403, 429"):
+    with pytest.raises(ValueError, match="'504' is no kind of fault; there are 401, 403, 429"):
         Fault("504")
 
 

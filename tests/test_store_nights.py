@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import launch, objects, options, output, storage, verify
-from job.errors import OutputConflictError, UsageError
+from job.errors import OutputConflictError, StorageError, UsageError
 from job.report import RunReport
 from job.rescoring import Tolerance
 from tests.nights import dense, features, matrix, saved
@@ -138,7 +138,13 @@ def test_what_has_a_receipt_is_not_scored_again(
 
 def test_a_bucket_that_is_not_there_is_told_in_one_line(bucket: str, tmp_path: Path) -> None:
     scheme = bucket.partition("://")[0]
-    with pytest.raises(Exception, match=rf"{scheme}://nowhere-at-all.*no such bucket"):
-        storage.tree(f"{scheme}://nowhere-at-all/x")
+    asks = [storage.tree, storage.read_bytes, storage.sha256 if scheme == "gs" else storage.names]
+    for ask in (
+        *asks,
+        lambda path: storage.write_atomic(path, b"1"),
+        lambda path: storage.create(path).seal(),
+    ):
+        with pytest.raises(StorageError, match=rf"^{scheme}://nowhere-at-all/x.*there is no such bucket"):
+            ask(f"{scheme}://nowhere-at-all/x")
     with pytest.raises(UsageError, match="names no bucket"):
         storage.absolute(f"{scheme}://")

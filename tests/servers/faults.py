@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 # Status: S3's code, Cloud Storage's reason.
 ERRORS = {
+    "401": ("AccessDenied", "required"),
     "403": ("AccessDenied", "forbidden"),
     "429": ("SlowDown", "rateLimitExceeded"),
     "500": ("InternalError", "internalError"),
@@ -26,7 +27,7 @@ class Fault:
     that match, those from number ``at`` (from 0) fail, ``times`` of them (-1: all). Where several faults
     match, each counts the request, and the first one that is due happens. Kinds:
 
-    - "403", "429", "500", "503": answered so, and never forwarded.
+    - "401", "403", "429", "500", "503": answered so, and never forwarded.
     - "lost": forwarded and done; then the connection is closed without an answer.
     - "reset": the connection is reset when the head is read; nothing is forwarded.
     - "cut": the answer ends in the middle of its body, or of its first line where it has no body.

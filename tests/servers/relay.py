@@ -14,6 +14,7 @@ from tests.servers.faults import ERRORS, Fault, Plan, refusal
 
 STEP_S = 0.05
 _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_TOLD = ("authorization", "x-amz-", "x-goog-")
 _BROKEN = (OSError, EOFError, asyncio.LimitOverrunError, ValueError)
 
 
@@ -35,6 +36,8 @@ class Entry:
     fault: str = ""
     held: bool = field(default=False, compare=False)
     over: bool = field(default=False, compare=False)
+    # What tells who asks, who pays and how to encrypt, by lower-case name.
+    fields: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -63,7 +66,8 @@ class Relay:
         if head is None:
             return False
         method, target, _ = head.first.split(" ", 2)
-        entry = Entry(method, target, range=head.fields.get("range", ""))
+        told = {name: value for name, value in head.fields.items() if name.startswith(_TOLD)}
+        entry = Entry(method, target, range=head.fields.get("range", ""), fields=told)
         fault = None
         # What google-auth asks gcsd in its other role is no traffic to a store.
         if not target.startswith("/computeMetadata/") and "metadata-flavor" not in head.fields:

@@ -9,6 +9,10 @@ moto ignores these, which are checked here: ``If-Match`` on CompleteMultipartUpl
 ``x-amz-copy-source-if-match``, and ``If-Match: *`` on DeleteObject (it would compare the star with the ETag).
 DeleteObjects with an ETag, ignored as well, is answered with 501. These checks come before IAM's.
 
+Of permissions, moto asks for that of DeleteObjects on the bucket instead of its objects, does not ask whether
+the source of a copy may be read, falls over a request without a signature, and tells everybody that an object
+is not there, where S3 tells only who may list the bucket. All of this is put right here.
+
 Still lacking: 409 ConditionalRequestConflict, and ``If-Match`` on HeadObject without quotes. Completing an
 upload that is the object already succeeds whatever the conditions. Signatures and permissions are checked
 only with ``INITIAL_NO_AUTH_ACTION_COUNT``.
@@ -18,20 +22,25 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs, unquote
+from xml.sax.saxutils import unescape
 
+from moto import settings
+from moto.core.authorization import ActionAuthenticatorMixin
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
     MotoRequestHandler,
     create_backend_app,
 )
-from moto.s3.exceptions import S3ClientError
+from moto.s3.exceptions import BucketAccessDeniedError, S3ClientError
 from moto.s3.models import s3_backends
+from moto.s3.responses import S3Response
 from werkzeug.serving import make_server
 
 Environ = dict[str, Any]
@@ -144,8 +153,33 @@ def _unmet(bucket: str, key: str, match: str | None, none_match: str | None) -> 
     return "PreconditionFailed" if none_match == "*" and there is not None else ""
 
 
+_ask = S3Response._authenticate_and_authorize_s3_action
+
+
+def _permitted(response: S3Response, bucket_name: str | None = None, key_name: str | None = None) -> None:
+    """Ask for what S3 would in the place of moto's one question."""
+    if ActionAuthenticatorMixin.request_count < settings.INITIAL_NO_AUTH_ACTION_COUNT:
+        _ask(response, bucket_name, key_name)
+        return
+    if "Authorization" not in response.headers:
+        raise BucketAccessDeniedError(bucket_name or "")
+    action, keys = response.data["Action"], [key_name]
+    if action == "DeleteObject" and key_name is None:
+        keys = [unescape(key) for key in re.findall("<Key>(.*?)</Key>", response.body.decode())]
+    for key in keys:
+        _ask(response, bucket_name, key)
+    if action == "GetObject" and _object(bucket_name or "", key_name or "") is None:
+        response.data["Action"] = "ListBucket"
+        _ask(response, bucket_name)
+    if source := response.headers.get("x-amz-copy-source"):
+        response.data["Action"] = "GetObject"
+        _ask(response, *unquote(source).lstrip("/").split("/", 1))
+    response.data["Action"] = action
+
+
 def main() -> None:
     """Serve until standard input ends, so that a killed test leaves nothing behind."""
+    S3Response._authenticate_and_authorize_s3_action = _permitted  # type: ignore[assignment,method-assign]
     app = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, Conditions(app), threaded=True, request_handler=Handler)
     print(f"http://127.0.0.1:{server.port}", flush=True)

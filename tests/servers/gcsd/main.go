@@ -12,6 +12,7 @@
 //     be stored twice, and a finished session repeats its answer.
 //   - Batches: the library drops parts without a Content-ID, and the Python client sends none.
 //   - Pages of 1000 names where a listing asks for no fewer.
+//   - What is not there is told in Cloud Storage's words: whether the object or its whole bucket is missing.
 //   - Links in an object's metadata that lead back to the address the client used, through any proxy.
 //   - The few calls of the GCE metadata server that google-auth makes.
 //
@@ -48,6 +49,7 @@ const pageNames = 1000
 var (
 	objectPath = regexp.MustCompile(`^(?:/download)?/storage/v1/b/([^/]+)/o/(.+?)(/compose)?$`)
 	copyPath   = regexp.MustCompile(`^/storage/v1/b/([^/]+)/o/(.+)/(?:rewriteTo|copyTo)/b/([^/]+)/o/(.+)$`)
+	anyPath    = regexp.MustCompile(`^/(?:download/|upload/)?storage/v1/b/([^/]+)/o(?:/(.+?))?(?:/rewriteTo/.*)?$`)
 	listPath   = regexp.MustCompile(`^/storage/v1/b/[^/]+/o/?$`)
 )
 
@@ -64,6 +66,10 @@ type gate struct {
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case metadata(w, r):
+		return
+	}
+	w = &missing{ResponseWriter: w, gate: g, path: r.URL.EscapedPath()}
+	switch {
 	case r.URL.Path == "/batch/storage/v1" && r.Method == http.MethodPost:
 		g.batch(w, r)
 	case r.Method == http.MethodGet || r.Method == http.MethodHead:
@@ -71,6 +77,38 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		g.change(w, r)
 	}
+}
+
+// missing puts Cloud Storage's words in the place of the library's, which are the same for whatever is not there.
+type missing struct {
+	http.ResponseWriter
+	gate *gate
+	path string
+	told bool
+}
+
+func (w *missing) WriteHeader(status int) {
+	m := anyPath.FindStringSubmatch(w.path)
+	if status != http.StatusNotFound || m == nil {
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
+	w.told = true
+	w.Header().Del("Content-Length")
+	bucket, _ := url.PathUnescape(m[1])
+	name, _ := url.PathUnescape(m[2])
+	message := "No such object: " + bucket + "/" + name
+	if _, err := w.gate.store.Backend().GetBucket(bucket); err != nil {
+		message = "The specified bucket does not exist."
+	}
+	answer(w.ResponseWriter, status, "notFound", message)
+}
+
+func (w *missing) Write(body []byte) (int, error) {
+	if w.told {
+		return len(body), nil
+	}
+	return w.ResponseWriter.Write(body)
 }
 
 // change checks and serves as one. The body comes first: a slow sender must not hold up the others, and one
@@ -184,7 +222,10 @@ func fail(w http.ResponseWriter, status int, reason string) {
 		w.WriteHeader(status)
 		return
 	}
-	message := http.StatusText(status)
+	answer(w, status, reason, http.StatusText(status))
+}
+
+func answer(w http.ResponseWriter, status int, reason, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{
