@@ -9,23 +9,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ResponseStreamingError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from job import refusals
+from job import refusals, s3_errors
 from job.buckets import Found, Page
 from job.errors import StorageError, one_line
 from job.retrying import RefusedError, TransientError, patiently
@@ -33,12 +26,6 @@ from job.spec import StoreOptions
 
 T = TypeVar("T")
 
-_CONFLICT: Final = frozenset({"PreconditionFailed", "412"})
-_ABSENT: Final = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
-_PASSING: Final = frozenset(
-    {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable"}
-    | {"Throttling", "RequestLimitExceeded"}
-)
 _AT_ONCE: Final = 64
 _KEYS_AT_ONCE: Final = 1000
 
@@ -79,35 +66,9 @@ class S3:
             try:
                 return read(getattr(self._client, operation)(Bucket=bucket, **kwargs))
             except (ClientError, BotoCoreError, OSError) as e:
-                raise self._told(where, operation, e) from e
+                raise s3_errors.told(where, operation, e, signed=self._signed) from e
 
         return patiently(where, request)
-
-    def _told(self, where: str, operation: str, error: Exception) -> Exception:
-        """Return what a failed request means."""
-        if isinstance(error, NoCredentialsError | PartialCredentialsError):
-            return StorageError(f"{where}: {operation}: {refusals.NO_CREDENTIALS['s3']}")
-        if isinstance(error, (BotoConnectionError, HTTPClientError, ResponseStreamingError, ConnectionError)):
-            return TransientError(one_line(error))
-        if not isinstance(error, ClientError):
-            return StorageError(f"{where}: {operation}: {one_line(error)}")
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if code == "ConditionalRequestConflict" or code in _PASSING or status == 429 or status >= 500:
-            return TransientError(one_line(error))
-        if code in _CONFLICT:
-            return RefusedError(one_line(error))
-        if code in _ABSENT:
-            return FileNotFoundError(where)
-        if status in (401, 403) and not self._signed:
-            return StorageError(f"{where}: {operation} is not allowed: {refusals.NO_CREDENTIALS['s3']}")
-        if status == 403 and code in ("AccessDenied", "403"):
-            return StorageError(
-                f"{where}: {refusals.denied(operation, error.operation_name)}: {one_line(error)}"
-            )
-        if code == "NoSuchBucket":
-            return StorageError(f"{where}: there is no such bucket; correct the name, or create it")
-        return StorageError(f"{where}: {operation} failed: {one_line(error)}")
 
     def head(self, bucket: str, key: str) -> Found | None:
         """Return an object's size and stamp, ``None`` where there is none."""
@@ -115,6 +76,11 @@ class S3:
             return self._call("head_object", bucket, key, partial(_found, key), Key=key, **self._payer)
         except FileNotFoundError:
             return None
+        except s3_errors.UnexplainedError:
+            # A GET is refused for the same reason, and says which.
+            with suppress(FileNotFoundError):
+                self.get(bucket, key, 0, 1, "")
+            raise
 
     def get(self, bucket: str, key: str, start: int, stop: int, stamp: str) -> bytes:
         """Return bytes ``start`` to ``stop`` of the object that has the stamp."""
@@ -285,7 +251,7 @@ def _all_gone(bucket: str, answer: Any) -> None:
     for failed in answer.get("Errors", ()):
         told = refusals.denied("delete_objects") if failed["Code"] == "AccessDenied" else "cannot be removed"
         text = f"s3://{bucket}/{failed['Key']}: {told}: {failed['Code']}"
-        raise TransientError(text) if failed["Code"] in _PASSING else StorageError(text)
+        raise TransientError(text) if failed["Code"] in s3_errors.PASSING else StorageError(text)
 
 
 def _found(key: str, answer: Any) -> Found:

@@ -37,6 +37,7 @@ ORDER = (
         "storage",
         "objects",
         "s3",
+        "s3_errors",
         "gcs",
         "uploads",
         "buckets",
@@ -67,7 +68,7 @@ DISTRIBUTION = {
     "ml_dtypes": "ml-dtypes",
 }
 # Modules of an extra of their own.
-EXTRAS = {"s3": "s3", "gcs": "gcs"}
+EXTRAS = {"s3": "s3", "s3_errors": "s3", "gcs": "gcs"}
 MODULE_LINES = 300
 FUNCTION_LINES = 50
 
