@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from job.errors import UsageError
+from job.errors import StorageError, UsageError
 
 # In front of the token of an upload that is still open, in a handle.
 _MARK: Final = "#upload="
@@ -26,6 +26,13 @@ def normal(path: str) -> str:
         # Nor would it be kept secret: paths stand in plans, manifests and logs.
         raise UsageError(f"{path}: it names a user; credentials are found as the store's own tools find them")
     return f"{scheme}://{posixpath.join(bucket, *(part for part in key.split('/') if part))}"
+
+
+def no_client(scheme: str, error: str) -> StorageError:
+    """Return what to say where what is configured for a store's client cannot be used."""
+    return StorageError(
+        f"{scheme}://: what the environment or a file configures for it cannot be used: {error}; correct it"
+    )
 
 
 def bucket_and_key(path: str) -> tuple[str, str]:

@@ -16,14 +16,13 @@ import requests
 from google.api_core import exceptions as api
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud import storage
 from google.cloud.exceptions import from_http_response
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-from urllib3.exceptions import HTTPError
 
-from job import refusals, retrying
-from job.buckets import Found, Page
+from job import gcs_errors, retrying
+from job.buckets import Found, Page, no_client
 from job.errors import StorageError, one_line
 from job.retrying import RefusedError, TransientError, patiently
 from job.spec import StoreOptions
@@ -34,10 +33,6 @@ T = TypeVar("T")
 _TIMEOUT_S: Final = (10.0, 30.0)
 _AT_ONCE: Final = 64
 _DELETES_AT_ONCE: Final = 16
-_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
-_ERRORS: Final = (
-    *(api.GoogleAPICallError, GoogleAuthError, requests.RequestException, HTTPError, ConnectionError),
-)
 
 
 class CloudStorage:
@@ -54,7 +49,7 @@ class CloudStorage:
             self._client: Any = storage.Client(project=None, client_options=endpoint)
         except (GoogleAuthError, ValueError, OSError) as e:
             if not isinstance(e, DefaultCredentialsError) or "credentials were not found" not in str(e):
-                raise StorageError(refusals.no_client("gs", one_line(e))) from e
+                raise no_client("gs", one_line(e)) from e
             self._client = storage.Client(project=None, credentials=AnonymousCredentials())
         # It asks about every bucket, which takes a permission and is not paid, for traces that nobody keeps.
         self._client._bucket_metadata_cache = None
@@ -80,30 +75,13 @@ class CloudStorage:
         def once() -> T:
             try:
                 return request()
-            except _ERRORS as e:
+            except gcs_errors.ERRORS as e:
                 raise self._told(where, e) from e
 
         return patiently(where, once)
 
     def _told(self, where: str, error: Exception) -> Exception:
-        """Return what a failed request means."""
-        if isinstance(error, InvalidResponse):
-            # What an upload in parts is told, where every other request is told the error itself.
-            error = from_http_response(error.response)
-        if isinstance(error, api.NotFound):
-            if "bucket does not exist" in str(error.message):
-                return _no_bucket(where.partition("://")[2])
-            return FileNotFoundError(where)
-        if isinstance(error, api.PreconditionFailed):
-            return RefusedError(one_line(error))
-        if isinstance(error, api.GoogleAPICallError) and error.code in _PASSING:
-            return TransientError(one_line(error))
-        if isinstance(error, api.Forbidden | api.Unauthorized) and not self._signed:
-            return StorageError(f"{where}: it is not allowed: {refusals.NO_CREDENTIALS['gs']}")
-        passing = (TransportError, requests.RequestException, HTTPError, ConnectionError)
-        if isinstance(error, passing) and not isinstance(error, requests.exceptions.InvalidURL):
-            return TransientError(one_line(error))
-        return StorageError(f"{where}: it failed: {one_line(error)}")
+        return gcs_errors.told(where, error, signed=self._signed)
 
     def head(self, bucket: str, key: str) -> Found | None:
         """Return an object's size and stamp, ``None`` where there is none."""
@@ -169,7 +147,7 @@ class CloudStorage:
         except FileNotFoundError as e:
             if only_if:
                 return None
-            raise _no_bucket(bucket) from e
+            raise gcs_errors.no_bucket(bucket) from e
 
     def page(self, bucket: str, prefix: str, delimiter: str, token: str) -> Page:
         """Return up to a thousand of the objects whose keys begin with ``prefix``."""
@@ -191,7 +169,7 @@ class CloudStorage:
         try:
             return self._call(bucket, prefix, send)
         except FileNotFoundError as e:
-            raise _no_bucket(bucket) from e
+            raise gcs_errors.no_bucket(bucket) from e
 
     def delete(self, bucket: str, keys: Sequence[str], only_if: str = "") -> None:
         """Delete objects; those that do not exist, or have another stamp, are left alone."""
@@ -266,11 +244,11 @@ class CloudUpload:
     def _tell(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except (*_ERRORS, api.GoogleAPIError, DataCorruption, InvalidResponse) as e:
+        except (*gcs_errors.ERRORS, api.GoogleAPIError, DataCorruption, InvalidResponse) as e:
             where = f"gs://{'/'.join(self._where)}"
             told = self._store._told(where, e)
             if isinstance(told, FileNotFoundError):
-                raise _no_bucket(self._where[0]) from e
+                raise gcs_errors.no_bucket(self._where[0]) from e
             if isinstance(told, TransientError):
                 raise StorageError(f"{where}: cannot be written: {one_line(e)}") from e
             raise told from e
@@ -294,7 +272,3 @@ class CloudUpload:
 
 def _found(blob: Any) -> Found:
     return Found(blob.name, blob.size, str(blob.generation), blob.updated.timestamp())
-
-
-def _no_bucket(path: str) -> StorageError:
-    return StorageError(f"gs://{path}: there is no such bucket; correct the name, or create it")

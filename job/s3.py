@@ -18,8 +18,8 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from job import refusals, s3_errors
-from job.buckets import Found, Page
+from job import s3_errors
+from job.buckets import Found, Page, no_client
 from job.errors import StorageError, one_line
 from job.retrying import RefusedError, TransientError, patiently
 from job.spec import StoreOptions
@@ -42,7 +42,7 @@ class S3:
             self._signed = session.get_credentials() is not None
             self._client: Any = session.client("s3", config=self._config())
         except (BotoCoreError, ValueError, OSError) as e:
-            raise StorageError(refusals.no_client("s3", one_line(e))) from e
+            raise no_client("s3", one_line(e)) from e
         self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
         key = options.kms_key
         self._crypt = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
@@ -249,7 +249,7 @@ def _upload(token: str) -> tuple[str, list[str]]:
 
 def _all_gone(bucket: str, answer: Any) -> None:
     for failed in answer.get("Errors", ()):
-        told = refusals.denied("delete_objects") if failed["Code"] == "AccessDenied" else "cannot be removed"
+        told = s3_errors.denied("delete_objects") if failed["Code"] == "AccessDenied" else "cannot be removed"
         text = f"s3://{bucket}/{failed['Key']}: {told}: {failed['Code']}"
         raise TransientError(text) if failed["Code"] in s3_errors.PASSING else StorageError(text)
 

@@ -216,7 +216,7 @@ def test_what_is_configured_wrongly_is_told_before_anybody_is_asked(
     home.way.proxy.reset()
     with in_this_process(home.env(**settings)):
         line = failed(capfd, "report", f"s3://{BUCKET}/out")
-    assert re.search(rf"^error: s3: what the environment or a file configures .*{told}", line)
+    assert re.search(rf"^error: s3://: what the environment or a file configures .*{told}", line)
     assert home.way.proxy.counts().requests == ()
 
 
@@ -280,5 +280,5 @@ def test_a_token_that_has_expired_is_told_at_once(
     for name, line in zip(("_report.json", "_SUCCESS"), lines, strict=True):
         assert f"s3://{BUCKET}/out/{name}" in line
         assert code in line
-    # The answer to a HEAD cannot say so.
-    assert [one.method for one in server.asked] == ["GET", "HEAD", "GET"]
+    # The answer to a HEAD cannot say so; boto3 then asks for the bucket's region as well.
+    assert [one.method for one in server.asked if one.method != "HEAD"] == ["GET", "GET"]

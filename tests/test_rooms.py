@@ -39,10 +39,10 @@ ORDER = (
         "s3",
         "s3_errors",
         "gcs",
+        "gcs_errors",
         "uploads",
         "buckets",
         "retrying",
-        "refusals",
         "ranges",
         "files",
         "sinks",
@@ -68,7 +68,7 @@ DISTRIBUTION = {
     "ml_dtypes": "ml-dtypes",
 }
 # Modules of an extra of their own.
-EXTRAS = {"s3": "s3", "s3_errors": "s3", "gcs": "gcs"}
+EXTRAS = {"s3": "s3", "s3_errors": "s3", "gcs": "gcs", "gcs_errors": "gcs"}
 MODULE_LINES = 300
 FUNCTION_LINES = 50
 
@@ -209,5 +209,5 @@ def test_every_import_is_declared(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
     third_party = used - LOCAL - set(sys.stdlib_module_names)
     # Google's packages share one name.
-    google = {"google": "google-cloud-storage"} if path.stem == "gcs" else {}
+    google = {"google": "google-cloud-storage"} if EXTRAS.get(path.stem) == "gcs" else {}
     assert {{**DISTRIBUTION, **google}.get(name, name) for name in third_party} <= declared
