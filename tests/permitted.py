@@ -42,6 +42,8 @@ class Buckets:
     # Of one who may do everything, past the proxy: boto3's clients, or google-cloud-storage's.
     store: Any
     iam: Any
+    # The environment's own of the job's user.
+    user: Mapping[str, str]
 
     def new(self) -> str:
         return f"{self.scheme}://{OUTPUT}/{next(_outputs)}"
@@ -60,6 +62,15 @@ class Buckets:
         code, _, err = run_cli(capfd, *self.args(output, *flags))
         self.proxy.set(faults=[])
         assert code == 1, err
+
+    def objects(self, output: str) -> dict[str, bytes]:
+        """All objects of an output, staging included."""
+        prefix = f"{output.removeprefix(f'{self.scheme}://{OUTPUT}/')}/"
+        if self.scheme == "s3":
+            listed = self.store.list_objects_v2(Bucket=OUTPUT, Prefix=prefix).get("Contents", ())
+            keys = [one["Key"] for one in listed]
+            return {key: self.store.get_object(Bucket=OUTPUT, Key=key)["Body"].read() for key in keys}
+        return {blob.name: blob.download_as_bytes() for blob in self.store.list_blobs(OUTPUT, prefix=prefix)}
 
     def put(self, key: str, content: bytes) -> None:
         if self.scheme == "s3":
@@ -82,14 +93,16 @@ class Buckets:
 
 
 def life(buckets: Buckets, capfd: pytest.CaptureFixture[str], *flags: str) -> str:
-    """All that is done to an output in its life, by commands; returns it."""
+    """All that is done to an output in its life, by commands with these flags; returns it."""
     output = buckets.new()
+    # Who only reads encrypts nothing.
+    reading = [flag for flag in flags if not flag.startswith("--kms_key")]
     buckets.stop(capfd, output, *flags)
     check(capfd, 0, "", *buckets.args(output, *flags))
     check(capfd, 0, "already published", *buckets.args(output, *flags))
     check(capfd, 0, "", *buckets.args(output, "--compression=lz4", "--if_exists=replace", *flags))
-    check(capfd, 0, "all is right", "verify", "--sample_rows=all", output)
-    check(capfd, 0, "116 scored of 120 read, 4 rejected", "report", output)
+    check(capfd, 0, "all is right", "verify", "--sample_rows=all", output, *reading)
+    check(capfd, 0, "116 scored of 120 read, 4 rejected", "report", output, *reading)
     buckets.stop(capfd, output, "--compression=gzip", "--if_exists=replace", *flags)
     check(capfd, 0, "removed", "clean", output, *flags)
     return output
@@ -146,9 +159,10 @@ def s3_buckets(folder: Path) -> Iterator[Buckets]:
         for client in (maker, iam, s3):
             stack.callback(client.close)
         iam.create_user(UserName=USER)
-        buckets = Buckets("s3", way, s3, iam)
+        buckets = Buckets("s3", way, s3, iam, _key(iam, USER))
+        buckets.allow(policy("s3.json"))
         buckets.fill(folder)
-        with in_this_process(environment("s3", way.endpoint) | _key(iam, USER)):
+        with in_this_process({**environment("s3", way.endpoint), **buckets.user}):
             yield buckets
 
 
@@ -157,7 +171,7 @@ def gs_buckets(folder: Path) -> Iterator[Buckets]:
     """A Cloud Storage, which asks for nothing."""
     with stores.gcs_server() as store, proxy(store) as way:
         client = clients.gcs_bucket(store).client
-        buckets = Buckets("gs", way, client, None)
+        buckets = Buckets("gs", way, client, None, {})
         buckets.fill(folder)
         with in_this_process(environment("gs", way.endpoint)):
             yield buckets
