@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.nights import dense, run_cli, saved
+from tests.nights import dense, saved
 from tests.servers import clients, stores
-from tests.servers.proxy import Fault, Proxy, proxy
+from tests.servers.proxy import Entry, Fault, Proxy, proxy
 from tests.store_nights import FLAGS, environment, own_clients, shard
 
 ROOT = Path(__file__).parents[1]
 INPUT, OUTPUT = "features", "predictions"
 SHARDS = 2
 USER = "job"
+PAYER = "payer"
+KMS_KEYS = {
+    "s3": "arn:aws:kms:eu-west-1:123456789012:key/0123-recognisable",
+    "gs": "projects/p/locations/europe/keyRings/r/cryptoKeys/0123-recognisable",
+}
 # So many requests are not asked for permissions: they make the one who may do everything.
 UNASKED = 3
 # What stops a night when its splits are scored and nothing is published yet.
@@ -56,10 +63,10 @@ class Buckets:
         top = f"{self.scheme}://{INPUT}"
         return ["score", f"--input={top}/in", f"--model={top}/m.keras", f"--output={output}", *FLAGS, *flags]
 
-    def stop(self, capfd: pytest.CaptureFixture[str], output: str, *flags: str) -> None:
+    def stop(self, output: str, *flags: str) -> None:
         """Run a night that is stopped before it is published."""
         self.proxy.set(faults=[STOPS[self.scheme]])
-        code, _, err = run_cli(capfd, *self.args(output, *flags))
+        code, _, err = run(*self.args(output, *flags))
         self.proxy.set(faults=[])
         assert code == 1, err
 
@@ -71,6 +78,10 @@ class Buckets:
             keys = [one["Key"] for one in listed]
             return {key: self.store.get_object(Bucket=OUTPUT, Key=key)["Body"].read() for key in keys}
         return {blob.name: blob.download_as_bytes() for blob in self.store.list_blobs(OUTPUT, prefix=prefix)}
+
+    def uploads(self) -> list[str]:
+        """The keys of S3's uploads that are not finished."""
+        return [one["Key"] for one in self.store.list_multipart_uploads(Bucket=OUTPUT).get("Uploads", ())]
 
     def put(self, key: str, content: bytes) -> None:
         if self.scheme == "s3":
@@ -92,33 +103,69 @@ class Buckets:
         self.put("m.keras", saved(dense(), folder / "m.keras").read_bytes())
 
 
-def life(buckets: Buckets, capfd: pytest.CaptureFixture[str], *flags: str) -> str:
-    """All that is done to an output in its life, by commands with these flags; returns it."""
-    output = buckets.new()
-    # Who only reads encrypts nothing.
-    reading = [flag for flag in flags if not flag.startswith("--kms_key")]
-    buckets.stop(capfd, output, *flags)
-    check(capfd, 0, "", *buckets.args(output, *flags))
-    check(capfd, 0, "already published", *buckets.args(output, *flags))
-    check(capfd, 0, "", *buckets.args(output, "--compression=lz4", "--if_exists=replace", *flags))
-    check(capfd, 0, "all is right", "verify", "--sample_rows=all", output, *reading)
-    check(capfd, 0, "116 scored of 120 read, 4 rejected", "report", output, *reading)
-    buckets.stop(capfd, output, "--compression=gzip", "--if_exists=replace", *flags)
-    check(capfd, 0, "removed", "clean", output, *flags)
-    return output
+@dataclass(frozen=True)
+class Lived:
+    """What the store was asked in an output's life, and what of the output was left in the end."""
+
+    requests: tuple[Entry, ...]
+    left: tuple[str, ...]
+    uploads: tuple[str, ...]
 
 
-def check(capfd: pytest.CaptureFixture[str], code: int, said: str, *command: str) -> str:
+@functools.cache
+def lived(scheme: str) -> Lived:
+    """Do all that is done to an output in its life, paid by ``PAYER``, encrypted by ``KMS_KEYS``."""
+    flags = (f"--requester_pays={PAYER}", f"--kms_key={KMS_KEYS[scheme]}")
+    start = s3_buckets if scheme == "s3" else gs_buckets
+    with tempfile.TemporaryDirectory() as folder, start(Path(folder)) as buckets:
+        output = buckets.new()
+        buckets.stop(output, *flags)
+        check(0, "", *buckets.args(output, *flags))
+        check(0, "already published", *buckets.args(output, *flags))
+        check(0, "", *buckets.args(output, "--compression=lz4", "--if_exists=replace", *flags))
+        # Who only reads encrypts nothing.
+        check(0, "all is right", "verify", "--sample_rows=all", output, flags[0])
+        check(0, "116 scored of 120 read, 4 rejected", "report", output, flags[0])
+        buckets.stop(output, "--compression=gzip", "--if_exists=replace", *flags)
+        check(0, "removed", "clean", output, *flags)
+        left = tuple(buckets.objects(output))
+        uploads = buckets.uploads() if scheme == "s3" else []
+        _write_in_parts(f"{output}/large")
+        return Lived(buckets.proxy.counts().requests, left, tuple(uploads))
+
+
+def _write_in_parts(path: str) -> None:
+    """Write an object that is larger than any of these nights'."""
+    from job import gcs, storage, uploads
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (gcs, uploads):
+            patch.setattr(module, "PART_BYTES", 5 << 20)
+        sink = storage.create(path)
+        sink.write(bytes(6 << 20))
+        sink.seal()
+
+
+def run(*command: str) -> tuple[int, str, str]:
+    """Run a command in this process and return exit code, output and error output."""
+    from job import cli
+
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = cli.main(list(command))
+    return code, out.getvalue(), err.getvalue()
+
+
+def check(code: int, said: str, *command: str) -> str:
     """Run a command, look at its exit code and at what it says, and return its error output."""
-    done, out, err = run_cli(capfd, *command)
+    done, out, err = run(*command)
     assert done == code, err
     assert said in out + err
     return err
 
 
-def failed(capfd: pytest.CaptureFixture[str], *command: str) -> str:
+def failed(*command: str) -> str:
     """Run a command that must end with exit code 1, and return its one line about that."""
-    err = check(capfd, 1, "", *command)
+    err = check(1, "", *command)
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in err
     return line

@@ -209,32 +209,30 @@ def test_where_the_store_is(home: Home) -> None:
     ],
 )
 def test_what_is_configured_wrongly_is_told_before_anybody_is_asked(
-    home: Home, capfd: pytest.CaptureFixture[str], settings: dict[str, str], told: str
+    home: Home, settings: dict[str, str], told: str
 ) -> None:
     if settings.get("AWS_CONFIG_FILE"):
         settings = {"AWS_CONFIG_FILE": home.write("broken", "{ no such form")}
     home.way.proxy.reset()
     with in_this_process(home.env(**settings)):
-        line = failed(capfd, "report", f"s3://{BUCKET}/out")
+        line = failed("report", f"s3://{BUCKET}/out")
     assert re.search(rf"^error: s3://: what the environment or a file configures .*{told}", line)
     assert home.way.proxy.counts().requests == ()
 
 
-def test_a_token_that_is_not_there_is_no_object_that_is_not_there(
-    home: Home, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_token_that_is_not_there_is_no_object_that_is_not_there(home: Home) -> None:
     """Both are a FileNotFoundError, and only one of them is the store's word."""
     missing = str(home.folder / "token")
     named = {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/night", "AWS_WEB_IDENTITY_TOKEN_FILE": missing}
     with in_this_process(home.env(**named, AWS_DEFAULT_REGION="us-east-1")):
-        line = failed(capfd, "report", f"s3://{BUCKET}/out")
+        line = failed("report", f"s3://{BUCKET}/out")
         assert f"s3://{BUCKET}/out/_report.json" in line
         assert missing in line
         with pytest.raises(StorageError, match=missing):
             storage.size_bytes(f"s3://{BUCKET}/there")
 
 
-def test_a_role_that_is_refused(home: Home, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_role_that_is_refused(home: Home) -> None:
     told = (
         "<ErrorResponse><Error><Code>AccessDenied</Code><Message>no trust</Message></Error></ErrorResponse>"
     )
@@ -243,40 +241,38 @@ def test_a_role_that_is_refused(home: Home, capfd: pytest.CaptureFixture[str]) -
         token = home.write("token", "of-the-cluster")
         settings = {"AWS_WEB_IDENTITY_TOKEN_FILE": token, "AWS_ENDPOINT_URL_STS": server.endpoint}
         with in_this_process(home.env(**named, **settings)):
-            line = failed(capfd, "report", f"s3://{BUCKET}/out")
+            line = failed("report", f"s3://{BUCKET}/out")
     assert "get_object needs credentials, and AssumeRoleWithWebIdentity is not allowed" in line
     assert "of-the-cluster" not in line
 
 
-def test_nobody_may_read_what_is_not_public(guarded: Buckets, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nobody_may_read_what_is_not_public(guarded: Buckets) -> None:
     env = {name: value for name, value in os.environ.items() if name not in KEY}
     with in_this_process(env):
-        line = failed(capfd, *guarded.args(guarded.new()))
-        assert failed(capfd, "report", f"s3://{OUTPUT}/out").count("no credentials were found") == 1
+        line = failed(*guarded.args(guarded.new()))
+        assert failed("report", f"s3://{OUTPUT}/out").count("no credentials were found") == 1
     assert "s3://features/in" in line
     for tried in ("the environment's AWS_*", "~/.aws", "single sign-on", "the container's", "the machine's"):
         assert tried in line
 
 
-def test_a_wrong_secret(guarded: Buckets, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_secret(guarded: Buckets) -> None:
     with in_this_process({**os.environ, "AWS_SECRET_ACCESS_KEY": SECRET}):
-        line = failed(capfd, *guarded.args(guarded.new()))
+        line = failed(*guarded.args(guarded.new()))
         assert "s3://features/in" in line
         assert "SignatureDoesNotMatch" in line
         assert SECRET not in line
     with in_this_process({**os.environ, "AWS_ACCESS_KEY_ID": "AKIANOBODY"}):
-        assert "InvalidAccessKeyId" in failed(capfd, *guarded.args(guarded.new()))
+        assert "InvalidAccessKeyId" in failed(*guarded.args(guarded.new()))
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"])
-def test_a_token_that_has_expired_is_told_at_once(
-    home: Home, capfd: pytest.CaptureFixture[str], code: str
-) -> None:
+def test_a_token_that_has_expired_is_told_at_once(home: Home, code: str) -> None:
     told = f"<Error><Code>{code}</Code><Message>The provided token is of no use.</Message></Error>"
     with answering(lambda asked: Answer(told, 400, {"Content-Type": "application/xml"})) as server:
         named = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": "short"}
         with in_this_process(home.env(AWS_ENDPOINT_URL=server.endpoint, **named)):
-            lines = [failed(capfd, command, f"s3://{BUCKET}/out") for command in ("report", "verify")]
+            lines = [failed(command, f"s3://{BUCKET}/out") for command in ("report", "verify")]
     for name, line in zip(("_report.json", "_SUCCESS"), lines, strict=True):
         assert f"s3://{BUCKET}/out/{name}" in line
         assert code in line

@@ -190,7 +190,7 @@ def test_an_emulator_is_asked_without_a_signature(home: Home, scheme: str) -> No
     ],
 )
 def test_what_is_configured_wrongly_is_told_before_anybody_is_asked(
-    home: Home, capfd: pytest.CaptureFixture[str], content: object, told: str
+    home: Home, content: object, told: str
 ) -> None:
     """Nobody goes unsigned who meant to sign."""
     path = str(home.folder / "key.json") if content is None else home.write("key.json", content)
@@ -198,7 +198,7 @@ def test_what_is_configured_wrongly_is_told_before_anybody_is_asked(
         if env is None:
             continue
         with in_this_process(env):
-            line = failed(capfd, "report", f"gs://{BUCKET}/out")
+            line = failed("report", f"gs://{BUCKET}/out")
         assert line.startswith(
             "error: gs://: what the environment or a file configures for it cannot be used: "
         )
@@ -213,12 +213,12 @@ def gclouds(home: Home, content: object) -> dict[str, str] | None:
     return home.env()
 
 
-def test_an_account_that_is_refused(home: Home, capfd: pytest.CaptureFixture[str], private_key: str) -> None:
+def test_an_account_that_is_refused(home: Home, private_key: str) -> None:
     refusal = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
     with answering(lambda asked: Answer(refusal, 400, {"Content-Type": "application/json"})) as server:
         path = home.write("key.json", key_file(private_key, server.endpoint))
         with in_this_process(home.env(GOOGLE_APPLICATION_CREDENTIALS=path)):
-            line = failed(capfd, "report", f"gs://{BUCKET}/out")
+            line = failed("report", f"gs://{BUCKET}/out")
     assert line.startswith(f"error: gs://{BUCKET}/out/_report.json: it failed: RefreshError")
     assert "invalid_grant" in line
     assert private_key.splitlines()[1] not in line
@@ -233,14 +233,12 @@ def test_a_token_that_cannot_be_had_just_now_is_asked_for_again(home: Home) -> N
             assert type(client._told("there", RefreshError("503", retryable=retryable))) is kind
 
 
-def test_an_account_that_may_not(
-    home: Home, tokens: Answers, capfd: pytest.CaptureFixture[str], private_key: str
-) -> None:
+def test_an_account_that_may_not(home: Home, tokens: Answers, private_key: str) -> None:
     """Whoever is known is not told to look for credentials."""
     path = home.write("key.json", key_file(private_key, tokens.endpoint))
     home.way.proxy.set(faults=[Fault("403", times=-1)])
     with in_this_process(home.env(GOOGLE_APPLICATION_CREDENTIALS=path)):
-        line = failed(capfd, "report", f"gs://{BUCKET}/out")
+        line = failed("report", f"gs://{BUCKET}/out")
     assert line.startswith(f"error: gs://{BUCKET}/out/_report.json: it failed: Forbidden: 403")
     assert "credentials" not in line
     assert os.path.basename(path) not in line

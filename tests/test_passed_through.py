@@ -14,28 +14,25 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from job import gcs, retrying, storage, uploads
-from tests.nights import run_cli
+from job import retrying
 from tests.permitted import (
+    KMS_KEYS,
     OUTPUT,
+    PAYER,
     ROOT,
     Buckets,
     check,
     failed,
     gs_buckets,
     in_this_process,
-    life,
+    lived,
+    run,
     s3_buckets,
 )
 from tests.servers import stores
 from tests.servers.proxy import Entry
 from tests.store_nights import SCHEMES, environment
 
-PAYER = "payer"
-KEYS = {
-    "s3": "arn:aws:kms:eu-west-1:123456789012:key/0123-recognisable",
-    "gs": "projects/p/locations/europe/keyRings/r/cryptoKeys/0123-recognisable",
-}
 # What Beam makes of everything that it hands to workers: pickled, squeezed, and written in letters.
 PICKLED = re.compile(rb"QlpoO[A-Za-z0-9+/]+=*")
 
@@ -83,27 +80,18 @@ def key_of(one: Entry) -> tuple[str, str | None] | None:
     return None
 
 
-def test_every_request_is_paid_and_every_object_encrypted(
-    buckets: Buckets, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = KEYS[buckets.scheme]
-    output = life(buckets, capfd, f"--requester_pays={PAYER}", f"--kms_key={key}")
-    # Larger than any of the night: what is sent in parts.
-    monkeypatch.setattr(uploads, "PART_BYTES", 5 << 20)
-    monkeypatch.setattr(gcs, "PART_BYTES", 5 << 20)
-    sink = storage.create(f"{output}/large")
-    sink.write(bytes(6 << 20))
-    sink.seal()
-    requests = buckets.proxy.counts().requests
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_request_is_paid_and_every_object_encrypted(scheme: str) -> None:
+    requests = lived(scheme).requests
     assert [one for one in requests if not is_paid(one)] == []
     made = [found for one in requests if (found := key_of(one))]
-    assert {with_key for _, with_key in made} == {key}
+    assert {with_key for _, with_key in made} == {KMS_KEYS[scheme]}
     kinds = {"s3": {"begin", "copy", "put"}, "gs": {"multipart", "resumable", "copy"}}
-    assert {how for how, _ in made} == kinds[buckets.scheme]
+    assert {how for how, _ in made} == kinds[scheme]
 
 
-def test_nothing_is_paid_or_encrypted_unasked(buckets: Buckets, capfd: pytest.CaptureFixture[str]) -> None:
-    check(capfd, 0, "", *buckets.args(buckets.new()))
+def test_nothing_is_paid_or_encrypted_unasked(buckets: Buckets) -> None:
+    check(0, "", *buckets.args(buckets.new()))
     requests = buckets.proxy.counts().requests
     assert not any(is_paid(one) for one in requests)
     assert {found[1] for one in requests if (found := key_of(one))} == {None}
@@ -144,12 +132,12 @@ def hold(content: bytes, secrets: Sequence[bytes]) -> list[bytes]:
 
 
 def test_secrets_are_in_no_object_and_not_in_the_pipeline(
-    buckets: Buckets, capfd: pytest.CaptureFixture[str], secrets: Sequence[bytes], pipelines: list[bytes]
+    buckets: Buckets, secrets: Sequence[bytes], pipelines: list[bytes]
 ) -> None:
-    key, output = KEYS[buckets.scheme], buckets.new()
-    buckets.stop(capfd, output, f"--kms_key={key}")
+    key, output = KMS_KEYS[buckets.scheme], buckets.new()
+    buckets.stop(output, f"--kms_key={key}")
     objects = {f"before {name}": content for name, content in buckets.objects(output).items()}
-    _, out, err = run_cli(capfd, *buckets.args(output, f"--kms_key={key}"))
+    _, out, err = run(*buckets.args(output, f"--kms_key={key}"))
     objects |= buckets.objects(output)
     # All kinds of objects were looked at, and everything in the pipelines.
     for part in (
@@ -189,11 +177,11 @@ def test_secrets_are_not_logged_even_where_everything_is(
 
 
 def test_the_address_of_a_store_that_does_not_answer_is_told_without_its_secret(
-    buckets: Buckets, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    buckets: Buckets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrying, "BUDGET_S", 0.1)
     with in_this_process(environment(buckets.scheme, f"http://me:{USERINFO}@127.0.0.1:9")):
-        line = failed(capfd, "report", f"{buckets.scheme}://{OUTPUT}/out")
+        line = failed("report", f"{buckets.scheme}://{OUTPUT}/out")
     assert hold(line.encode(), [USERINFO.encode()]) == []
     # Google's client leaves a user out by itself.
     assert ("***@127.0.0.1:9" if buckets.scheme == "s3" else "port=9") in line

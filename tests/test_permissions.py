@@ -13,14 +13,14 @@ from tests.permitted import (
     INPUT,
     OUTPUT,
     ROOT,
+    SHARDS,
     Buckets,
     Policy,
     check,
     failed,
     granting,
     grants,
-    gs_buckets,
-    life,
+    lived,
     policy,
     s3_buckets,
 )
@@ -55,32 +55,31 @@ def told(pairs: list[tuple[str, str]]) -> list[str]:
     return [f"{action} {resource.removeprefix('arn:aws:s3:::')}" for action, resource in pairs]
 
 
-def test_the_policy_is_enough(buckets: Buckets, capfd: pytest.CaptureFixture[str]) -> None:
-    output = life(buckets, capfd)
-    left = buckets.store.list_objects_v2(Bucket=OUTPUT, Prefix=f"{output.rpartition('/')[2]}/_staging/")
-    assert "Contents" not in left
-    assert "Uploads" not in buckets.store.list_multipart_uploads(Bucket=OUTPUT)
+def test_the_policy_is_enough() -> None:
+    """For a night that is stopped, resumed, repeated, replaced, verified and reported, and for cleaning."""
+    life = lived("s3")
+    assert not any("/_staging/" in name for name in life.left)
+    assert len(life.left) == SHARDS + 1 + len(("_SUCCESS", "_manifest.json", "_report.json", "_report.html"))
+    assert life.uploads == ()
 
 
 @pytest.mark.parametrize("missing", grants(WHOLE), ids=told(grants(WHOLE)))
-def test_none_of_it_is_too_much(
-    buckets: Buckets, capfd: pytest.CaptureFixture[str], missing: tuple[str, str]
-) -> None:
+def test_none_of_it_is_too_much(buckets: Buckets, missing: tuple[str, str]) -> None:
     action, resource = missing
     output = buckets.new()
     command = buckets.args(output)
     if action in MISSED_BY_CLEAN:
-        buckets.stop(capfd, output)
+        buckets.stop(output)
         command = ["clean", output]
     buckets.allow(without(WHOLE, missing))
-    line = failed(capfd, *command)
+    line = failed(*command)
     assert f"s3://{resource.removeprefix('arn:aws:s3:::').removesuffix('/*')}/" in line
     assert f"it takes {action}" in line or f"and {action} where" in line
     # Whoever gets what was missing goes on where this one stopped.
     buckets.allow(WHOLE)
     free_the_lease(buckets, output)
-    check(capfd, 0, "", *command)
-    assert "Uploads" not in buckets.store.list_multipart_uploads(Bucket=OUTPUT)
+    check(0, "", *command)
+    assert buckets.uploads() == []
 
 
 def free_the_lease(buckets: Buckets, output: str) -> None:
@@ -88,24 +87,24 @@ def free_the_lease(buckets: Buckets, output: str) -> None:
     buckets.store.delete_object(Bucket=OUTPUT, Key=f"{output.rpartition('/')[2]}/_staging/lease")
 
 
-def test_what_the_server_does_not_ask_for(buckets: Buckets, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_the_server_does_not_ask_for(buckets: Buckets) -> None:
     assert not {action for action, _ in grants(WHOLE)} & {*NOT_ENFORCED}
-    check(capfd, 0, "", *buckets.args(buckets.new(), "--kms_key=alias/nobody"))
+    check(0, "", *buckets.args(buckets.new(), "--kms_key=alias/nobody"))
     told = (ROOT / "docs" / "object-stores.md").read_text()
     assert all(action in told for action in NOT_ENFORCED)
 
 
-def test_who_may_only_read_can_verify_and_report(buckets: Buckets, capfd: pytest.CaptureFixture[str]) -> None:
+def test_who_may_only_read_can_verify_and_report(buckets: Buckets) -> None:
     output, unseen = buckets.new(), ("s3:ListBucket", f"arn:aws:s3:::{INPUT}")
-    check(capfd, 0, "", *buckets.args(output))
+    check(0, "", *buckets.args(output))
     buckets.allow(READING)
-    check(capfd, 0, "all is right", "verify", "--sample_rows=all", output)
-    check(capfd, 0, "rows ", "report", output)
-    assert "it takes s3:PutObject" in failed(capfd, "clean", output)
+    check(0, "all is right", "verify", "--sample_rows=all", output)
+    check(0, "rows ", "report", output)
+    assert "it takes s3:PutObject" in failed("clean", output)
     for missing in grants(READING):
         buckets.allow(without(READING, missing))
         if missing != unseen:
-            line = failed(capfd, "verify", output)
+            line = failed("verify", output)
             assert f"s3://{missing[1].removeprefix('arn:aws:s3:::').removesuffix('/*')}/" in line
             assert missing[0] in line
     # Only who may list is told that a shard is gone, and not that it is secret.
@@ -113,21 +112,16 @@ def test_who_may_only_read_can_verify_and_report(buckets: Buckets, capfd: pytest
     shard = buckets.store.get_object(Bucket=INPUT, Key=key)["Body"].read()
     buckets.store.delete_object(Bucket=INPUT, Key=key)
     buckets.allow(READING)
-    check(capfd, 5, f"s3://{INPUT}/{key}: the shard is gone", "verify", output)
+    check(5, f"s3://{INPUT}/{key}: the shard is gone", "verify", output)
     buckets.allow(without(READING, unseen))
-    assert f"s3://{INPUT}/{key}: get_object is not allowed" in failed(capfd, "verify", output)
+    assert f"s3://{INPUT}/{key}: get_object is not allowed" in failed("verify", output)
     buckets.put(key, shard)
 
 
-def test_cloud_storage_is_asked_for_what_the_roles_allow(
-    tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_cloud_storage_is_asked_for_what_the_roles_allow() -> None:
     """The server checks nothing, so what Google documents for each request is what counts."""
-    with gs_buckets(tmp_path_factory.mktemp("night")) as buckets:
-        life(buckets, capfd)
-        requests = buckets.proxy.counts().requests
     needed: dict[str, set[str]] = defaultdict(set)
-    for one in requests:
+    for one in lived("gs").requests:
         for bucket, permission in permissions_of(one):
             needed[bucket].add(permission)
     assert needed == {INPUT: role("gcs-read.json"), OUTPUT: role("gcs.json")}
