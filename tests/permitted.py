@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from job.spec import StoreOptions
 from tests.nights import dense, saved
 from tests.servers import clients, stores
 from tests.servers.proxy import Entry, Fault, Proxy, proxy
@@ -148,8 +149,10 @@ def _write_in_parts(path: str) -> None:
 
 def run(*command: str) -> tuple[int, str, str]:
     """Run a command in this process and return exit code, output and error output."""
-    from job import cli
+    from job import cli, objects
 
+    # As a process of its own has it, which knows nothing of the command before.
+    objects.configure(StoreOptions())
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         code = cli.main(list(command))
     return code, out.getvalue(), err.getvalue()
