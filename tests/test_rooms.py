@@ -23,7 +23,7 @@ ORDER = (
     ("launch", "preflight", "footers", "inputs", "verify", "rescoring"),
     ("engines",),
     ("pipeline",),
-    ("worker", "scoring", "task", "rejected", "reading", "writing", "sizing"),
+    ("worker", "overlap", "scoring", "task", "rejected", "reading", "writing", "sizing"),
     ("planning", "listing", "matching"),
     ("handler",),
     ("rejects", "finite"),
