@@ -20,7 +20,7 @@ ORDER = (
     ("__main__",),
     ("cli",),
     ("options", "flags"),
-    ("launch", "preflight", "footers", "inputs", "verify", "rescoring"),
+    ("launch", "preflight", "footers", "inputs", "host", "verify", "rescoring"),
     ("engines",),
     ("pipeline",),
     ("worker", "overlap", "scoring", "task", "rejected", "reading", "writing", "sizing"),
@@ -31,7 +31,7 @@ ORDER = (
     ("predictions",),
     ("columns",),
     ("model", "backend", "saved_model", "step", "artifact", "archive", "batching"),
-    ("commit", "counting", "cleaning", "output", "manifest", "staging", "locking", "leases"),
+    ("commit", "counting", "cleaning", "output", "manifest", "staging", "locking", "leases", "together"),
     (
         "hashing",
         "storage",
