@@ -162,13 +162,11 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
     write(output.SUCCESS, "")
     for other in output.leftovers(run.output, run.run_id) if run.replace else ():
         output.remove_staging(run.output, other)
-    together(
-        run.output,
-        lambda: storage.sweep(
-            run.output, lambda: staging.handles_of(run.output, output.leftovers(run.output, run.run_id))
-        ),
-        lambda: output.remove_staging(run.output, run.run_id),
+    # The staging last: as long as it is there, the next command knows that there may be more to sweep.
+    storage.sweep(
+        run.output, lambda: staging.handles_of(run.output, output.leftovers(run.output, run.run_id))
     )
+    output.remove_staging(run.output, run.run_id)
     return report
 
 
