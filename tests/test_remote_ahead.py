@@ -63,12 +63,14 @@ def test_the_next_requests_are_sent_while_the_first_waits_for_its_answer(placed:
         proxy.set(faults=[Fault("hold", "^GET ", times=-1)])
         with ThreadPoolExecutor(1) as pool:
             table = pool.submit(lambda: pa.Table.from_batches(list(chunks)))
-            until(lambda: len(proxy.counts().held) == AHEAD)
-            wanted = [placed.needed([group], COLUMNS).ranges[0] for group in range(AHEAD)]
-            assert sorted(ranges_of(placed)) == wanted
-            assert not table.done()
-            proxy.set(faults=[])
-            proxy.release()
+            try:
+                until(lambda: len(proxy.counts().held) == AHEAD)
+                wanted = [placed.needed([group], COLUMNS).ranges[0] for group in range(AHEAD)]
+                assert sorted(ranges_of(placed)) == wanted
+                assert not table.done()
+            finally:
+                proxy.set(faults=[])
+                proxy.release()
             assert table.result(60).equals(placed.values(split.row_groups, COLUMNS))
     # Those that were cut off were sent again.
     assert len(proxy.counts().requests) == GROUPS + AHEAD
