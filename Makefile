@@ -10,6 +10,8 @@ INSTALLED := $(VENV)/.installed
 FEATURES := data/features/_made
 FLIGHTS := data/models/flights.keras
 CHECKED := job models benchmarks tests
+# A file's tests share what they start, so they stay together.
+IN_PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help install demo test test-fast lint format bench lock clean
 
@@ -38,10 +40,10 @@ $(FEATURES): models/flights_data.py | $(INSTALLED)
 
 test: $(INSTALLED) ## run every test (those on a Cloud Storage stand-in need Go)
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.stores; fi
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-fast: $(INSTALLED) ## run the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'
 
 lint: $(INSTALLED) ## check style, format and types
 	$(BIN)/ruff check .

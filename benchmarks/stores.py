@@ -29,6 +29,7 @@ from benchmarks.data import first
 from benchmarks.measure import process, python
 from job import inputs, objects, planning, storage
 from job.spec import ScoringSpec
+from job.together import parallel
 from tests.servers import stores
 from tests.servers.proxy import Proxy, proxy
 
@@ -111,7 +112,7 @@ def _plan(count: int, way: Proxy) -> bool:
     tops = [f"gs://bench-{number}" for number in range(_BUCKETS)]
     paths = [f"{tops[number % _BUCKETS]}/{number:06d}.parquet" for number in range(count)]
     way.set(delay_s=0.0)
-    storage.parallel(lambda path: storage.write_atomic(path, shard), paths, name="fill")
+    parallel(lambda path: storage.write_atomic(path, shard), paths, name="fill")
     way.set(delay_s=DELAY_S)
     begin = time.perf_counter()
     shards = inputs.list_shards(ScoringSpec(tuple(tops), "m", "/tmp"))

@@ -86,6 +86,7 @@ from job import counting, manifest, output, staging, storage
 from job.errors import StateUnknownError
 from job.report import RunReport
 from job.spec import Receipt, Run, Shard
+from job.together import parallel, together
 
 
 def run_id(shards: Iterable[Shard], model_digest: str, options: Mapping[str, object]) -> str:
@@ -120,9 +121,13 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     counting.check_parts(run, counted)
     counting.recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
     # Hours may have passed since the launcher looked.
-    output.check_lease(run.output, run.lease)
-    output.check_output(run.output, run.run_id, replace=run.replace)
-    stale = _begin_publishing(run, parts)
+    _, seen = together(
+        run.output,
+        lambda: output.check_lease(run.output, run.lease),
+        lambda: output.look(run.output, run.run_id),
+    )
+    output.check_output(run.output, run.run_id, replace=run.replace, seen=seen)
+    stale = _begin_publishing(run, parts, seen)
     storage.remove(storage.join(run.output, output.SUCCESS))
     # After a power cut the old mark must not stand beside files of the new night.
     storage.sync_folder(run.output)
@@ -131,8 +136,8 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     counting.recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
     _check_not_replaced(run)
+    storage.remove_all([storage.join(run.output, path) for path in stale])
     for path in stale:
-        storage.remove(storage.join(run.output, path))
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
     for folder in sorted({run.output, *(folder for part in parts for folder in _folders(run.output, part))}):
         storage.sync_folder(folder)
@@ -144,15 +149,20 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
     # What a killed process leaves unfinished goes with the staging.
     aside = staging.folder_of(run.output, run.run_id)
     output.check_lease(run.output, run.lease)
-    for name, content in (
-        (output.REPORT_JSON, report.to_json()),
-        (output.REPORT_HTML, report.to_html()),
-        (output.MANIFEST, manifest.compose(run, receipts)),
-        (output.SUCCESS, ""),
-    ):
+
+    def write(name: str, content: str) -> None:
         storage.write_atomic(storage.join(run.output, name), content.encode(), aside=aside)
+
+    together(
+        run.output,
+        lambda: write(output.REPORT_JSON, report.to_json()),
+        lambda: write(output.REPORT_HTML, report.to_html()),
+        lambda: write(output.MANIFEST, manifest.compose(run, receipts)),
+    )
+    write(output.SUCCESS, "")
     for other in output.leftovers(run.output, run.run_id) if run.replace else ():
         output.remove_staging(run.output, other)
+    # The staging last: as long as it is there, the next command knows that there may be more to sweep.
     storage.sweep(
         run.output, lambda: staging.handles_of(run.output, output.leftovers(run.output, run.run_id))
     )
@@ -179,13 +189,12 @@ def _one_of_each_split(run: Run, receipts: Iterable[Receipt]) -> list[Receipt]:
     return list(found.values())
 
 
-def _begin_publishing(run: Run, parts: Sequence[staging.PartFile]) -> list[str]:
+def _begin_publishing(run: Run, parts: Sequence[staging.PartFile], seen: output.Seen) -> list[str]:
     """Mark the point of no return and return the files of the replaced night that the new one lacks."""
-    marker = output.read_marker(run.output, run.run_id)
+    marker = seen.marker
     if marker is None:
         new = {part.final for part in parts}
-        others = output.leftovers(run.output, run.run_id)
-        stale = sorted(output.known_files(run.output, others, output.read_manifest(run.output)) - new)
+        stale = sorted(output.known_files(run.output, seen.others, seen.manifest) - new)
         marker = {"stale": stale, "files": sorted(new)}
         storage.write_atomic(output.marker_path(run.output, run.run_id), json.dumps(marker).encode())
     return marker["stale"]
@@ -195,7 +204,7 @@ def _move_all(top: str, parts: Sequence[staging.PartFile]) -> None:
     """Give every file its final name."""
     if storage.is_remote(top):
         # Each waits for an answer; where they are renamed, threads would only be in each other's way.
-        storage.parallel(lambda part: _move(top, part), parts, name="move")
+        parallel(lambda part: _move(top, part), parts, name="move")
         return
     for part in parts:
         _move(top, part)

@@ -10,6 +10,7 @@ from job import staging, storage
 from job.errors import DataError, StateUnknownError, check_not_passing, one_line
 from job.report import reasons_of
 from job.spec import Receipt, Run
+from job.together import parallel
 
 
 def check_parts(run: Run, receipts: Sequence[Receipt]) -> None:
@@ -23,7 +24,7 @@ def check_parts(run: Run, receipts: Sequence[Receipt]) -> None:
     def is_there(pair: tuple[Receipt, staging.PartFile]) -> bool:
         return pair[1].is_staged(trusted=True) or pair[1].is_published(run.output)
 
-    there = storage.parallel(is_there, pairs, name="look")
+    there = parallel(is_there, pairs, name="look")
     missing = [pair for pair, found in zip(pairs, there, strict=True) if not found]
     if missing:
         if storage.is_remote(run.output):
@@ -53,11 +54,11 @@ def recount(folder: str, parts: Sequence[staging.PartFile]) -> None:
         final = storage.join(folder, part.final)
         for path in (part.staged, final) if storage.is_readable(part.staged) else (final,):
             with suppress(FileNotFoundError):
-                return int(pq.read_metadata(storage.footer_source(path)).num_rows)
+                return int(pq.read_metadata(storage.footer_source(path, part.size_bytes)).num_rows)
         return -1
 
     try:
-        for part, rows in zip(parts, storage.parallel(counted, parts, name="recount"), strict=True):
+        for part, rows in zip(parts, parallel(counted, parts, name="recount"), strict=True):
             if rows != part.rows:
                 raise DataError(
                     f"{part.staged}: it holds {rows} rows, its receipt says {part.rows}; "

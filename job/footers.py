@@ -8,8 +8,8 @@
                  ▶ Gather ▶ Write        [dict]  → str       footers.json, for the launcher
 
 A worker stands near the data and has many neighbours, where the launcher may be a laptop. Starting a pipeline
-takes seconds to minutes, so fewer shards than ``FROM_SHARDS`` are read by the launcher itself: 20,000 local
-ones in 4 s.
+takes seconds to minutes, so fewer shards than ``inputs.ON_WORKERS`` are read by the launcher itself: 20,000
+local ones in 4 s.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from job.errors import JobError, StateUnknownError
 from job.planning import Footer
 from job.spec import Shard, StoreOptions
 
-FROM_SHARDS: Final = 2000
 _SHARDS_AT_ONCE: Final = 100
 _AS_CONFIGURED: Final = StoreOptions()
 _LIST, _FOOTERS = "shards.jsonl", "footers.json"

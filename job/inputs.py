@@ -15,6 +15,8 @@ from job.spec import ScoringSpec, Shard
 
 # A footer that is far away is one request.
 _FOOTER_THREADS = 32
+# So many footers are read by the engine's workers, where it has some: see ``job.footers``.
+ON_WORKERS = 2000
 
 
 def absolute(spec: ScoringSpec) -> ScoringSpec:

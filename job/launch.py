@@ -7,20 +7,16 @@ Keras nor Beam has been imported. Else load the model, read every footer, bind, 
 from __future__ import annotations
 
 import errno
-import os
-import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import (
     artifact,
     commit,
     engines,
+    host,
     inputs,
     objects,
     output,
@@ -34,6 +30,7 @@ from job import (
 from job.errors import DataError, EngineError, JobError, StateUnknownError, StorageError, UsageError, in_text
 from job.report import RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
+from job.together import together
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -42,7 +39,6 @@ if TYPE_CHECKING:
     from job.task import ScoringTask
 
 _WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
-_PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -66,24 +62,30 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     """
     objects.configure(spec.stores)
     spec = inputs.absolute(spec)
-    shards = inputs.list_shards(spec)
-    reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
+    shards, reference, held = together(
+        spec.output,
+        lambda: inputs.list_shards(spec),
+        lambda: artifact.resolve(
+            spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256
+        ),
+        lambda: output.published(spec.output),
+    )
     run_id = commit.run_id(shards, reference.digest, _options_that_shape_output(spec))
-    if (done := _done_before(spec, run_id, output.published(spec.output))) is not None:
+    if (done := _done_before(spec, run_id, held)) is not None:
         return done
     _make_output(spec.output)
     with output.lease(spec.output, announce) as lease:
         # Once more: another run may have ended between the look above and the lease.
-        held = output.published(spec.output)
-        if (done := _done_before(spec, run_id, held)) is not None:
+        seen = output.look(spec.output, run_id)
+        if (done := _done_before(spec, run_id, seen.published)) is not None:
             return done
-        if held is not None and held["run_id"] == run_id:
+        if seen.published is not None and seen.published["run_id"] == run_id:
             # This very run, damaged and to be replaced: without the mark it counts as unfinished.
             storage.remove(storage.join(spec.output, output.SUCCESS))
-        elif output.mark_again(spec.output, run_id):
+        elif output.mark_again(spec.output, run_id, seen):
             return Outcome(output.read_report(spec.output), already_published=True)
-        output.check_output(spec.output, run_id, replace=spec.if_exists == "replace")
-        for other in output.leftovers(spec.output, run_id):
+        output.check_output(spec.output, run_id, replace=spec.if_exists == "replace", seen=seen)
+        for other in seen.others:
             folder = storage.join(spec.output, staging.STAGING, other)
             announce(
                 f"{folder}: left by another run; `job clean {spec.output}` or --if_exists=replace removes it"
@@ -125,17 +127,24 @@ def _run(
     lease: str,
     announce: Callable[[str], None],
 ) -> Outcome:
-    with quiet.imports():
-        from job.pipeline import ScoreParquet
+    def load() -> type[ScoreParquet]:
+        with quiet.imports():
+            from job.pipeline import ScoreParquet
+        return ScoreParquet
 
+    # Footers in a bucket come in while Beam is imported.
+    transform, footers = together(
+        shards[0].path, load, lambda: _read_footers(spec, shards, run_id, beam_args)
+    )
     options = engines.beam_options(beam_args)
-    # With options of its own: portable runners take their name out of those that they are given.
-    footers = _read_footers(spec, shards, run_id, engines.beam_options(beam_args))
     threads = engines.tensorflow_threads(options)
     task, splits = _prepare(spec, shards, footers, reference, run_id, lease, threads, announce)
-    staging.clear_failures(spec.output, run_id)
-    plan = staging.write_plan(spec.output, run_id, splits)
-    finished = staging.finished(spec.output, run_id)
+    _, plan, finished = together(
+        spec.output,
+        lambda: staging.clear_failures(spec.output, run_id),
+        lambda: staging.write_plan(spec.output, run_id, splits),
+        lambda: staging.finished(spec.output, run_id),
+    )
     if finished:
         announce(f"resuming run {run_id[:12]}: {len(finished)} of {len(splits)} splits have their receipt")
 
@@ -148,7 +157,7 @@ def _run(
     polled = None if engines.scores_here(options) else finished_rows
     with progress.shown(task.run.rows, rows_of(finished), finished_rows=polled):
         try:
-            _wait(options, ScoreParquet(plan, task), task.run)
+            _wait(options, transform(plan, task), task.run)
         except JobError as e:
             # The engine may have lost what it had done; the output says whether the night is there.
             if not output.is_published(spec.output, run_id):
@@ -162,11 +171,15 @@ def _run(
 
 
 def _read_footers(
-    spec: ScoringSpec, shards: list[Shard], run_id: str, options: PipelineOptions
+    spec: ScoringSpec, shards: list[Shard], run_id: str, beam_args: Sequence[str]
 ) -> list[planning.Footer]:
+    if len(shards) < inputs.ON_WORKERS:
+        return inputs.read_footers(shards)
     from job import footers
 
-    if engines.scores_here(options) or len(shards) < footers.FROM_SHARDS:
+    # Of its own: portable runners take their name out of those that they are given.
+    options = engines.beam_options(beam_args)
+    if engines.scores_here(options):
         return inputs.read_footers(shards)
     staging.clear_failures(spec.output, run_id)
     with _workers_errors(options, spec.output, run_id):
@@ -199,8 +212,8 @@ def _prepare(
         rows=sum(split.rows for split in splits),
         max_rejected=spec.max_rejected,
         replace=spec.if_exists == "replace",
-        started_unix_s=_process_start_unix_s(),
-        versions=_versions(),
+        started_unix_s=host.process_start_unix_s(),
+        versions=host.versions(),
         scoring=preflight.scoring_text(spec, ready.binding, [field.name for field in ready.predictions]),
         lease=lease,
         stores=spec.stores,
@@ -271,22 +284,3 @@ def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:
             *("on_nonfinite", "on_nonfinite_prediction", "on_bad_shard"),
         )
     }
-
-
-def _versions() -> tuple[tuple[str, str], ...]:
-    found = [("python", platform.python_version())]
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found.append((package, version(package)))
-    return tuple(found)
-
-
-def _process_start_unix_s() -> float:
-    """Return when this process began, so that the report's times include start-up."""
-    try:
-        # Field 22 of proc_pid_stat(5): clock ticks from boot to the start of the process.
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
-        return time.time() - (uptime_s - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError):
-        return time.time() - time.process_time()

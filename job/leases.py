@@ -86,15 +86,13 @@ class _Lease:
         Raises:
             OutputConflictError: there is one that lives.
         """
-        while True:
+        stamp = ""
+        while (new := self._store.write_if(self._path, self._content(), stamp)) is None:
             found = self._store.read_stamped(self._path)
             stamp = "" if found is None else found[1]
             if found is not None:
                 self._wait(_parsed(found[0]), stamp, announce)
-            new = self._store.write_if(self._path, self._content(), stamp)
-            if new is not None:
-                self.stamp = new
-                return
+        self.stamp = new
 
     def _wait(self, owner: dict[str, Any], stamp: str, announce: Callable[[str], None]) -> None:
         """Return when the lease's owner is dead; raise when it lives."""

@@ -178,22 +178,19 @@ class ObjectStore:
 
     def sha256(self, path: str) -> str:
         """Return the SHA-256 of an object's content, in hex."""
+        found = self.describe(path)
+        if found is None:
+            raise StorageError(f"{path}: cannot be read: there is no such object")
         digest = hashlib.sha256()
-        for piece in self._pieces(path):
+        for piece in self._pieces(found):
             digest.update(piece)
         return digest.hexdigest()
 
-    def _pieces(self, path: str) -> Iterator[bytes]:
-        found = self._head(path)
-        if found is None:
-            raise StorageError(f"{path}: cannot be read: there is no such object")
-        file = self._open(path, found.size_bytes, found.stamp)
+    def _pieces(self, found: FileInfo) -> Iterator[bytes]:
+        file = ranges.RangeFile(self._getter(found.path, found.stamp), found.size_bytes)
         # As many at a time as the streams that a long read is cut into.
         while piece := file.read(4 * ranges.PIECE_BYTES):
             yield piece
-
-    def _open(self, path: str, size_bytes: int, stamp: str) -> ranges.RangeFile:
-        return ranges.RangeFile(self._getter(path, stamp), size_bytes)
 
     def _getter(self, path: str, stamp: str) -> Callable[[int, int], bytes]:
         bucket, key = bucket_and_key(path)
@@ -202,6 +199,8 @@ class ObjectStore:
             try:
                 return self._client.get(bucket, key, start, stop, stamp)
             except (RefusedError, FileNotFoundError) as e:
+                if not stamp:
+                    raise FileNotFoundError(path) from e
                 raise ShardChangedError(
                     f"{path}: it was replaced or removed since it was listed; run again to plan anew"
                 ) from e
@@ -218,7 +217,8 @@ class ObjectStore:
 
     def source(self, path: str, size_bytes: int | None, stamp: str) -> Any:
         """Return an object as a file for pyarrow."""
-        return self._open(path, *self._known(path, size_bytes, stamp))
+        size_bytes, stamp = self._known(path, size_bytes, stamp)
+        return ranges.RangeFile(self._getter(path, stamp), size_bytes)
 
     def footer(self, path: str, size_bytes: int | None, stamp: str) -> Any:
         """Return the end of a Parquet object, which is all that its footer needs, as a file for pyarrow."""
@@ -241,18 +241,18 @@ class ObjectStore:
                 atexit.register(shutil.rmtree, folder, ignore_errors=True)
                 copy = os.path.join(folder, posixpath.basename(path))
                 for info in every:
-                    self._copy_to(info.path, copy + info.path.removeprefix(path))
+                    self._copy_to(info, copy + info.path.removeprefix(path))
                 self._fetched[path] = (stamp, copy)
             return self._fetched[path][1]
 
-    def _copy_to(self, path: str, target: str) -> None:
+    def _copy_to(self, info: FileInfo, target: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
             with open(target, "wb") as sink:
-                for piece in self._pieces(path):
+                for piece in self._pieces(info):
                     sink.write(piece)
         except OSError as e:
-            raise StorageError(f"{path}: cannot be copied to {target}: {e.strerror or e}") from e
+            raise StorageError(f"{info.path}: cannot be copied to {target}: {e.strerror or e}") from e
 
     def create(self, path: str, final: str) -> ObjectSink:
         """Begin an object, see ``storage.create``."""

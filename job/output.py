@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,16 +17,63 @@ from job.locking import held
 from job.manifest import check_inside, entries, parse
 from job.report import RunReport
 from job.staging import STAGING
+from job.together import together
 
 MANIFEST, SUCCESS, LEASE = "_manifest.json", "_SUCCESS", "lease"
 REPORT_JSON, REPORT_HTML = "_report.json", "_report.html"
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What an output held when it was looked at by ``run``.
+
+    ``others`` are the runs that left something in staging, ``marker`` what ``run`` was about to publish.
+    """
+
+    output: str
+    run: str
+    has_success: bool
+    manifest_content: bytes | None
+    marker: dict[str, list[str]] | None
+    others: list[str]
+    paths: list[str]
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, finished or not."""
+        content = self.manifest_content
+        return None if content is None else parse(content, storage.join(self.output, MANIFEST))
+
+    @property
+    def published(self) -> dict[str, Any] | None:
+        """The manifest of the night that is there, ``None`` if there is no finished one."""
+        return self.manifest if self.has_success else None
+
+
+def look(output: str, run: str) -> Seen:
+    """Look at an output: all at once in a bucket, where each look waits for an answer."""
+    return Seen(
+        output,
+        run,
+        *together(
+            output,
+            lambda: storage.size_bytes(storage.join(output, SUCCESS)) is not None,
+            lambda: storage.read_bytes(storage.join(output, MANIFEST)),
+            lambda: read_marker(output, run),
+            lambda: leftovers(output, run),
+            lambda: [info.path for info in storage.tree(output)],
+        ),
+    )
+
+
 def published(output: str) -> dict[str, Any] | None:
     """Return the manifest of the night that the output holds, or ``None`` if it holds no finished one."""
-    if storage.size_bytes(storage.join(output, SUCCESS)) is None:
-        return None
-    return read_manifest(output)
+    has_success, content = together(
+        output,
+        lambda: storage.size_bytes(storage.join(output, SUCCESS)) is not None,
+        lambda: storage.read_bytes(storage.join(output, MANIFEST)),
+    )
+    return parse(content, storage.join(output, MANIFEST)) if has_success and content is not None else None
 
 
 def is_published(output: str, run: str) -> bool:
@@ -52,23 +100,15 @@ def read_report(output: str) -> RunReport:
     return RunReport.from_json((storage.read_bytes(path) or b"").decode(), path)
 
 
-def read_manifest(output: str) -> dict[str, Any] | None:
-    """Return the manifest, finished or not; ``None`` where there is none."""
-    path = storage.join(output, MANIFEST)
-    content = storage.read_bytes(path)
-    if content is None:
-        return None
-    return parse(content, path)
-
-
-def mark_again(output: str, run: str) -> bool:
+def mark_again(output: str, run: str, seen: Seen | None = None) -> bool:
     """Put back the ``_SUCCESS`` of a published run that lacks it, and say whether that was done.
 
     Two publishers of one run, or a person, may have taken it away. Every file must be as the manifest has it.
     The lease must be held.
     """
-    manifest = read_manifest(output)
-    if manifest is None or manifest["run_id"] != run or read_marker(output, run) is not None:
+    seen = seen or look(output, run)
+    manifest = None if seen.marker is not None else seen.manifest
+    if manifest is None or manifest["run_id"] != run:
         return False
     if damaged(output, manifest):
         return False
@@ -117,16 +157,16 @@ def check_lease(output: str, token: str) -> None:
         leases.check(storage.join(output, STAGING, LEASE), token)
 
 
-def check_output(output: str, run: str, *, replace: bool) -> None:
-    """Refuse an output that this run must not touch.
+def check_output(output: str, run: str, *, replace: bool, seen: Seen | None = None) -> None:
+    """Refuse an output that this run must not touch; ``seen`` is what ``look`` has just found there.
 
     Raises:
         OutputConflictError: another night is there and ``replace`` is off, or files that no run wrote.
     """
-    if read_marker(output, run) is not None:
+    seen = seen or look(output, run)
+    if seen.marker is not None:
         return
-    manifest = read_manifest(output)
-    others = leftovers(output, run)
+    manifest, others = seen.manifest, seen.others
     interrupted = [other for other in others if read_marker(output, other) is not None]
     if interrupted and not replace:
         raise OutputConflictError(
@@ -141,7 +181,7 @@ def check_output(output: str, run: str, *, replace: bool) -> None:
         raise OutputConflictError(
             f"{output}: it holds run {held_run[:12]}, {told}; choose another --output, or --if_exists=replace"
         )
-    visible = [info.path for info in storage.tree(output) if not _is_hidden(info.path, output)]
+    visible = [path for path in seen.paths if not _is_hidden(path, output)]
     known = {storage.join(output, path) for path in known_files(output, others, manifest)}
     foreign = [path for path in visible if path not in known]
     if foreign:

@@ -8,9 +8,9 @@ Memory of one scoring thread, whatever the number of rows, shards or row groups:
 waiting, being scored) of at most ``CHUNK_BYTES`` or one batch; ``COLUMN_BUFFER_BYTES`` for each column that
 is read; the model's activations for one batch; and two output row groups (filling, being written) of at
 most ``ROW_GROUP_BYTES``. For ten float32 columns: 3 × 2.6 MB + 10 × 128 kB + 2 × 1 MB, and 8 MB of
-activations for 16,384 rows of 128. Times the threads; plus the weights, once. Of a shard in a bucket there
-are up to five runs of row groups on top, as they are compressed, see ``reading.FETCHED_BYTES``; and of an
-output file in one up to two parts of ``uploads.PART_BYTES``.
+activations for 16,384 rows of 128. Times the threads; plus the weights, once. Where files are in buckets two
+splits are read at a time, see ``job.overlap``: of each there are up to five runs of row groups on top, as
+they are compressed, see ``reading.FETCHED_BYTES``; and of an output file up to two ``uploads.PART_BYTES``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -39,6 +39,8 @@ from job.spec import Receipt, Split
 from job.task import ScoringTask
 from job.writing import PartWriter
 
+Turn = AbstractContextManager[None]
+
 
 @dataclass
 class _Tally:
@@ -53,10 +55,13 @@ class _Tally:
     nonfinite_rows: int = 0
 
 
-def score_split(split: Split, task: ScoringTask, loaded: model.LoadedModel) -> Receipt:
+def score_split(
+    split: Split, task: ScoringTask, loaded: model.LoadedModel, turn: Turn | None = None
+) -> Receipt:
     """Score one split into a new attempt and return its receipt, which is not yet written.
 
-    A split that is refused, or cannot be read, is rejected as a whole where the task says so.
+    A split that is refused, or cannot be read, is rejected as a whole where the task says so. ``turn`` is
+    held from when the first rows have been read until the last are predicted.
 
     Raises:
         ShardError: the shard is not what the plan says, or is damaged.
@@ -67,7 +72,7 @@ def score_split(split: Split, task: ScoringTask, loaded: model.LoadedModel) -> R
     try:
         if split.refused:
             return _refuse(split, task, loaded, split.refused)
-        return _score(split, task, loaded, tally)
+        return _score(split, task, loaded, tally, turn or nullcontext())
     except BaseException as e:
         # Another attempt will count these rows again.
         progress.rows_done.add(-tally.rows)
@@ -99,7 +104,7 @@ def _refuse(split: Split, task: ScoringTask, loaded: model.LoadedModel, error: s
     )
 
 
-def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally) -> Receipt:
+def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally, turn: Turn) -> Receipt:
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
     columns = task.binding.columns
     rejects = Rejects(split, task.policy)
@@ -119,7 +124,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
                 final=storage.join(task.run.output, staging.final_name(split)),
             ) as writer,
             # On an error the thread that reads ahead must end before the file is closed.
-            closing(reader.chunks(columns, task.keys, rows_at_once)) as chunks,
+            closing(_in_turn(reader.chunks(columns, task.keys, rows_at_once), turn)) as chunks,
         ):
             for piece in (piece for chunk in chunks for piece in _batches(chunk, task, loaded, tally)):
                 good, scored = _predict(piece, task, loaded, rejects, tally, split)
@@ -146,6 +151,16 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         **set_aside,
         **_circumstances(split, task, loaded, tally),
     )
+
+
+def _in_turn(chunks: Generator[pa.RecordBatch], turn: Turn) -> Generator[pa.RecordBatch]:
+    """Yield chunks; the first is read before ``turn`` is held, which ends with the last."""
+    with closing(chunks):
+        chunk = next(chunks, None)
+        with turn:
+            while chunk is not None:
+                yield chunk
+                chunk = next(chunks, None)
 
 
 def _circumstances(

@@ -7,9 +7,8 @@ and ``job.objects``; what it promises to the protocol, in ``job.commit``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from job import buckets, files, objects
 from job.errors import UsageError
@@ -20,11 +19,6 @@ from job.files import reason as reason
 if TYPE_CHECKING:
     from job.objects import ObjectStore
     from job.sinks import Sink
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-REQUESTS_AT_ONCE: Final = 32  # Each mostly waits for its answer.
 
 
 def is_remote(path: str) -> bool:
@@ -76,12 +70,6 @@ def join(*parts: str) -> str:
 def parent(path: str) -> str:
     """Return the folder that a path is in."""
     return path.rpartition("/")[0]
-
-
-def parallel(function: Callable[[T], R], items: Iterable[T], *, name: str) -> list[R]:
-    """Do something to many files, several at a time, and return the results in order."""
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix=name) as pool:
-        return list(pool.map(function, items))
 
 
 def exists(path: str) -> bool:
@@ -277,6 +265,15 @@ def remove(path: str) -> None:
         store.discard(path)
     else:
         files.remove(path)
+
+
+def remove_all(paths: Sequence[str]) -> None:
+    """Remove files of one kind of storage, as ``remove`` does; objects many at a time."""
+    if paths and (store := _remote(paths[0])):
+        store.remove(paths)
+    else:
+        for path in paths:
+            files.remove(path)
 
 
 def remove_tree(path: str) -> None:

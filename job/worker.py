@@ -7,13 +7,17 @@ then, and every step does nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
 
-from job import model, objects, output, staging
+from job import model, objects, output, staging, storage
 from job.errors import JobError, ModelError, StateUnknownError, one_line
+from job.overlap import Overlap, StoppedError
 from job.scoring import score_split
 from job.spec import Receipt, Run, Split
 from job.task import ScoringTask
@@ -45,6 +49,7 @@ class ScoreSplits(beam.DoFn):
     def setup(self) -> None:
         """Take this process's copy of the model, whatever the engine does with its DoFns."""
         task = self.task
+        self._overlap = Overlap[list[Receipt]]()
         objects.configure(task.run.stores)
         with self._failures_left_behind(""):
             self._loaded = model.acquire(task.run.model, device=task.device, threads=task.threads)
@@ -55,8 +60,33 @@ class ScoreSplits(beam.DoFn):
                     f"here, {task.weights_digest[:12]} where the run was planned; give --weights, or seed it"
                 )
 
+    def start_bundle(self) -> None:
+        """Wait for what a bundle that failed has left behind."""
+        self._overlap.forget()
+
     def process(self, split: Split) -> Iterator[Receipt]:
-        """Score one split, or return the receipt that it has."""
+        """Score one split, or return the receipt that it has; where files are in buckets, of earlier splits.
+
+        The rest of those comes when the bundle ends.
+        """
+        if not storage.is_remote(split.shard.path) and not storage.is_remote(self.task.run.output):
+            yield from self._receipts(split, nullcontext())
+            return
+
+        def work() -> list[Receipt]:
+            return list(self._receipts(split, self._overlap.scoring()))
+
+        for receipts in self._overlap.begin(work):
+            yield from receipts
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Return the receipts that ``process`` has not returned."""
+        for receipts in self._overlap.finish():
+            for receipt in receipts:
+                yield WindowedValue(receipt, MIN_TIMESTAMP, (GlobalWindow(),))
+
+    def _receipts(self, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
+        """Yield a split's receipt, none where the run is published; the model is asked within ``turn``."""
         run = self.task.run
         found = staging.read_receipt(run.output, run.run_id, split)
         # An unseeded builder makes another model each time: what an earlier one scored does not count.
@@ -64,8 +94,9 @@ class ScoreSplits(beam.DoFn):
             yield replace(found, reused=True)
             return
         try:
+            with self._failures_left_behind(split.name), self._overlap.reading(split.shard.size_bytes):
+                receipt = score_split(split, self.task, self._loaded, turn)
             with self._failures_left_behind(split.name):
-                receipt = score_split(split, self.task, self._loaded)
                 receipt = staging.write_receipt(run.output, receipt)
         except StateUnknownError:
             if output.is_published(run.output, run.run_id):
@@ -77,6 +108,8 @@ class ScoreSplits(beam.DoFn):
     def _failures_left_behind(self, where: str) -> Iterator[None]:
         try:
             yield
+        except StoppedError:
+            raise
         except Exception as e:
             text = f"{where or 'the worker'}: unexpected {one_line(e)}; see more with --debug"
             told = e if isinstance(e, JobError) else JobError(text)

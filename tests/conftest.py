@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Read when TensorFlow is imported, so set before any test module does that.
@@ -22,6 +23,23 @@ def pytest_configure(config: pytest.Config) -> None:
     for thread in ("read_grpc_client_inputs", "forward_grpc_outputs"):
         ignored = f"ignore:Exception in thread {thread}:pytest.PytestUnhandledThreadExceptionWarning"
         config.addinivalue_line("filterwarnings", ignored)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that of several processes none is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def as_loud_as_before() -> Iterator[None]:
+    """``--debug`` speaks to the whole process and its children; the next test is another command."""
+    names = ("TF_CPP_MIN_LOG_LEVEL", "GRPC_VERBOSITY")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -55,9 +55,33 @@ def test_the_fastest_worthwhile_batch_is_chosen(
     machine = Machine({**SMALL, **large})
     assert BatchSize(machine.clock).choose(available_rows, machine.predict) == best_rows
     tried = [rows for rows in CANDIDATE_ROWS if rows <= tried_up_to]
-    # Once to warm up, then three times each, or once where that takes more than 20 ms.
-    tries = {rows: 1 if seconds > 0.02 else 3 for rows, seconds in {**SMALL, **large}.items()}
+    # Once to warm up, then three times each, or once where that takes more than 20 ms and is worthwhile, or
+    # more than 100 ms.
+    tries, best = {}, 0.0
+    for rows, seconds in {**SMALL, **large}.items():
+        worthwhile = rows / seconds > 1.1 * best
+        tries[rows] = 1 if seconds > (0.02 if worthwhile else 0.1) else 3
+        best = rows / seconds if worthwhile else best
     assert machine.calls == [64, *(rows for rows in tried for _ in range(tries[rows]))]
+
+
+@pytest.mark.parametrize("held_s", [0.03, 0.08])
+@pytest.mark.parametrize("held_up", [[256], [256, 1024], [1024, 4096]])
+def test_a_thread_that_holds_the_interpreter_now_and_then_does_not_make_batches_small(
+    held_up: list[int], held_s: float
+) -> None:
+    """64 rows at a time would take ten times as long, all night."""
+    machine = Machine({**SMALL, 8192: 0.031, 16384: 0.0615, 32768: 0.128, 65536: 0.256})
+    stalls = [rows for rows in held_up for _ in range(2)]
+
+    def predict(rows: int) -> None:
+        machine.predict(rows)
+        if rows in stalls:
+            stalls.remove(rows)
+            machine.now_s += held_s
+
+    assert BatchSize(machine.clock).choose(65_536, predict) == 4096
+    assert not stalls
 
 
 @pytest.mark.parametrize(("available_rows", "expected"), [(0, 1), (1, 1), (700, 700), (1023, 1023)])
@@ -114,5 +138,5 @@ def test_threads_measure_once() -> None:
     for thread in threads:
         thread.join()
     assert chosen == [8192] * 4
-    # Five sizes three times, two that take more than 20 ms once.
-    assert len(machine.calls) == 1 + 3 * 5 + 2
+    # Six sizes three times, one that takes more than 100 ms once.
+    assert len(machine.calls) == 1 + 3 * 6 + 1

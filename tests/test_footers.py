@@ -52,7 +52,7 @@ def test_a_run_whose_workers_read_the_footers(night: Night, monkeypatch: pytest.
     named = ["--keys=id", "--features=f0,f1,f2,f3"]
     processes = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     spec, beam_args = options.parse(night.args(model, *named, *processes))
-    monkeypatch.setattr(footers, "FROM_SHARDS", 10)
+    monkeypatch.setattr(inputs, "ON_WORKERS", 10)
 
     def here(_: object) -> None:
         pytest.fail("the launcher read footers")

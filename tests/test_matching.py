@@ -16,6 +16,7 @@ from job import objects, storage
 from job.buckets import Client, Found, Page
 from job.errors import NoInputError, StorageError, UsageError
 from job.listing import listing
+from job.together import parallel
 from tests.servers import stores
 from tests.servers.clients import BUCKET, gcs_way, s3_way
 
@@ -91,7 +92,7 @@ def top(request: pytest.FixtureRequest) -> Iterator[str]:
         patch.setattr(objects, "_stores", {})
         folder = f"{scheme}://{BUCKET}/top"
         names = [f"{folder}/{name}" for name in TREE]
-        storage.parallel(lambda path: storage.write_atomic(path, path.encode()), names, name="write")
+        parallel(lambda path: storage.write_atomic(path, path.encode()), names, name="write")
         # Made by consoles in the place of a folder, and no files.
         storage.write_atomic(f"{folder}/deep/", b"")
         storage.write_atomic(f"{folder}/empty/", b"")

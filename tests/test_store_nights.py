@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from job.rescoring import Tolerance
 from tests.nights import dense, features, matrix, saved
 from tests.servers import stores
 from tests.servers.clients import BUCKET, gcs_way, s3_way
+from tests.store_nights import until
 
 ROWS = 120
 
@@ -115,19 +117,24 @@ def test_a_night_from_bucket_to_bucket(night: str, tmp_path: Path) -> None:
 def test_what_has_a_receipt_is_not_scored_again(
     night: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from job import scoring, worker
+    from job import scoring, staging, worker
 
-    real, scored = scoring.score_split, list[str]()
+    real, write, written = scoring.score_split, staging.write_receipt, list[str]()
 
-    def failing(split: object, *args: object) -> object:
-        name = getattr(split, "name", "")
-        if len(scored) == 4:
+    def failing(split: Any, *args: Any) -> Any:
+        if "ds=2013-12-03" in split.shard.path and split.first_row == 80:
+            until(lambda: len(written) >= 3)
             raise MemoryError("as if it had died")
-        scored.append(name)
-        return real(split, *args)  # type: ignore[arg-type]
+        return real(split, *args)
+
+    def noted(folder: str, receipt: Any) -> Any:
+        done = write(folder, receipt)
+        written.append(receipt.split.name)
+        return done
 
     with monkeypatch.context() as patch:
         patch.setattr(worker, "score_split", failing)
+        patch.setattr(staging, "write_receipt", noted)
         with pytest.raises(Exception, match="as if it had died"):
             score(night)
     assert output.published(f"{night}/out") is None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +23,7 @@ class Entry:
     """One request in the log.
 
     ``status`` is the store's or the fault's; 0 where there was none (yet). ``held`` says that it waits to be
-    released, ``over`` that nothing more will come of it.
+    released, ``over`` that nothing more will come of it. ``at_s`` and ``ended_s`` are of the steady clock.
     """
 
     method: str
@@ -35,6 +36,8 @@ class Entry:
     fault: str = ""
     held: bool = field(default=False, compare=False)
     over: bool = field(default=False, compare=False)
+    at_s: float = field(default_factory=time.monotonic, compare=False)
+    ended_s: float = field(default=0.0, compare=False)
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Relay:
         try:
             return await self._serve(head, entry, fault, reader, writer)
         finally:
-            entry.over = True
+            entry.over, entry.ended_s = True, time.monotonic()
 
     async def _serve(
         self,
