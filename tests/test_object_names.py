@@ -15,6 +15,7 @@ import pytest
 
 from job import objects, storage
 from job.errors import UsageError
+from job.together import parallel
 from tests.remote import Remote, remote
 from tests.servers.clients import BUCKET
 
@@ -77,6 +78,10 @@ def test_any_name_is_written_listed_read_copied_and_removed(bucket: Remote, top:
         assert storage.parquet_source(path, info.size_bytes, info.stamp).read() == content
         storage.release(path, f"{top}/out/{name}")
         assert not storage.write_first(path, b"another")
+    for one in bucket.requests():
+        if one.target.startswith("/download/"):
+            # Cloud Storage takes a name for one part of the path, the test's server for any.
+            assert "/" not in one.target.partition("/o/")[2].partition("?")[0]
     assert files(bucket, f"{top}/out") == files(bucket, f"{top}/in")
     storage.remove_tree(f"{top}/in")
     assert files(bucket, f"{top}/in") == {}
@@ -168,20 +173,18 @@ def test_what_is_listed_in_pages_is_listed_whole_and_removed(bucket: Remote, top
     assert 2 <= len(asked) <= 3
     assert storage.names(top) == ["ds=0", "ds=1", "ds=2"]
     assert storage.is_folder(top)
-    storage.remove_tree(f"{top}/ds=1")
-    assert len(storage.tree(top)) == sum(number % 3 != 1 for number in range(MANY))
     bucket.way.proxy.reset()
     storage.remove_tree(top)
     assert storage.tree(top) == []
     if bucket.is_s3:
-        # A thousand at a time.
-        assert sum(one.method == "POST" for one in bucket.requests()) == 1
+        # A thousand at a time: S3 takes no more, moto any number.
+        assert sum(one.method == "POST" for one in bucket.requests()) == 2
 
 
 def test_a_local_copy_is_made_once_for_each_state(bucket: Remote, top: str) -> None:
     for name in ("m/a", "m/deep/b"):
         storage.write_atomic(f"{top}/{name}", name.encode())
-    copies = storage.parallel(storage.fetched, [f"{top}/m"] * 4, name="fetch")
+    copies = parallel(storage.fetched, [f"{top}/m"] * 4, name="fetch")
     assert len(set(copies)) == 1
     found = {str(path.relative_to(copies[0])): path.read_bytes() for path in Path(copies[0]).rglob("[ab]")}
     assert found == {"a": b"m/a", "deep/b": b"m/deep/b"}

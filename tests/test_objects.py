@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from job import storage
 from job.errors import ShardChangedError, StorageError
+from job.together import parallel
 from tests.remote import Remote, remote
 from tests.servers.clients import BUCKET
 from tests.servers.proxy import Fault
@@ -41,7 +43,7 @@ def files(bucket: Remote, top: str) -> dict[str, bytes]:
 
 
 def at_once(act: Callable[[int], bool]) -> list[bool]:
-    return storage.parallel(act, range(WRITERS), name="race")
+    return parallel(act, range(WRITERS), name="race")
 
 
 def test_of_many_that_write_first_one_has_written(bucket: Remote, top: str) -> None:
@@ -149,6 +151,17 @@ def test_an_object_that_is_another_by_now_is_told_and_not_read(bucket: Remote, t
     # Whoever looks first reads what is there now.
     if how == "replaced":
         assert storage.parquet_source(path).read() == b"new rows"
+
+
+def test_nobody_asks_for_the_bucket_itself(bucket: Remote, top: str) -> None:
+    """Whoever may read objects need not be allowed that; Google's client asks, for its traces, in a thread."""
+    path = f"{top}/a"
+    storage.write_atomic(path, b"x")
+    for name in ("a", "gone"):
+        storage.describe(f"{top}/{name}")
+        storage.remove(f"{top}/{name}")
+    assert [one.name for one in threading.enumerate() if "background" in one.name] == []
+    assert [one for one in bucket.requests() if one.key == BUCKET and one.method == "GET"] == []
 
 
 def test_only_uploads_that_nobody_needs_are_swept(bucket: Remote, top: str) -> None:

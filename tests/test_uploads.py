@@ -11,6 +11,7 @@ import pytest
 
 from job import gcs, objects, s3, storage, uploads
 from job.errors import StorageError
+from job.together import parallel
 from tests.remote import Remote, remote
 from tests.servers.clients import BUCKET, s3_client
 from tests.servers.proxy import Fault
@@ -181,7 +182,7 @@ def test_many_are_written_at_once_and_none_has_a_part_of_another(bucket: Remote)
             sink.write(wholes[number][start : start + 100_000])
         return sink.seal()
 
-    handles = storage.parallel(write, range(4), name="write")
+    handles = parallel(write, range(4), name="write")
     for number, handle in enumerate(handles):
         storage.release(handle, bucket.path(f"{name}-final/{number}"))
     found = bucket.bucket.files(f"{name}-final/")
