@@ -25,6 +25,8 @@ def normal(path: str) -> str:
     if "@" in bucket:
         # Nor would it be kept secret: paths stand in plans, manifests and logs.
         raise UsageError(f"{path}: it names a user; credentials are found as the store's own tools find them")
+    if _MARK in key:
+        raise UsageError(f"{path}: {_MARK} in a name stands for an upload that is not finished; rename it")
     return f"{scheme}://{posixpath.join(bucket, *(part for part in key.split('/') if part))}"
 
 

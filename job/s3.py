@@ -132,18 +132,14 @@ class S3:
         """Delete objects; those that do not exist, or have another stamp, are left alone."""
         if only_if:
             for key in keys:
-                try:
+                with suppress(RefusedError, FileNotFoundError):
                     self._call("delete_object", bucket, key, bool, Key=key, IfMatch=only_if, **self._payer)
-                except (RefusedError, FileNotFoundError):
-                    continue
             return
         for start in range(0, len(keys), _KEYS_AT_ONCE):
             some = keys[start : start + _KEYS_AT_ONCE]
             told = {"Objects": [{"Key": key} for key in some], "Quiet": True}
-
-            self._call(
-                "delete_objects", bucket, some[0], partial(_all_gone, bucket), Delete=told, **self._payer
-            )
+            kwargs = {"Delete": told, **self._payer}
+            self._call("delete_objects", bucket, some[0], partial(_all_gone, bucket), **kwargs)
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> None:
         """Copy an object of up to 5 GB; larger ones are never copied here."""
@@ -160,7 +156,10 @@ class S3:
     def part(self, bucket: str, key: str, upload_id: str, number: int, content: bytes) -> str:
         """Send one part of an upload and return its ETag."""
         kwargs = {"Key": key, "UploadId": upload_id, "PartNumber": number, "Body": content, **self._payer}
-        return self._call("upload_part", bucket, key, lambda answer: str(answer["ETag"]), **kwargs)
+        try:
+            return self._call("upload_part", bucket, key, lambda answer: str(answer["ETag"]), **kwargs)
+        except FileNotFoundError as e:
+            raise _given_up(bucket, key) from e
 
     def held_bytes(self, bucket: str, key: str, token: str) -> int | None:
         """Return the bytes sent by an upload that is not finished, ``None`` where there is none."""
@@ -205,11 +204,9 @@ class S3:
 
     def abort(self, bucket: str, key: str, upload_id: str) -> None:
         """Give up an upload; nothing happens where there is none."""
-        try:
-            kwargs = {"Key": key, "UploadId": upload_id, **self._payer}
+        kwargs = {"Key": key, "UploadId": upload_id, **self._payer}
+        with suppress(FileNotFoundError):
             self._call("abort_multipart_upload", bucket, key, bool, **kwargs)
-        except FileNotFoundError:
-            return
 
 
 class S3Upload:
@@ -229,9 +226,10 @@ class S3Upload:
         """Make the object visible."""
         try:
             self._store.finish(*self._to, self.token())
-        except FileNotFoundError:
-            # Nobody else knows of it: an earlier try was carried out, and its answer was lost.
-            return
+        except FileNotFoundError as e:
+            # An earlier try may have been carried out, and its answer lost.
+            if self._store.head(*self._to) is None:
+                raise _given_up(*self._to) from e
 
     def abort(self) -> None:
         """Give it up."""
@@ -240,6 +238,10 @@ class S3Upload:
     def token(self) -> str:
         """Return the upload's id and the ETags of its parts."""
         return ",".join([self._id, *(etag.strip('"') for etag in self._etags)])
+
+
+def _given_up(bucket: str, key: str) -> StorageError:
+    return StorageError(f"s3://{bucket}/{key}: its upload was given up by another command; run again")
 
 
 def _upload(token: str) -> tuple[str, list[str]]:

@@ -27,7 +27,7 @@ class ObjectSink:
         self._buffer = bytearray()
         self._upload: Upload | None = None
         self._parts = 0
-        self._sealed = False
+        self._handle = ""
 
     def write(self, data: bytes | memoryview) -> int:
         """Append ``data`` and return its length in bytes."""
@@ -44,22 +44,26 @@ class ObjectSink:
 
     def seal(self) -> str:
         """Send what is left and return the handle: the path, or that of an upload which stays open."""
+        # Once: of an upload that stays open, what is left would be sent as one more part.
+        self._handle = self._handle or self._send_rest()
+        return self._handle
+
+    def _send_rest(self) -> str:
         content = bytes(self._buffer)
         if self._upload is None and not self._stays_open:
             self._client.put(self._bucket, self._key, content, None)
-        else:
-            if content or not self._parts:
-                self._send(content)
-            if self._upload is not None and not self._stays_open:
-                self._upload.finish()
-        self._sealed = True
-        if self._stays_open and self._upload is not None:
+            return self._path
+        if content or not self._parts:
+            self._send(content)
+        if self._upload is not None and self._stays_open:
             return handle_of(self._path, self._upload.token())
+        if self._upload is not None:
+            self._upload.finish()
         return self._path
 
     def abandon(self) -> None:
         """Give the object up; nothing happens to a sealed one."""
-        if self._upload is not None and not self._sealed:
+        if self._upload is not None and not self._handle:
             # The error that led here says more; `job clean` removes what stays behind.
             with suppress(JobError):
                 self._upload.abort()

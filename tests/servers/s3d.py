@@ -7,7 +7,8 @@ Here requests run one at a time, their bodies read beforehand.
 
 moto ignores these, which are checked here: ``If-Match`` on CompleteMultipartUpload, both on CopyObject,
 ``x-amz-copy-source-if-match``, and ``If-Match: *`` on DeleteObject (it would compare the star with the ETag).
-DeleteObjects with an ETag, ignored as well, is answered with 501. These checks come before IAM's.
+DeleteObjects with an ETag, ignored as well, is answered with 501; a part of an upload that is not there, and
+its end, with 404, where moto would fail. These checks come before IAM's.
 
 Of permissions, moto asks for that of DeleteObjects on the bucket instead of its objects, does not ask whether
 the source of a copy may be read, falls over a request without a signature, and tells everybody that an object
@@ -49,6 +50,7 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 _STATUS = {
     "IncompleteBody": "400 Bad Request",
     "NoSuchKey": "404 Not Found",
+    "NoSuchUpload": "404 Not Found",
     "PreconditionFailed": "412 Precondition Failed",
     "NotImplemented": "501 Not Implemented",
 }
@@ -114,9 +116,12 @@ def _refusal(environ: Environ) -> str:
     match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
     if method == "POST" and "delete" in query and not key:
         return "NotImplemented" if b"<ETag>" in environ["wsgi.input"].getvalue() else ""
-    if method == "POST" and "uploadId" in query:
+    if method in ("POST", "PUT") and "uploadId" in query:
         upload = query["uploadId"][0]
-        return "" if _completed(bucket, key, upload) else _unmet(bucket, key, match, none_match)
+        if not _is_open(bucket, upload):
+            return "" if method == "POST" and _completed(bucket, key, upload) else "NoSuchUpload"
+    if method == "POST" and "uploadId" in query:
+        return _unmet(bucket, key, match, none_match)
     if method == "DELETE" and match == "*":
         # moto would compare the star with the ETag.
         del environ["HTTP_IF_MATCH"]
@@ -136,6 +141,13 @@ def _object(bucket: str, key: str) -> Any:
         return s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_object(bucket, key)
     except S3ClientError:
         return None
+
+
+def _is_open(bucket: str, upload: str) -> bool:
+    try:
+        return upload in s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_bucket(bucket).multiparts
+    except S3ClientError:
+        return True  # What moto says of the bucket is right.
 
 
 def _completed(bucket: str, key: str, upload: str) -> bool:
