@@ -154,7 +154,7 @@ def test_an_object_that_is_another_by_now_is_told_and_not_read(bucket: Remote, t
 
 
 def test_nobody_asks_for_the_bucket_itself(bucket: Remote, top: str) -> None:
-    """Whoever may read objects need not be allowed that; Google's client asks, for its traces, in a thread."""
+    """Who may read objects need not be allowed that. Google's client asks, for its traces, in a thread."""
     path = f"{top}/a"
     storage.write_atomic(path, b"x")
     for name in ("a", "gone"):
