@@ -6,13 +6,16 @@ Whoever finds one waits until the stamp has changed, and is refused, or until it
 and takes it over. Times are differences on the waiting machine's own steady clock; no two clocks are
 compared. An owner on this very machine is looked up, so that after a crash the next command does not wait.
 
-A process that was stopped for longer than ``EXPIRES_S`` and goes on finds that the lease is another's:
-``check`` is called before anything is published.
+A process that stood still and goes on may find the lease another's. Its own clock tells it when to look:
+before each request about the output, also one that is sent again, ``EXPIRES_S / 2`` after it last wrote the
+lease, it must write it once more. So it changes nothing of what the next owner does; what is left is a
+request that was sent at once and arrives half a minute late.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -25,10 +28,14 @@ from typing import Any, Final
 
 from job import files, objects
 from job.errors import JobError, OutputConflictError, StateUnknownError
+from job.retrying import guarded
 
 RENEW_S: Final = 10.0
 EXPIRES_S: Final = 60.0
 _LOOK_EVERY_S: Final = 2.0
+
+# Of the leases that this process holds.
+_tokens: set[str] = set()
 
 
 @contextmanager
@@ -44,9 +51,12 @@ def held(path: str, announce: Callable[[str], None]) -> Iterator[str]:
     lease.take(announce)
     thread = threading.Thread(target=lease.renew, name="lease", daemon=True)
     thread.start()
+    _tokens.add(token)
     try:
-        yield token
+        with guarded(_output(path, "/"), path, lease.assure):
+            yield token
     finally:
+        _tokens.remove(token)
         lease.ended.set()
         thread.join()
         # A lease that stays behind expires; what the body ended with matters more.
@@ -60,14 +70,39 @@ def check(path: str, token: str) -> None:
     Raises:
         StateUnknownError: it is another's, or gone.
     """
-    found = objects.store(path.partition("://")[0]).read_bytes(path)
-    owner = _parsed(found)
+    owner = _parsed(objects.store(path.partition("://")[0]).read_bytes(path))
     if owner.get("token") != token:
-        told = f"{_who(owner)} has it now" if owner else "it is gone"
-        raise StateUnknownError(
-            f"{path}: this run's lease expired while the machine stood still: {told}; nothing more was "
-            f"published, run again to see what is there"
-        )
+        raise StateUnknownError(_lost(path, owner))
+
+
+@contextmanager
+def watched(path: str, token: str) -> Iterator[None]:
+    """Look at a lease in the body, before requests about its output and not more often than it is renewed.
+
+    For a process that publishes for the owner; in the owner's own nothing needs to be done.
+    """
+    if token in _tokens:
+        yield
+        return
+    looked_s = -math.inf
+
+    def look() -> None:
+        nonlocal looked_s
+        now_s = time.monotonic()
+        if now_s - looked_s >= RENEW_S:
+            check(path, token)
+            looked_s = now_s
+
+    with guarded(_output(path, "/"), path, look):
+        yield
+
+
+def _lost(path: str, owner: dict[str, Any]) -> str:
+    told = f"{_who(owner)} has it now" if owner else "it is gone"
+    return (
+        f"{path}: this run's lease expired while the machine stood still: {told}; nothing more was "
+        f"published, run again to see what is there"
+    )
 
 
 class _Lease:
@@ -77,6 +112,9 @@ class _Lease:
         self._store, self._path, self._token = store, path, token
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._renewals = 0
+        self._written_s = 0.0
+        self._lost = ""
+        self._writing = threading.Lock()
         self.stamp = ""
         self.ended = threading.Event()
 
@@ -91,6 +129,7 @@ class _Lease:
             stamp = "" if found is None else found[1]
             if found is not None:
                 self._wait(_parsed(found[0]), stamp, announce)
+            self._written_s = time.monotonic()
             new = self._store.write_if(self._path, self._content(), stamp)
             if new is not None:
                 self.stamp = new
@@ -113,21 +152,47 @@ class _Lease:
                 return
             alive = found[1] != stamp
         if alive:
-            output = self._path.rpartition("/_staging/")[0]
             raise OutputConflictError(
-                f"{output}: another run is at work on it ({_who(owner)}); run again when it has ended"
+                f"{_output(self._path)}: another run is at work on it ({_who(owner)}); run again when it has ended"
             )
 
     def renew(self) -> None:
         """Keep the lease until ``ended`` is set."""
-        while not self.ended.wait(RENEW_S):
-            self._renewals += 1
-            # One that fails is followed by others before the lease expires.
-            with suppress(JobError):
-                new = self._store.write_if(self._path, self._content(), self.stamp)
-                if new is None:
-                    return
-                self.stamp = new
+        while not self.ended.wait(RENEW_S) and not self._lost:
+            # One that fails is followed by others before the lease expires; then ``assure`` tells.
+            with suppress(JobError), self._writing:
+                self._write()
+
+    def assure(self) -> None:
+        """Return while nobody else can have the lease; where that is not sure, write it anew.
+
+        Raises:
+            StateUnknownError: it is another's, or gone.
+            StorageError: it cannot be written.
+        """
+        if self._is_sure():
+            return
+        with self._writing:
+            if not self._is_sure():
+                self._write()
+
+    def _is_sure(self) -> bool:
+        return not self._lost and time.monotonic() - self._written_s < EXPIRES_S / 2
+
+    def _write(self) -> None:
+        if self._lost:
+            raise StateUnknownError(self._lost)
+        self._renewals += 1
+        began_s = time.monotonic()
+        while (new := self._store.write_if(self._path, self._content(), self.stamp)) is None:
+            # One that was given up may have been carried out all the same.
+            found = self._store.read_stamped(self._path)
+            owner = _parsed(None if found is None else found[0])
+            if found is None or owner.get("token") != self._token:
+                self._lost = _lost(self._path, owner)
+                raise StateUnknownError(self._lost)
+            self.stamp = found[1]
+        self.stamp, self._written_s = new, began_s
 
     def _content(self) -> bytes:
         own = {"token": self._token, "since": self._since, "renewals": self._renewals}
@@ -159,6 +224,10 @@ def _is_alive(owner: dict[str, Any]) -> bool | None:
 def _who(owner: dict[str, Any]) -> str:
     host = str(owner.get("host", "?")).partition(" ")[0]
     return f"process {owner.get('process', '?')} on {host} since {owner.get('since', '?')}"
+
+
+def _output(path: str, end: str = "") -> str:
+    return path.rpartition("/_staging/")[0] + end
 
 
 def _parsed(content: bytes | None) -> dict[str, Any]:

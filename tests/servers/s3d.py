@@ -7,7 +7,8 @@ Here requests run one at a time, their bodies read beforehand.
 
 moto ignores these, which are checked here: ``If-Match`` on CompleteMultipartUpload, both on CopyObject,
 ``x-amz-copy-source-if-match``, and ``If-Match: *`` on DeleteObject (it would compare the star with the ETag).
-DeleteObjects with an ETag, ignored as well, is answered with 501. These checks come before IAM's.
+DeleteObjects with an ETag, ignored as well, is answered with 501. Completing an upload that was given up,
+which moto answers with 500, is answered with 404. These checks come before IAM's.
 
 Still lacking: 409 ConditionalRequestConflict, and ``If-Match`` on HeadObject without quotes. Completing an
 upload that is the object already succeeds whatever the conditions. Signatures and permissions are checked
@@ -40,6 +41,7 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 _STATUS = {
     "IncompleteBody": "400 Bad Request",
     "NoSuchKey": "404 Not Found",
+    "NoSuchUpload": "404 Not Found",
     "PreconditionFailed": "412 Precondition Failed",
     "NotImplemented": "501 Not Implemented",
 }
@@ -107,7 +109,9 @@ def _refusal(environ: Environ) -> str:
         return "NotImplemented" if b"<ETag>" in environ["wsgi.input"].getvalue() else ""
     if method == "POST" and "uploadId" in query:
         upload = query["uploadId"][0]
-        return "" if _completed(bucket, key, upload) else _unmet(bucket, key, match, none_match)
+        if _completed(bucket, key, upload):
+            return ""
+        return _unmet(bucket, key, match, none_match) if _is_open(bucket, upload) else "NoSuchUpload"
     if method == "DELETE" and match == "*":
         # moto would compare the star with the ETag.
         del environ["HTTP_IF_MATCH"]
@@ -133,6 +137,12 @@ def _completed(bucket: str, key: str, upload: str) -> bool:
     """Whether this upload is the object already: completing it once more changes nothing."""
     there = _object(bucket, key)
     return bool(there is not None and there.multipart and there.multipart.id == upload)
+
+
+def _is_open(bucket: str, upload: str) -> bool:
+    there = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets.get(bucket)
+    # Of a bucket that is not there, moto tells itself.
+    return there is None or upload in there.multiparts
 
 
 def _unmet(bucket: str, key: str, match: str | None, none_match: str | None) -> str:
