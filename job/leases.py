@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -45,23 +45,17 @@ def held(path: str, announce: Callable[[str], None]) -> Iterator[str]:
     Raises:
         OutputConflictError: somebody else holds it.
     """
-    store = objects.store(path.partition("://")[0])
-    token = os.urandom(8).hex()
-    lease = _Lease(store, path, token)
+    lease = _Lease(objects.store(path.partition("://")[0]), path)
     lease.take(announce)
-    thread = threading.Thread(target=lease.renew, name="lease", daemon=True)
-    thread.start()
-    _tokens.add(token)
-    try:
-        with guarded(_output(path, "/"), path, lease.assure):
-            yield token
-    finally:
-        _tokens.remove(token)
-        lease.ended.set()
-        thread.join()
-        # A lease that stays behind expires; what the body ended with matters more.
-        with suppress(JobError):
-            store.remove([path], lease.stamp)
+    lease.keep()
+    with ExitStack() as end:
+        end.callback(lease.let_go)
+        try:
+            yield lease.token
+        except KeyboardInterrupt:
+            # Threads of the engine go on until the process has ended: until then the lease is theirs.
+            end.pop_all()
+            raise
 
 
 def check(path: str, token: str) -> None:
@@ -93,8 +87,11 @@ def watched(path: str, token: str) -> Iterator[None]:
             check(path, token)
             looked_s = now_s
 
-    with guarded(_output(path, "/"), path, look):
+    unguard = guarded(_output(path, "/"), path, look)
+    try:
         yield
+    finally:
+        unguard()
 
 
 def _lost(path: str, owner: dict[str, Any]) -> str:
@@ -108,15 +105,17 @@ def _lost(path: str, owner: dict[str, Any]) -> str:
 class _Lease:
     """What one process knows of the lease that it holds."""
 
-    def __init__(self, store: objects.ObjectStore, path: str, token: str) -> None:
-        self._store, self._path, self._token = store, path, token
+    def __init__(self, store: objects.ObjectStore, path: str) -> None:
+        self._store, self._path = store, path
+        self.token = os.urandom(8).hex()
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._renewals = 0
+        self._stamp = self._lost = ""
         self._written_s = 0.0
-        self._lost = ""
         self._writing = threading.Lock()
-        self.stamp = ""
-        self.ended = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._unguard: Callable[[], None] = lambda: None
 
     def take(self, announce: Callable[[str], None]) -> None:
         """Become the owner.
@@ -132,7 +131,7 @@ class _Lease:
             self._written_s = time.monotonic()
             new = self._store.write_if(self._path, self._content(), stamp)
             if new is not None:
-                self.stamp = new
+                self._stamp = new
                 return
 
     def _wait(self, owner: dict[str, Any], stamp: str, announce: Callable[[str], None]) -> None:
@@ -153,12 +152,28 @@ class _Lease:
             alive = found[1] != stamp
         if alive:
             raise OutputConflictError(
-                f"{_output(self._path)}: another run is at work on it ({_who(owner)}); run again when it has ended"
+                f"{_output(self._path)}: another run is at work on it ({_who(owner)}); run again when it has "
+                f"ended"
             )
 
-    def renew(self) -> None:
-        """Keep the lease until ``ended`` is set."""
-        while not self.ended.wait(RENEW_S) and not self._lost:
+    def keep(self) -> None:
+        """Renew the lease from now on, and let no request about its output pass that might come too late."""
+        self._unguard = guarded(_output(self._path, "/"), self._path, self.assure)
+        _tokens.add(self.token)
+        self._thread.start()
+
+    def let_go(self) -> None:
+        """Remove the lease if it is still one's own."""
+        _tokens.remove(self.token)
+        self._unguard()
+        self._ended.set()
+        self._thread.join()
+        # One that stays behind expires; what the body ended with matters more.
+        with suppress(JobError):
+            self._store.remove([self._path], self._stamp)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_S) and not self._lost:
             # One that fails is followed by others before the lease expires; then ``assure`` tells.
             with suppress(JobError), self._writing:
                 self._write()
@@ -184,39 +199,44 @@ class _Lease:
             raise StateUnknownError(self._lost)
         self._renewals += 1
         began_s = time.monotonic()
-        while (new := self._store.write_if(self._path, self._content(), self.stamp)) is None:
+        while (new := self._store.write_if(self._path, self._content(), self._stamp)) is None:
             # One that was given up may have been carried out all the same.
             found = self._store.read_stamped(self._path)
             owner = _parsed(None if found is None else found[0])
-            if found is None or owner.get("token") != self._token:
+            if found is None or owner.get("token") != self.token:
                 self._lost = _lost(self._path, owner)
                 raise StateUnknownError(self._lost)
-            self.stamp = found[1]
-        self.stamp, self._written_s = new, began_s
+            self._stamp = found[1]
+        self._stamp, self._written_s = new, began_s
 
     def _content(self) -> bytes:
-        own = {"token": self._token, "since": self._since, "renewals": self._renewals}
+        own = {"token": self.token, "since": self._since, "renewals": self._renewals}
         return json.dumps({**own, **_process(os.getpid())}).encode()
 
 
 def _process(pid: int) -> dict[str, Any]:
-    """Return what tells a process of this machine from all others."""
+    """Return what tells a process of this machine from all others; ``began`` is empty for one that ended."""
     began = namespace = ""
     with suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
     with suppress(OSError, IndexError):
-        # Field 22 of proc_pid_stat(5), when it began: numbers of processes are used again.
-        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # Fields 3 and 22 of proc_pid_stat(5), state and start: numbers of processes are used again.
+        state, *told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # One that was killed keeps its number until its parent asks for it, which may be never.
+        began = "" if state in "ZX" else told[18]
     host = f"{socket.gethostname()} {files.boot_id()} {namespace}"
     return {"host": host, "process": pid, "began": began}
 
 
 def _is_alive(owner: dict[str, Any]) -> bool | None:
-    """Say whether a lease's owner lives, ``None`` if it is not on this machine."""
+    """Say whether a lease's owner lives, ``None`` if that cannot be seen from this machine."""
     if not owner:
         return False
-    found = _process(int(owner.get("process", 0)))
-    if found["host"] != owner.get("host") or not files.boot_id():
+    pid = owner.get("process")
+    if not isinstance(pid, int) or not files.boot_id():
+        return None
+    found = _process(pid)
+    if found["host"] != owner.get("host"):
         return None
     return bool(found["began"]) and found["began"] == owner.get("began")
 

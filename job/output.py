@@ -218,12 +218,13 @@ def _remove_rest_in_bucket(output: str, run: str) -> None:
                 raise OutputConflictError(f"{output}: another run has begun to replace it")
             return staging.handles_of(output, leftovers(output, run))
 
-        # Attempts that came too late may be uploads which no name in staging tells of.
-        rest = storage.names(storage.join(output, STAGING))
-        handles = kept() if rest else set()
-        storage.sweep(output, lambda: handles if rest else kept())
-        if rest:
+        if storage.names(storage.join(output, STAGING)):
+            handles = kept()
+            storage.sweep(output, lambda: handles)
             remove_staging(output, run)
+        else:
+            # An attempt that came too late may be an upload, of which no name in staging tells.
+            storage.sweep(output, kept)
 
 
 def _is_hidden(path: str, output: str) -> bool:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from job.errors import StorageError, one_line
@@ -37,18 +36,21 @@ class RefusedError(Exception):
     """A condition of a request does not hold: the object is there already, or is another one by now."""
 
 
-@contextmanager
-def guarded(start: str, but: str, guard: Callable[[], None]) -> Iterator[None]:
+def guarded(start: str, but: str, guard: Callable[[], None]) -> Callable[[], None]:
     """Call ``guard`` before every try of a request about what begins so, ``but`` one path, in any thread.
 
     What it raises ends the request: who stood still in the midst of one may have no business there any more.
+
+    Returns:
+        What puts an end to that.
     """
     key = object()
     _guards[key] = (start, but, guard)
-    try:
-        yield
-    finally:
+
+    def end() -> None:
         del _guards[key]
+
+    return end
 
 
 def patiently(

@@ -74,7 +74,7 @@ class ObjectSink:
             self._upload.part(content)
         except FileNotFoundError as e:
             raise StateUnknownError(
-                f"{self._path}: what was sent of it is gone: its run was published or removed meanwhile, or a "
-                f"rule of the bucket gave it up; run again to see which"
+                f"{self._path}: what was sent of it is gone: its run was published or removed meanwhile, or "
+                f"a rule of the bucket gave it up; run again to see which"
             ) from e
         self._parts += 1
