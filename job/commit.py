@@ -60,9 +60,10 @@ abandoned  given up when a night is published, and by           gone with the st
            ``job clean``; let a lifecycle rule give up others
 ========== ==================================================== ==============================================
 
-Rejected rows are plain objects in staging, to be looked at there, and are copied in both. Before the mark
-and before ``_SUCCESS`` the lease is looked at, since a machine that stood still may have lost it. No step
-relies on a listing: one that is late shows fewer leftovers, and fewer finished splits on the screen.
+Rejected rows are plain objects in staging, to be looked at there, and are copied in both. A machine that
+stood still may have lost the lease: before the mark and before ``_SUCCESS`` it is looked at, and before any
+other request, where the own clock says that this may be so. No step relies on a listing: one that is late
+shows fewer leftovers, and fewer finished splits on the screen.
 
 What is flushed to the disk, and when: that the old ``_SUCCESS`` is gone, before the first file is renamed;
 every published file, every folder that leads to one and the manifest, before the new ``_SUCCESS``. Attempts
@@ -114,6 +115,11 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
         # Engines may repeat a step when they have lost its outcome.
         output.remove_staging(run.output, run.run_id)
         return output.read_report(run.output)
+    with output.watched(run.output, run.lease):
+        return _publish(run, receipts, clock)
+
+
+def _publish(run: Run, receipts: Iterable[Receipt], clock: Callable[[], float]) -> RunReport:
     every = _one_of_each_split(run, receipts)
     counted = sorted(every, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
     counting.reconcile(run, counted)

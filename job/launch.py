@@ -98,7 +98,8 @@ def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) ->
     if done is None or done["run_id"] != run_id:
         return None
     if wrong := output.damaged(spec.output, done):
-        if spec.if_exists == "replace":
+        # Another run may just be replacing it: then it is whole no more, as for any reader.
+        if spec.if_exists == "replace" or not output.is_published(spec.output, run_id):
             return None
         raise StateUnknownError(
             f"{spec.output}: this run is published, but {len(wrong)} of its files are gone or changed, first "

@@ -6,29 +6,36 @@ Whoever finds one waits until the stamp has changed, and is refused, or until it
 and takes it over. Times are differences on the waiting machine's own steady clock; no two clocks are
 compared. An owner on this very machine is looked up, so that after a crash the next command does not wait.
 
-A process that was stopped for longer than ``EXPIRES_S`` and goes on finds that the lease is another's:
-``check`` is called before anything is published.
+A process that stood still and goes on may find the lease another's. Its own clock tells it when to look:
+before each request about the output, also one that is sent again, ``EXPIRES_S / 2`` after it last wrote the
+lease, it must write it once more. So it changes nothing of what the next owner does; what is left is a
+request that was sent at once and arrives half a minute late.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from job import files, objects
 from job.errors import JobError, OutputConflictError, StateUnknownError
+from job.retrying import guarded
 
 RENEW_S: Final = 10.0
 EXPIRES_S: Final = 60.0
 _LOOK_EVERY_S: Final = 2.0
+
+# Of the leases that this process holds.
+_tokens: set[str] = set()
 
 
 @contextmanager
@@ -38,20 +45,17 @@ def held(path: str, announce: Callable[[str], None]) -> Iterator[str]:
     Raises:
         OutputConflictError: somebody else holds it.
     """
-    store = objects.store(path.partition("://")[0])
-    token = os.urandom(8).hex()
-    lease = _Lease(store, path, token)
+    lease = _Lease(objects.store(path.partition("://")[0]), path)
     lease.take(announce)
-    thread = threading.Thread(target=lease.renew, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield token
-    finally:
-        lease.ended.set()
-        thread.join()
-        # A lease that stays behind expires; what the body ended with matters more.
-        with suppress(JobError):
-            store.remove([path], lease.stamp)
+    lease.keep()
+    with ExitStack() as end:
+        end.callback(lease.let_go)
+        try:
+            yield lease.token
+        except KeyboardInterrupt:
+            # Threads of the engine go on until the process has ended: until then the lease is theirs.
+            end.pop_all()
+            raise
 
 
 def check(path: str, token: str) -> None:
@@ -60,25 +64,58 @@ def check(path: str, token: str) -> None:
     Raises:
         StateUnknownError: it is another's, or gone.
     """
-    found = objects.store(path.partition("://")[0]).read_bytes(path)
-    owner = _parsed(found)
+    owner = _parsed(objects.store(path.partition("://")[0]).read_bytes(path))
     if owner.get("token") != token:
-        told = f"{_who(owner)} has it now" if owner else "it is gone"
-        raise StateUnknownError(
-            f"{path}: this run's lease expired while the machine stood still: {told}; nothing more was "
-            f"published, run again to see what is there"
-        )
+        raise StateUnknownError(_lost(path, owner))
+
+
+@contextmanager
+def watched(path: str, token: str) -> Iterator[None]:
+    """Look at a lease in the body, before requests about its output and not more often than it is renewed.
+
+    For a process that publishes for the owner; in the owner's own nothing needs to be done.
+    """
+    if token in _tokens:
+        yield
+        return
+    looked_s = -math.inf
+
+    def look() -> None:
+        nonlocal looked_s
+        now_s = time.monotonic()
+        if now_s - looked_s >= RENEW_S:
+            check(path, token)
+            looked_s = now_s
+
+    unguard = guarded(_output(path, "/"), path, look)
+    try:
+        yield
+    finally:
+        unguard()
+
+
+def _lost(path: str, owner: dict[str, Any]) -> str:
+    told = f"{_who(owner)} has it now" if owner else "it is gone"
+    return (
+        f"{path}: this run's lease expired while the machine stood still: {told}; nothing more was "
+        f"published, run again to see what is there"
+    )
 
 
 class _Lease:
     """What one process knows of the lease that it holds."""
 
-    def __init__(self, store: objects.ObjectStore, path: str, token: str) -> None:
-        self._store, self._path, self._token = store, path, token
+    def __init__(self, store: objects.ObjectStore, path: str) -> None:
+        self._store, self._path = store, path
+        self.token = os.urandom(8).hex()
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._renewals = 0
-        self.stamp = ""
-        self.ended = threading.Event()
+        self._stamp = self._lost = ""
+        self._written_s = 0.0
+        self._writing = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._unguard: Callable[[], None] = lambda: None
 
     def take(self, announce: Callable[[str], None]) -> None:
         """Become the owner.
@@ -87,12 +124,14 @@ class _Lease:
             OutputConflictError: there is one that lives.
         """
         stamp = ""
+        self._written_s = time.monotonic()
         while (new := self._store.write_if(self._path, self._content(), stamp)) is None:
             found = self._store.read_stamped(self._path)
             stamp = "" if found is None else found[1]
             if found is not None:
                 self._wait(_parsed(found[0]), stamp, announce)
-        self.stamp = new
+            self._written_s = time.monotonic()
+        self._stamp = new
 
     def _wait(self, owner: dict[str, Any], stamp: str, announce: Callable[[str], None]) -> None:
         """Return when the lease's owner is dead; raise when it lives."""
@@ -111,45 +150,92 @@ class _Lease:
                 return
             alive = found[1] != stamp
         if alive:
-            output = self._path.rpartition("/_staging/")[0]
             raise OutputConflictError(
-                f"{output}: another run is at work on it ({_who(owner)}); run again when it has ended"
+                f"{_output(self._path)}: another run is at work on it ({_who(owner)}); run again when it has "
+                f"ended"
             )
 
-    def renew(self) -> None:
-        """Keep the lease until ``ended`` is set."""
-        while not self.ended.wait(RENEW_S):
-            self._renewals += 1
-            # One that fails is followed by others before the lease expires.
-            with suppress(JobError):
-                new = self._store.write_if(self._path, self._content(), self.stamp)
-                if new is None:
-                    return
-                self.stamp = new
+    def keep(self) -> None:
+        """Renew the lease from now on, and let no request about its output pass that might come too late."""
+        self._unguard = guarded(_output(self._path, "/"), self._path, self.assure)
+        _tokens.add(self.token)
+        self._thread.start()
+
+    def let_go(self) -> None:
+        """Remove the lease if it is still one's own."""
+        _tokens.remove(self.token)
+        self._unguard()
+        self._ended.set()
+        self._thread.join()
+        # One that stays behind expires; what the body ended with matters more.
+        with suppress(JobError):
+            self._store.remove([self._path], self._stamp)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_S) and not self._lost:
+            # One that fails is followed by others before the lease expires; then ``assure`` tells.
+            with suppress(JobError), self._writing:
+                self._write()
+
+    def assure(self) -> None:
+        """Return while nobody else can have the lease; where that is not sure, write it anew.
+
+        Raises:
+            StateUnknownError: it is another's, or gone.
+            StorageError: it cannot be written.
+        """
+        if self._is_sure():
+            return
+        with self._writing:
+            if not self._is_sure():
+                self._write()
+
+    def _is_sure(self) -> bool:
+        return not self._lost and time.monotonic() - self._written_s < EXPIRES_S / 2
+
+    def _write(self) -> None:
+        if self._lost:
+            raise StateUnknownError(self._lost)
+        self._renewals += 1
+        began_s = time.monotonic()
+        while (new := self._store.write_if(self._path, self._content(), self._stamp)) is None:
+            # One that was given up may have been carried out all the same.
+            found = self._store.read_stamped(self._path)
+            owner = _parsed(None if found is None else found[0])
+            if found is None or owner.get("token") != self.token:
+                self._lost = _lost(self._path, owner)
+                raise StateUnknownError(self._lost)
+            self._stamp = found[1]
+        self._stamp, self._written_s = new, began_s
 
     def _content(self) -> bytes:
-        own = {"token": self._token, "since": self._since, "renewals": self._renewals}
+        own = {"token": self.token, "since": self._since, "renewals": self._renewals}
         return json.dumps({**own, **_process(os.getpid())}).encode()
 
 
 def _process(pid: int) -> dict[str, Any]:
-    """Return what tells a process of this machine from all others."""
+    """Return what tells a process of this machine from all others; ``began`` is empty for one that ended."""
     began = namespace = ""
     with suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
     with suppress(OSError, IndexError):
-        # Field 22 of proc_pid_stat(5), when it began: numbers of processes are used again.
-        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # Fields 3 and 22 of proc_pid_stat(5), state and start: numbers of processes are used again.
+        state, *told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # One that was killed keeps its number until its parent asks for it, which may be never.
+        began = "" if state in "ZX" else told[18]
     host = f"{socket.gethostname()} {files.boot_id()} {namespace}"
     return {"host": host, "process": pid, "began": began}
 
 
 def _is_alive(owner: dict[str, Any]) -> bool | None:
-    """Say whether a lease's owner lives, ``None`` if it is not on this machine."""
+    """Say whether a lease's owner lives, ``None`` if that cannot be seen from this machine."""
     if not owner:
         return False
-    found = _process(int(owner.get("process", 0)))
-    if found["host"] != owner.get("host") or not files.boot_id():
+    pid = owner.get("process")
+    if not isinstance(pid, int) or not files.boot_id():
+        return None
+    found = _process(pid)
+    if found["host"] != owner.get("host"):
         return None
     return bool(found["began"]) and found["began"] == owner.get("began")
 
@@ -157,6 +243,10 @@ def _is_alive(owner: dict[str, Any]) -> bool | None:
 def _who(owner: dict[str, Any]) -> str:
     host = str(owner.get("host", "?")).partition(" ")[0]
     return f"process {owner.get('process', '?')} on {host} since {owner.get('since', '?')}"
+
+
+def _output(path: str, end: str = "") -> str:
+    return path.rpartition("/_staging/")[0] + end
 
 
 def _parsed(content: bytes | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -157,6 +157,16 @@ def check_lease(output: str, token: str) -> None:
         leases.check(storage.join(output, STAGING, LEASE), token)
 
 
+@contextmanager
+def watched(output: str, token: str) -> Iterator[None]:
+    """Send no request about the output in the body once another run has taken the lease.
+
+    Requests then raise ``StateUnknownError``.
+    """
+    with leases.watched(storage.join(output, STAGING, LEASE), token) if token else nullcontext():
+        yield
+
+
 def check_output(output: str, run: str, *, replace: bool, seen: Seen | None = None) -> None:
     """Refuse an output that this run must not touch; ``seen`` is what ``look`` has just found there.
 
@@ -235,10 +245,26 @@ def remove_rest(output: str, run: str) -> None:
             if storage.exists(storage.join(output, STAGING, LEASE)):
                 with suppress(OutputConflictError), lease(output):
                     pass
-        elif storage.names(storage.join(output, STAGING)):
-            with suppress(OutputConflictError), lease(output):
-                storage.sweep(output, lambda: staging.handles_of(output, leftovers(output, run)))
-                remove_staging(output, run)
+        else:
+            _remove_rest_in_bucket(output, run)
+
+
+def _remove_rest_in_bucket(output: str, run: str) -> None:
+    with suppress(OutputConflictError), ExitStack() as alone:
+
+        def kept() -> set[str]:
+            alone.enter_context(lease(output))
+            if not is_published(output, run):
+                raise OutputConflictError(f"{output}: another run has begun to replace it")
+            return staging.handles_of(output, leftovers(output, run))
+
+        if storage.names(storage.join(output, STAGING)):
+            handles = kept()
+            storage.sweep(output, lambda: handles)
+            remove_staging(output, run)
+        else:
+            # An attempt that came too late may be an upload, of which no name in staging tells.
+            storage.sweep(output, kept)
 
 
 def _is_hidden(path: str, output: str) -> bool:

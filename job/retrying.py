@@ -25,6 +25,8 @@ LONGEST_PAUSE_S: Final = 8.0
 # Not the common generator: a model that seeds it would have all workers come back at the same time.
 _RANDOM: Final = random.SystemRandom()
 
+_guards: dict[object, tuple[str, str, Callable[[], None]]] = {}
+
 
 class TransientError(Exception):
     """A request failed in a way that may pass."""
@@ -32,6 +34,23 @@ class TransientError(Exception):
 
 class RefusedError(Exception):
     """A condition of a request does not hold: the object is there already, or is another one by now."""
+
+
+def guarded(start: str, but: str, guard: Callable[[], None]) -> Callable[[], None]:
+    """Call ``guard`` before every try of a request about what begins so, ``but`` one path, in any thread.
+
+    What it raises ends the request: who stood still in the midst of one may have no business there any more.
+
+    Returns:
+        What puts an end to that.
+    """
+    key = object()
+    _guards[key] = (start, but, guard)
+
+    def end() -> None:
+        del _guards[key]
+
+    return end
 
 
 def patiently(
@@ -50,6 +69,9 @@ def patiently(
     ceiling_s, tries = FIRST_PAUSE_S, 0
     while True:
         tries += 1
+        for start, but, guard in tuple(_guards.values()):
+            if where.startswith(start) and where != but:
+                guard()
         try:
             return request()
         except TransientError as e:

@@ -124,7 +124,9 @@ class StoreNight:
 
     def args(self, name: str, *flags: str) -> tuple[str, ...]:
         named = (f"--input={self.path('in')}", f"--model={self.path('m.keras')}")
-        return (*named, f"--output={self.path(name)}", *FLAGS, *flags)
+        given = {flag.partition("=")[0] for flag in flags}
+        usual = (flag for flag in FLAGS if flag.partition("=")[0] not in given)
+        return (*named, f"--output={self.path(name)}", *usual, *flags)
 
     def score(self, name: str, *flags: str) -> RunReport:
         """Run the job in this process and return its report; errors are raised as they are."""

@@ -34,7 +34,8 @@ class Fault:
     - "slow": the answer's body comes in steps of ``step_bytes``, each 50 ms after the one before.
     - "hang": no answer, for ``hang_s``; then the connection is closed. Nothing is forwarded.
     - "hold": no answer until the test releases it; then the connection is closed. ``done`` says whether the
-      request is forwarded and takes effect before it is held, or never is.
+      request is forwarded and takes effect before it is held, or never is. With ``late`` as well, the answer
+      that the store gave at once is what the client is sent when it is released.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Fault:
     step_bytes: int = 1024
     hang_s: float = 30.0
     done: bool = False
+    late: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -170,13 +170,15 @@ class Relay:
             body = listings.without(entry.target, body, self._recent.hidden(entry.key, self.hide_s))
         if length:
             answer = http1.changed(answer, transfer_encoding=None, content_length=str(len(body)))
-        if fault is None:
+        if fault and fault.kind == "hold":
+            await self._hold(entry)
+            if not fault.late:
+                return False
+        if fault is None or fault.kind == "hold":
             entry.response_bytes = len(body)
             writer.write(answer.raw + body)
             await writer.drain()
             return True
-        if fault.kind == "hold":
-            return await self._hold(entry)
         return await _spoilt(fault, answer.raw, body, entry, writer)
 
     def release(self) -> None:

@@ -1,0 +1,16 @@
+"""Leases that expire in less than a second. A zygote that imports this has jobs with such leases."""
+
+from __future__ import annotations
+
+import pytest
+
+from job import leases
+
+EXPIRES_S = 0.6
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Let leases of this process expire soon."""
+    patch.setattr(leases, "EXPIRES_S", EXPIRES_S)
+    patch.setattr(leases, "RENEW_S", EXPIRES_S / 6)
+    patch.setattr(leases, "_LOOK_EVERY_S", EXPIRES_S / 20)

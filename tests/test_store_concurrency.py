@@ -1,0 +1,277 @@
+"""Several commands at once on one output in a bucket, and owners of it that stand still and go on late."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from job.errors import OutputConflictError
+from job.report import RunReport
+from tests import short_leases
+from tests.killing import Job, Zygote, zygote
+from tests.servers import stores
+from tests.servers.clients import BUCKET
+from tests.servers.proxy import Fault
+from tests.store_nights import SCHEMES, StoreNight, kind, store_night, until
+
+# Requests that change something, but for those that keep a lease or let go of it: these come at any time.
+CHANGES = r"^(PUT|POST|DELETE|PATCH) (?!.*_staging(/|%2F)lease)(?!.*ifGenerationMatch=[1-9])"
+# A night with other files, of the same names and of others.
+OTHER = ("--row_group_rows=30", "--split_rows=30")
+REPLACE = "--if_exists=replace"
+_outputs = (f"out{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Zygote]:
+    """Its jobs' leases expire in less than a second."""
+    with zygote(stores.environment(None, None), ("job.s3", "job.gcs", "tests.expiring_soon")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module", params=SCHEMES)
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreNight]:
+    with store_night(request.param, tmp_path_factory.mktemp("night")) as one:
+        yield one
+
+
+@pytest.fixture
+def night(shared: StoreNight) -> StoreNight:
+    shared.way.proxy.reset()
+    return shared
+
+
+def job(night: StoreNight, name: str, *flags: str, log: str = "log") -> Job:
+    return Job(("score", *night.args(name, *flags)), str(night.folder / log), env=night.env)
+
+
+def errors(text: str) -> list[str]:
+    assert "Traceback" not in text
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+def check_refused(text: str) -> None:
+    (line,) = errors(text)
+    assert "another run is at work on it (process " in line
+    assert line.endswith("; run again when it has ended")
+
+
+@pytest.mark.parametrize("jobs", [2, 5])
+def test_identical_commands_make_one_night(night: StoreNight, warm: Zygote, jobs: int) -> None:
+    name = next(_outputs)
+    done = warm.run(*(job(night, name, log=f"log{number}") for number in range(jobs)))
+    assert {one.code for one in done} <= {0, 6}
+    assert sum("scored of 180 read" in one.text for one in done) == 1
+    for one in done:
+        if one.code == 6:
+            check_refused(one.text)
+        elif "scored of 180 read" not in one.text:
+            assert "already published: run " in one.text
+    night.check(name)
+
+
+def test_different_commands_make_one_of_their_nights(night: StoreNight, warm: Zygote) -> None:
+    name = next(_outputs)
+    flags = [(f"--row_group_rows={10 + number}",) for number in range(3)]
+    done = warm.run(*(job(night, name, *flags[number], log=f"log{number}") for number in range(3)))
+    assert sorted(one.code for one in done) == [0, 6, 6]
+    for one in done:
+        if one.code:
+            (line,) = errors(one.text)
+            assert "another run is at work on it" in line or "it holds run " in line
+    winner = [one.code for one in done].index(0)
+    got = night.check(name)
+    other = next(_outputs)
+    night.score(other, *flags[winner])
+    assert {**got, "_manifest.json": ""} == {**night.check(other), "_manifest.json": ""}
+
+
+@contextmanager
+def in_another_thread(
+    night: StoreNight, act: Callable[[], RunReport]
+) -> Iterator[list[RunReport | Exception]]:
+    """Yields what comes out of it, which is nothing yet; afterwards nothing is held and it has ended."""
+    got: list[RunReport | Exception] = []
+
+    def call() -> None:
+        try:
+            got.append(act())
+        except Exception as e:  # noqa: BLE001 - told to the test
+            got.append(e)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        yield got
+    finally:
+        night.way.proxy.reset()
+        thread.join()
+
+
+def moments(night: StoreNight, got: list[RunReport | Exception]) -> Iterator[None]:
+    """Yield whenever a request that changes something has been carried out, and nobody knows it yet."""
+    proxy = night.way.proxy
+    while not got:
+        if proxy.counts().held:
+            yield
+            proxy.release()
+
+
+HELD = Fault("hold", CHANGES, times=-1, done=True, late=True)
+
+
+def test_at_no_moment_of_a_run_is_another_let_in(night: StoreNight) -> None:
+    name, refused, no_ops = next(_outputs), 0, 0
+    night.way.proxy.set(faults=[HELD])
+    with in_another_thread(night, lambda: night.score(name)) as got:
+        for _ in moments(night, got):
+            whole = "_SUCCESS" in night.files(name)
+            with pytest.raises(OutputConflictError, match=r"at work on it \(process|it holds run"):
+                night.score(name, *OTHER)
+            if whole:
+                night.score(name)
+            else:
+                with pytest.raises(OutputConflictError, match=r"at work on it \(process"):
+                    night.score(name)
+            no_ops, refused = no_ops + whole, refused + (not whole)
+    assert [type(one) for one in got] == [RunReport]
+    assert no_ops >= 1
+    assert refused >= 12
+    night.check(name)
+
+
+def test_a_night_that_is_replaced_while_it_is_looked_at_is_not_taken_for_damaged(night: StoreNight) -> None:
+    name = next(_outputs)
+    night.score(name)
+    listing = rf"^GET .*prefix={name}(%2F|/)(&|$)"
+    night.way.proxy.set(faults=[Fault("hold", listing)])
+    with in_another_thread(night, lambda: night.score(name)) as got:
+        until(lambda: night.way.proxy.counts().held)
+        night.score(name, *OTHER, REPLACE)
+    assert [type(one) for one in got] == [OutputConflictError]
+    assert "it holds run " in str(got[0])
+    night.check(name)
+
+
+# By its kind, the first or the last; whether its answer comes late, or the connection is found broken.
+STEPS = {
+    "receipt": ("(PUT|POST) receipts", -1, True),
+    "mark": (r"(PUT|POST) publishing\.json", 0, True),
+    "unmark": ("POST delete|DELETE _SUCCESS", 0, False),
+    "publish": ("POST (uploadId|rewriteTo) files", 0, False),
+    "manifest": (r"(PUT|POST) _manifest\.json", 0, False),
+    "whole": ("(PUT|POST) _SUCCESS", 0, False),
+    "clean": (r"POST delete|DELETE plan\.jsonl", -1, False),
+}
+
+
+@pytest.fixture(scope="module")
+def steps(shared: StoreNight) -> dict[str, int]:
+    """The numbers of these requests, of those that change something, in any run."""
+    shared.way.proxy.reset()
+    shared.score(next(_outputs))
+    requests = [
+        kind(one)
+        for one in shared.way.proxy.counts().requests
+        if one.key.startswith(BUCKET) and re.search(CHANGES, f"{one.method} {one.target}")
+    ]
+    return {
+        step: [number for number, what in enumerate(requests) if re.fullmatch(matches, what)][which]
+        for step, (matches, which, _) in STEPS.items()
+    }
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is on another machine than the others, and leases expire soon."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    short_leases.shorten(monkeypatch)
+
+
+@contextmanager
+def standing_still(night: StoreNight, warm: Zygote, one: Job, at: int, *, late: bool) -> Iterator[list[str]]:
+    """A job that stands still in the body, as its machine may, while it waits for an answer.
+
+    When it goes on it finds the answer, if that is to be late; or the connection broken, and nothing done.
+    Afterwards it has ended, and the list holds what it said.
+    """
+    night.way.proxy.set(faults=[Fault("hold", CHANGES, at=at, done=late, late=late)])
+    (group,) = warm.start(one)
+    said: list[str] = []
+    try:
+        until(lambda: night.way.proxy.counts().held)
+        os.killpg(group, signal.SIGSTOP)
+        # One of its threads takes the signal, and stops the others when it gets to it.
+        until(lambda: states(group) == {"T"})
+        night.way.proxy.reset()
+        yield said
+    finally:
+        os.killpg(group, signal.SIGCONT)
+        (done,) = warm.wait()
+    assert done.code == 1, done.text
+    said.extend(errors(done.text))
+
+
+def states(process: int) -> set[str]:
+    """What the threads of a process are doing, as proc_pid_stat(5) has it."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_owner_that_stood_still_changes_nothing_of_the_next_night(
+    night: StoreNight, warm: Zygote, steps: dict[str, int], elsewhere: None, step: str
+) -> None:
+    name = next(_outputs)
+    with standing_still(night, warm, job(night, name), steps[step], late=STEPS[step][2]) as said:
+        night.score(name, *OTHER, REPLACE)
+        night.check(name)
+        before = night.files(name)
+    assert night.files(name) == before
+    night.check(name)
+    check_lost(said)
+
+
+def check_lost(said: list[str]) -> None:
+    (line,) = said
+    assert "_staging/lease: this run's lease expired while the machine stood still: it is gone; " in line
+    assert line.endswith("; nothing more was published, run again to see what is there")
+
+
+def test_an_owner_that_stood_still_leaves_its_own_night_as_another_command_completed_it(
+    night: StoreNight, warm: Zygote, steps: dict[str, int], elsewhere: None
+) -> None:
+    name = next(_outputs)
+    with standing_still(night, warm, job(night, name), steps["publish"], late=True) as said:
+        assert night.score(name).splits_reused == 3
+        night.check(name)
+        before = night.files(name)
+    assert night.files(name) == before
+    check_lost(said)
+
+
+def test_a_run_whose_lease_is_taken_ends_before_it_publishes(
+    night: StoreNight, warm: Zygote, steps: dict[str, int]
+) -> None:
+    name, other = next(_outputs), b'{"token": "other", "process": 7, "host": "elsewhere", "since": "noon"}'
+    night.way.proxy.set(faults=[Fault("hold", CHANGES, at=steps["receipt"], done=True, late=True)])
+    warm.start(job(night, name))
+    until(lambda: night.way.proxy.counts().held)
+    night.bucket.put(f"{name}/_staging/lease", other)
+    night.way.proxy.reset()
+    (done,) = warm.wait()
+    assert done.code == 1, done.text
+    (line,) = errors(done.text)
+    assert "lease expired while the machine stood still: process 7 on elsewhere since noon has it" in line
+    files = night.files(name)
+    assert files["_staging/lease"] == other
+    assert not [path for path in files if not path.startswith("_staging/") or "publishing" in path]
