@@ -123,15 +123,16 @@ class _Lease:
         Raises:
             OutputConflictError: there is one that lives.
         """
-        stamp = ""
-        self._written_s = time.monotonic()
-        while (new := self._store.write_if(self._path, self._content(), stamp)) is None:
+        while True:
             found = self._store.read_stamped(self._path)
             stamp = "" if found is None else found[1]
             if found is not None:
                 self._wait(_parsed(found[0]), stamp, announce)
             self._written_s = time.monotonic()
-        self._stamp = new
+            new = self._store.write_if(self._path, self._content(), stamp)
+            if new is not None:
+                self._stamp = new
+                return
 
     def _wait(self, owner: dict[str, Any], stamp: str, announce: Callable[[str], None]) -> None:
         """Return when the lease's owner is dead; raise when it lives."""

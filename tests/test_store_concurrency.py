@@ -145,7 +145,8 @@ def test_at_no_moment_of_a_run_is_another_let_in(night: StoreNight) -> None:
             no_ops, refused = no_ops + whole, refused + (not whole)
     assert [type(one) for one in got] == [RunReport]
     assert no_ops >= 1
-    assert refused >= 12
+    # Of the splits, many things are held at the same moment.
+    assert refused >= 8
     night.check(name)
 
 
