@@ -16,15 +16,20 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from job import quiet
+from job import clusters, quiet
+from job.clusters import cores as cores
 from job.errors import EngineError, JobError, UsageError, one_line
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 EMBEDDED: Final = "FnApiRunner"
+DASK: Final = "DaskRunner"
+# Beam has it, but does not know it by its short name.
+_DASK_PATH: Final = "apache_beam.runners.dask.dask_runner.DaskRunner"
 
 # What Beam's embedded runner says when a worker's connection ends.
 _WORKER_DIED: Final = "Channel closed prematurely"
@@ -38,17 +43,12 @@ _QUIET_WORKER: Final = (
 )
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def name(options: PipelineOptions) -> str:
     """Return the runner's name as Beam writes it; any case, and a name without ``Runner``, are allowed."""
     from apache_beam.options.pipeline_options import StandardOptions
 
     given = options.view_as(StandardOptions).runner or EMBEDDED
-    for path in StandardOptions.ALL_KNOWN_RUNNERS:
+    for path in (*StandardOptions.ALL_KNOWN_RUNNERS, _DASK_PATH):
         known = path.rpartition(".")[2]
         if given == path or given.lower() in (known.lower(), known.lower().removesuffix("runner")):
             return str(known)
@@ -64,7 +64,7 @@ def check_runner(beam_args: Sequence[str]) -> None:
     with quiet.imports():
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-    known = StandardOptions.KNOWN_RUNNER_NAMES
+    known = [*StandardOptions.KNOWN_RUNNER_NAMES, DASK]
     given = name(PipelineOptions(list(beam_args)))
     if given in known:
         return
@@ -90,6 +90,8 @@ def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
     from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
     options = PipelineOptions(list(beam_args))
+    if name(options) == DASK:
+        _use_dask(options)
     if name(options) == EMBEDDED:
         options.view_as(StandardOptions).runner = EMBEDDED
         direct = options.view_as(DirectOptions)
@@ -100,6 +102,42 @@ def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
         if "--direct_num_workers" not in given:
             direct.direct_num_workers = cores()
     return options
+
+
+def _use_dask(options: PipelineOptions) -> None:
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    options.view_as(StandardOptions).runner = _DASK_PATH
+    asked = options.view_as(clusters.flags())
+    if not asked.npartitions and not asked.partition_size:
+        # Each element that the pipeline begins with by itself; Beam's default is 128 together.
+        asked.partition_size = 1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the pipeline is fitted to an engine.
+
+    ``threads``: TensorFlow's, within one operation, so that all workers together use every core once; 0
+    leaves it to TensorFlow. ``slices`` and ``overlaps``: see ``pipeline.ScoreParquet``.
+    """
+
+    threads: int
+    slices: int = 1
+    overlaps: bool = True
+
+
+def fit(options: PipelineOptions) -> Fit:
+    """Return what suits the engine; one that is a cluster is asked.
+
+    Raises:
+        EngineError: it does not answer.
+    """
+    if name(options) != DASK:
+        return Fit(tensorflow_threads(options))
+    cluster = clusters.look(options)
+    slices = clusters.SLICES_PER_THREAD * cluster.threads
+    return Fit(cluster.cores_per_thread, slices, overlaps=False)
 
 
 def runner(options: PipelineOptions) -> Any:

@@ -138,8 +138,8 @@ def _run(
         shards[0].path, load, lambda: _read_footers(spec, shards, run_id, beam_args)
     )
     options = engines.beam_options(beam_args)
-    threads = engines.tensorflow_threads(options)
-    task, splits = _prepare(spec, shards, footers, reference, run_id, lease, threads, announce)
+    fit = engines.fit(options)
+    task, splits = _prepare(spec, shards, footers, reference, run_id, lease, fit.threads, announce)
     _, plan, finished = together(
         spec.output,
         lambda: staging.clear_failures(spec.output, run_id),
@@ -158,7 +158,7 @@ def _run(
     polled = None if engines.scores_here(options) else finished_rows
     with progress.shown(task.run.rows, rows_of(finished), finished_rows=polled):
         try:
-            _wait(options, transform(plan, task), task.run)
+            _wait(options, transform(plan, task, min(fit.slices, len(splits)), fit.overlaps), task.run)
         except JobError as e:
             # The engine may have lost what it had done; the output says whether the night is there.
             if not output.is_published(spec.output, run_id):

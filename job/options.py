@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Final, NoReturn, get_args
 
-from job import flags, quiet
+from job import clusters, flags, quiet
 from job.errors import UsageError
 from job.flags import DEFAULTS
 from job.spec import Device, IfExists, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
@@ -201,6 +201,10 @@ def _check_no_clash(spec: ScoringSpec) -> None:
 
 
 def _check_beam_args(args: list[str]) -> None:
+    if any(arg.startswith("--dask") for arg in args):
+        with quiet.imports():
+            # It is not among Beam's own flags before that.
+            clusters.flags()
     beam = _beam_parser()
     unknown = beam.parse_known_args(args)[1]
     flag = next((arg for arg in unknown if arg.startswith("-")), None)

@@ -2,7 +2,7 @@
 
 ::
 
-    plan.jsonl ▶ Read the plan      str       → Split     tens of bytes each
+    plan.jsonl ▶ Read the plan      PlanSlice → Split     tens of bytes each
                ▶ Spread the splits  Split     → Split     the only shuffle; no row is in it
                ▶ Score the splits   Split     → Receipt   read ▶ bind ▶ predict ▶ write, in one place
                ▶ Gather             Receipt   → [Receipt] hundreds of bytes each
@@ -22,24 +22,30 @@ from job import commit, objects, staging
 from job.errors import JobError
 from job.spec import Receipt, Run
 from job.task import ScoringTask
-from job.worker import ReadPlan, ScoreSplits
+from job.worker import PlanSlice, ReadPlan, ScoreSplits
 
 
 @dataclass(eq=False)
 class ScoreParquet(beam.PTransform):
-    """Score every split of a written plan and publish: ``PBegin`` → ``PCollection[str]`` of one report."""
+    """Score every split of a written plan and publish: ``PBegin`` → ``PCollection[str]`` of one report.
+
+    ``slices`` is more than one for an engine that does not spread elements, but works on as many at a time
+    as there are to begin with. ``overlaps`` is false for one that drops what a DoFn gives when a bundle ends.
+    """
 
     plan: str
     task: ScoringTask
+    slices: int = 1
+    overlaps: bool = True
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[str]:
         """Wire the steps that the module's docstring draws."""
         return (
             begin
-            | "Name the plan" >> beam.Create([self.plan], reshuffle=False)
+            | "Name the plan" >> beam.Create(PlanSlice.all_of(self.plan, self.slices), reshuffle=False)
             | "Read the plan" >> beam.FlatMap(ReadPlan(self.task.run))
             | "Spread the splits" >> beam.Reshuffle()
-            | "Score the splits" >> beam.ParDo(ScoreSplits(self.task))
+            | "Score the splits" >> beam.ParDo(ScoreSplits(self.task, self.overlaps))
             | "Gather" >> beam.WithKeys(0)
             | "Gather all receipts" >> beam.GroupByKey()
             | "Publish" >> beam.MapTuple(Publish(self.task.run))

@@ -6,6 +6,7 @@ then, and every step does nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,16 +25,30 @@ from job.task import ScoringTask
 
 
 @dataclass(frozen=True)
+class PlanSlice:
+    """Every ``step``-th split of the plan at ``path``, from number ``first`` on."""
+
+    path: str
+    first: int
+    step: int
+
+    @classmethod
+    def all_of(cls, path: str, step: int) -> list[PlanSlice]:
+        """Return the slices that make up a plan."""
+        return [cls(path, first, step) for first in range(step)]
+
+
+@dataclass(frozen=True)
 class ReadPlan:
-    """Reads the splits of a run: path of the plan → ``Split`` of each."""
+    """Reads the splits of a run: ``PlanSlice`` → its ``Split``s."""
 
     run: Run
 
-    def __call__(self, path: str) -> Iterator[Split]:
+    def __call__(self, some: PlanSlice) -> Iterator[Split]:
         """Yield the splits, none where the run is published."""
         try:
             objects.configure(self.run.stores)
-            yield from staging.read_plan(path)
+            yield from itertools.islice(staging.read_plan(some.path), some.first, None, some.step)
         except StateUnknownError as e:
             if not output.is_published(self.run.output, self.run.run_id):
                 staging.write_failure(self.run.output, self.run.run_id, "", e)
@@ -45,6 +60,7 @@ class ScoreSplits(beam.DoFn):
     """``Split`` → ``Receipt``; a split that has a receipt is not scored again."""
 
     task: ScoringTask
+    overlaps: bool = True
 
     def setup(self) -> None:
         """Take this process's copy of the model, whatever the engine does with its DoFns."""
@@ -69,7 +85,8 @@ class ScoreSplits(beam.DoFn):
 
         The rest of those comes when the bundle ends.
         """
-        if not storage.is_remote(split.shard.path) and not storage.is_remote(self.task.run.output):
+        in_buckets = storage.is_remote(split.shard.path) or storage.is_remote(self.task.run.output)
+        if not in_buckets or not self.overlaps:
             yield from self._receipts(split, nullcontext())
             return
 

@@ -18,7 +18,7 @@ from job.errors import DataError, StateUnknownError
 from job.pipeline import Publish, ScoreParquet
 from job.scoring import score_split
 from job.spec import Receipt, Shard, Split
-from job.worker import ReadPlan, ScoreSplits
+from job.worker import PlanSlice, ReadPlan, ScoreSplits
 from tests.nights import Night, Planned, dense, features, saved
 
 GROUP_BY_KEY = "beam:transform:group_by_key:v1"
@@ -148,7 +148,7 @@ def test_a_plan_that_is_gone_is_not_a_night_without_rows(night: Night) -> None:
     planned = two_shards(night, 100)
     Path(planned.path).unlink()
     with pytest.raises(StateUnknownError, match=r"plan\.jsonl: the run's plan is gone"):
-        list(ReadPlan(planned.task.run)(planned.path))
+        list(ReadPlan(planned.task.run)(PlanSlice(planned.path, 0, 1)))
     step = ScoreSplits(planned.task)
     step.setup()
     with pytest.raises(StateUnknownError, match="the run's plan is gone"):
@@ -162,7 +162,7 @@ def test_an_engine_may_repeat_every_step_after_the_night_is_published(night: Nig
     receipts = receipts_of(planned)
     first = json.loads(Publish(planned.task.run)(0, receipts))
     files = {path: path.stat() for path in night.files()}
-    assert list(ReadPlan(planned.task.run)(planned.path)) == []
+    assert list(ReadPlan(planned.task.run)(PlanSlice(planned.path, 0, 1))) == []
     step = ScoreSplits(planned.task)
     step.setup()
     assert [receipt for split in planned.splits for receipt in step.process(split)] == []

@@ -21,7 +21,7 @@ ORDER = (
     ("cli",),
     ("options", "flags"),
     ("launch", "preflight", "footers", "inputs", "host", "verify", "rescoring"),
-    ("engines",),
+    ("engines", "clusters"),
     ("pipeline",),
     ("worker", "overlap", "scoring", "task", "rejected", "reading", "writing", "sizing"),
     ("planning", "listing", "matching"),

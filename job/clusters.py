@@ -1,0 +1,91 @@
+"""What a Dask cluster is like, as its scheduler tells.
+
+Beam's ``DaskRunner`` turns a pipeline into Dask bags: elements stay in the partition in which they were
+created, ``Reshuffle`` does nothing, and what a DoFn returns from ``finish_bundle`` is dropped (all of it in
+``apache_beam/runners/dask`` of 2.77). So the plan is cut into slices, each of which becomes a partition.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from job.errors import EngineError, one_line
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+# A worker that is faster than others takes more of them.
+SLICES_PER_THREAD: Final = 4
+_ANSWER_S: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """``threads`` of all workers together; ``cores_per_thread`` where they have the fewest."""
+
+    threads: int
+    cores_per_thread: int
+
+
+def flags() -> type[PipelineOptions]:
+    """Return the engine's own flags, which Beam knows from then on.
+
+    Raises:
+        EngineError: Dask is not installed.
+    """
+    try:
+        from apache_beam.runners.dask.dask_runner import DaskOptions
+    except ImportError as e:
+        raise EngineError(
+            "--runner=DaskRunner needs a package that is not installed: pip install 'scoring-job[dask]'"
+        ) from e
+    return DaskOptions  # type: ignore[no-any-return]
+
+
+def look(options: PipelineOptions) -> Cluster:
+    """Ask the scheduler.
+
+    Raises:
+        EngineError: Dask is not installed, the scheduler does not answer, or it has no workers.
+    """
+    asked = options.view_as(flags()).get_all_options(drop_default=True, current_only=True)
+    told = {name: asked[name] for name in ("address", "scheduler_file", "timeout") if name in asked}
+    where = told.get("address") or told.get("scheduler_file") or "this machine"
+    if not told:
+        # Beam starts a cluster of this machine's own.
+        return Cluster(cores(), 1)
+    from dask import distributed
+
+    try:
+        with distributed.Client(**{"timeout": _ANSWER_S, **told}, set_as_default=False) as client:
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+            held: dict[str, int] = client.run(cores)
+    except Exception as e:
+        raise EngineError(
+            f"--runner=DaskRunner: no answer from the scheduler at {where} ({one_line(e)}); start one with "
+            f"`dask scheduler`, or correct --dask_client_address"
+        ) from e
+    if not workers:
+        raise EngineError(
+            f"--runner=DaskRunner: the scheduler at {where} has no workers; start some with `dask worker`"
+        )
+    return _cluster(workers, held)
+
+
+def _cluster(workers: dict[str, Any], held: dict[str, int]) -> Cluster:
+    threads = {address: int(worker["nthreads"]) for address, worker in workers.items()}
+    on_host: Counter[str] = Counter()
+    for address, worker in workers.items():
+        on_host[worker["host"]] += threads[address]
+    shares = [
+        count // on_host[workers[address]["host"]] for address, count in held.items() if address in workers
+    ]
+    return Cluster(sum(threads.values()), max(1, min(shares, default=1)))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,220 @@
+"""The job on a real Dask cluster: a scheduler and workers as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.dask_cluster import ROOT, Cluster, dask_cluster
+from tests.nights import Night, dense, features, matrix, saved
+from tests.store_nights import until
+
+# Takes a quarter of a second for each batch, so that a worker can be killed in the middle of a night.
+SLOWLY = """
+import time
+import keras
+import tensorflow as tf
+
+class Slowly(keras.layers.Layer):
+    def call(self, x):
+        y = tf.py_function(lambda v: (time.sleep(0.25), v)[1], [x], x.dtype)
+        y.set_shape(x.shape)
+        return y
+
+def build():
+    keras.utils.set_random_seed(1)
+    given = keras.Input((4,), name="x")
+    return keras.Model(given, keras.layers.Dense(1, name="score")(Slowly()(given)))
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("library")
+    (folder / "slowly_built.py").write_text(SLOWLY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Iterator[Cluster]:
+    with dask_cluster(tmp_path_factory.mktemp("cluster"), path=library) as one:
+        yield one
+
+
+def command(args: list[str], address: str) -> list[str]:
+    engine = ["--runner=DaskRunner", f"--dask_client_address={address}", "--dask_connection_timeout=20"]
+    return [sys.executable, "-m", "job", "score", *args, *engine]
+
+
+def run(args: list[str], cluster: Cluster) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(args, cluster.address),
+        cwd=ROOT,
+        env=cluster.env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+def report(night: Night) -> dict[str, Any]:
+    return dict(json.loads((night.output / "_report.json").read_text()))
+
+
+def check_rows(night: Night, model: Any, shards: list[pa.Table]) -> None:
+    """Each row once, and as one ``Model.predict`` has it."""
+    scored, rows = night.scored(), pa.concat_tables(shards)
+    assert scored["id"].to_pylist() == rows["id"].to_pylist()
+    expected = model.predict(matrix(rows), verbose=0, batch_size=8192)[:, 0]
+    np.testing.assert_allclose(scored.column(1).to_numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_four_million_rows_are_those_of_the_embedded_engine(night: Night, cluster: Cluster) -> None:
+    shards = [features(500_000, seed=day, first_id=day * 500_000) for day in range(8)]
+    for day, table in enumerate(shards):
+        night.shard(f"part-{day}", table, group_rows=50_000)
+    model = dense()
+    path = saved(model, night.folder / "m.keras")
+    flags = ("--keys=id", "--split_rows=100000", "--batch_size=8192")
+    done = run(night.args(path, *flags), cluster)
+    assert done.returncode == 0, done.stderr
+    told = report(night)
+    # Each process has loaded it once, though the engine sets a DoFn up for every partition.
+    assert len(told["loads"]) == len(told["workers"]) == 2
+    assert (told["rows_scored"], told["splits"]) == (4_000_000, 40)
+    beside = Night(night.folder / "embedded")
+    beside.folder.mkdir()
+    beside.input.symlink_to(night.input)
+    beside.score(path, *flags)
+    for ours, theirs in zip(night.files(), beside.files(), strict=True):
+        # Equal batches, so equal to the bit.
+        assert pq.ParquetFile(ours).read().equals(pq.ParquetFile(theirs).read())
+    check_rows(night, model, shards)
+
+
+def slow_night(night: Night) -> list[str]:
+    night.shard("part", features(24_000), group_rows=1000)
+    flags = ("--keys=id", "--features=f0,f1,f2,f3", "--split_rows=1000", "--batch_size=1000")
+    return night.args("slowly_built:build", *flags)
+
+
+def receipts(night: Night) -> list[dict[str, Any]]:
+    found = []
+    for path in night.output.glob("_staging/*/receipts/*.json"):
+        content = path.read_text()
+        if content:
+            found.append(json.loads(content))
+    return found
+
+
+def check_slow_night(night: Night, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(library)
+    import slowly_built  # type: ignore[import-not-found]
+
+    check_rows(night, slowly_built.build(), [features(24_000)])
+    assert not (night.output / "_staging").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_nothing_but_time(
+    night: Night, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dask_cluster(tmp_path / "cluster", path=library) as cluster:
+        job = subprocess.Popen(command(slow_night(night), cluster.address), cwd=ROOT, env=cluster.env)
+        until(lambda: len(receipts(night)) >= 8, within_s=100)
+        per_worker = Counter(receipt["worker"] for receipt in receipts(night))
+        cluster.workers[0].kill()
+        assert job.wait(150) == 0
+    # Both were at work, and about equally.
+    assert len(per_worker) == 2
+    assert min(per_worker.values()) >= 2
+    told = report(night)
+    assert told["splits"] == 24
+    assert 0 < told["splits_reused"] < 24
+    check_slow_night(night, library, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_ends_the_job_and_the_same_command_completes_the_night(
+    night: Night, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster
+) -> None:
+    args = slow_night(night)
+    with dask_cluster(tmp_path / "cluster", path=library) as doomed:
+        log = tmp_path / "log"
+        with log.open("wb") as out:
+            job = subprocess.Popen(
+                command(args, doomed.address), cwd=ROOT, env=doomed.env, stdout=out, stderr=out
+            )
+        until(lambda: len(receipts(night)) >= 4, within_s=100)
+        doomed.scheduler.kill()
+        assert job.wait(60) in (1, 7), log.read_text()
+    said = log.read_text()
+    assert "Traceback" not in said, said
+    assert sum(line.startswith("error: ") for line in said.splitlines()) == 1
+    assert not (night.output / "_SUCCESS").exists()
+    # Its workers may still finish the splits that they are at.
+    held = len(receipts(night))
+    done = run(args, cluster)
+    assert done.returncode == 0, done.stderr
+    assert report(night)["splits_reused"] >= held > 0
+    check_slow_night(night, library, monkeypatch)
+
+
+def test_a_scheduler_that_does_not_answer_is_told_in_one_line(night: Night) -> None:
+    night.shard("part", features(100))
+    args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")
+    start_s = time.monotonic()
+    engine = ["--runner=dask", "--dask_client_address=tcp://127.0.0.1:9", "--dask_connection_timeout=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "job", "score", *args, *engine],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert time.monotonic() - start_s < 60
+    assert done.returncode == 7
+    (line,) = done.stderr.splitlines()
+    assert "tcp://127.0.0.1:9" in line
+    assert "dask scheduler" in line
+    assert not (night.output / "_SUCCESS").exists()
+
+
+def test_a_cluster_without_workers_is_told(night: Night, tmp_path: Path) -> None:
+    night.shard("part", features(100))
+    args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")
+    with dask_cluster(tmp_path / "cluster", workers=0) as empty:
+        done = run(args, empty)
+    assert done.returncode == 7
+    assert "has no workers" in done.stderr
+
+
+def test_without_dask_the_extra_is_named(night: Night) -> None:
+    night.shard("part", features(100))
+    args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id", "--runner=DaskRunner")
+    hidden = "import sys; sys.modules['dask'] = None; from job import cli; sys.exit(cli.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, "score", *args],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert (done.returncode, "scoring-job[dask]" in done.stderr) == (7, True), done.stderr
