@@ -68,7 +68,7 @@ DISTRIBUTION = {
     "ml_dtypes": "ml-dtypes",
 }
 # Modules of an extra of their own.
-EXTRAS = {"s3": "s3", "s3_errors": "s3", "gcs": "gcs", "gcs_errors": "gcs"}
+EXTRAS = {"s3": "s3", "s3_errors": "s3", "gcs": "gcs", "gcs_errors": "gcs", "clusters": "dask"}
 MODULE_LINES = 300
 FUNCTION_LINES = 50
 
