@@ -121,7 +121,7 @@ class Placed:
     def asked(self) -> list[Range]:
         """The ranges that were asked for, in the order of arrival, and fetched."""
         found = []
-        for one in self.bucket.requests(self.path.name):
+        for one in self.bucket.settled(self.path.name):
             match = re.fullmatch(r"bytes=(\d+)-(\d+)", one.range)
             assert match, one
             found.append((int(match[1]), int(match[2]) + 1))

@@ -12,7 +12,7 @@ from job import objects
 from tests.servers import clients, stores
 from tests.servers.clients import BUCKET, Way
 from tests.servers.proxy import Entry
-from tests.store_nights import Bucket, CloudBucket, S3Bucket, environment, own_clients
+from tests.store_nights import Bucket, CloudBucket, S3Bucket, environment, own_clients, until
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Remote:
         """What the job asked since the last reset; with ``key``, of that object."""
         every = self.way.proxy.counts().requests
         return tuple(one for one in every if not key or one.key == f"{BUCKET}/{key}")
+
+    def settled(self, key: str = "") -> tuple[Entry, ...]:
+        """The same, once nothing more comes of any: the proxy takes note after a client has it all."""
+        until(lambda: self.way.proxy.counts().settled)
+        return self.requests(key)
 
 
 @contextlib.contextmanager

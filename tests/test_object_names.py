@@ -78,7 +78,7 @@ def test_any_name_is_written_listed_read_copied_and_removed(bucket: Remote, top:
         assert storage.parquet_source(path, info.size_bytes, info.stamp).read() == content
         storage.release(path, f"{top}/out/{name}")
         assert not storage.write_first(path, b"another")
-    for one in bucket.requests():
+    for one in bucket.settled():
         if one.target.startswith("/download/"):
             # Cloud Storage takes a name for one part of the path, the test's server for any.
             assert "/" not in one.target.partition("/o/")[2].partition("?")[0]
@@ -120,7 +120,7 @@ def test_empty_objects_are_files_like_others(bucket: Remote, top: str) -> None:
     with pytest.raises(pa.ArrowInvalid):
         pq.read_metadata(storage.footer_source(path, 0, info.stamp))
     # Of nothing nothing can be asked for.
-    assert bucket.requests() == ()
+    assert bucket.settled() == ()
     storage.release(path, f"{top}/copy")
     assert files(bucket, top) == {"copy": b"", "empty": b""}
 
@@ -167,7 +167,7 @@ def test_what_is_listed_in_pages_is_listed_whole_and_removed(bucket: Remote, top
     put_many(bucket, top.partition(f"{BUCKET}/")[2])
     wanted = sorted(f"{top}/ds={number % 3}/{number:05d}" for number in range(MANY))
     assert [info.path for info in storage.tree(top)] == wanted
-    asked = bucket.requests()
+    asked = bucket.settled()
     assert {(one.method, one.key) for one in asked} == {("GET", BUCKET)}
     # The store's pages, and not one request for each object.
     assert 2 <= len(asked) <= 3
@@ -178,7 +178,7 @@ def test_what_is_listed_in_pages_is_listed_whole_and_removed(bucket: Remote, top
     assert storage.tree(top) == []
     if bucket.is_s3:
         # A thousand at a time: S3 takes no more, moto any number.
-        assert sum(one.method == "POST" for one in bucket.requests()) == 2
+        assert sum(one.method == "POST" for one in bucket.settled()) == 2
 
 
 def test_a_local_copy_is_made_once_for_each_state(bucket: Remote, top: str) -> None:
@@ -188,7 +188,7 @@ def test_a_local_copy_is_made_once_for_each_state(bucket: Remote, top: str) -> N
     assert len(set(copies)) == 1
     found = {str(path.relative_to(copies[0])): path.read_bytes() for path in Path(copies[0]).rglob("[ab]")}
     assert found == {"a": b"m/a", "deep/b": b"m/deep/b"}
-    bodies = [one for one in bucket.requests() if one.range]
+    bodies = [one for one in bucket.settled() if one.range]
     assert len(bodies) == 2
     storage.write_atomic(f"{top}/m/a", b"new")
     again = storage.fetched(f"{top}/m")

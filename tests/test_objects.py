@@ -87,7 +87,7 @@ def test_a_condition_is_kept_where_the_first_try_was_not_answered(
     assert storage.write_first(f"{top}/mine", b"mine")
     assert not storage.write_first(f"{top}/mine", b"another's")
     assert files(bucket, top) == {"mine": b"mine"}
-    assert [one.fault for one in bucket.requests() if one.method != "GET"] == [fault, "", ""]
+    assert [one.fault for one in bucket.settled() if one.method != "GET"] == [fault, "", ""]
 
 
 def test_only_the_state_that_was_seen_is_removed(bucket: Remote, top: str) -> None:
@@ -110,7 +110,7 @@ def test_what_is_not_there_is_asked_for_once(bucket: Remote, top: str) -> None:
     def requests(act: Callable[[], object]) -> int:
         bucket.way.proxy.reset()
         act()
-        return len(bucket.requests())
+        return len(bucket.settled())
 
     assert requests(lambda: storage.describe(path)) == 1
     assert requests(lambda: storage.read_bytes(path)) == 1
@@ -154,14 +154,14 @@ def test_an_object_that_is_another_by_now_is_told_and_not_read(bucket: Remote, t
 
 
 def test_nobody_asks_for_the_bucket_itself(bucket: Remote, top: str) -> None:
-    """Who may read objects need not be allowed that. Google's client asks, for its traces, in a thread."""
+    """Whoever may read objects need not be allowed that; Google's client asks it for its traces."""
     path = f"{top}/a"
     storage.write_atomic(path, b"x")
     for name in ("a", "gone"):
         storage.describe(f"{top}/{name}")
         storage.remove(f"{top}/{name}")
     assert [one.name for one in threading.enumerate() if "background" in one.name] == []
-    assert [one for one in bucket.requests() if one.key == BUCKET and one.method == "GET"] == []
+    assert [one for one in bucket.settled() if one.key == BUCKET and one.method == "GET"] == []
 
 
 def test_only_uploads_that_nobody_needs_are_swept(bucket: Remote, top: str) -> None:

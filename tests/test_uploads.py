@@ -118,7 +118,7 @@ def test_sealing_twice_is_sealing_once(bucket: Remote, parts: int, beside: int, 
     bucket.way.proxy.reset()
     assert sink.seal() == handle
     sink.abandon()
-    assert bucket.requests() == ()
+    assert bucket.settled() == ()
     assert storage.held_bytes(handle) == len(whole)
     storage.release(handle, bucket.path("released"))
     assert seen(bucket, "released") == whole
@@ -137,7 +137,7 @@ def test_what_is_abandoned_leaves_nothing(bucket: Remote, parts: int, final: str
     assert bucket.bucket.uploads(name) == []
     assert bucket.bucket.files(name) == {}
     if not parts:
-        assert bucket.requests() == ()
+        assert bucket.settled() == ()
 
 
 def test_what_is_abandoned_while_the_store_refuses_is_no_error(bucket: Remote) -> None:
@@ -148,7 +148,7 @@ def test_what_is_abandoned_while_the_store_refuses_is_no_error(bucket: Remote) -
     bucket.way.proxy.reset()
     bucket.way.proxy.set(faults=[Fault("403", times=-1)])
     sink.abandon()
-    (asked,) = bucket.requests()
+    (asked,) = bucket.settled()
     assert (asked.method, asked.status) == ("DELETE", 403)
     assert bucket.bucket.files(name) == {}
     bucket.way.proxy.reset()
@@ -163,7 +163,7 @@ def test_a_part_that_is_refused_is_told_with_the_objects_name_and_leaves_nothing
     with pytest.raises(StorageError, match=rf"^{bucket.path(name)}/x: .*(not allowed|AccessDenied)"):
         sink.write(content(4 * unit))
     # The second was refused, and was not sent again.
-    assert [one.status for one in bucket.requests() if one.method == "PUT"][1:] == [403]
+    assert [one.status for one in bucket.settled() if one.method == "PUT"][1:] == [403]
     sink.abandon()
     assert bucket.bucket.uploads(name) == []
     assert bucket.bucket.files(name) == {}
