@@ -7,8 +7,8 @@ Here requests run one at a time, their bodies read beforehand.
 
 moto ignores these, which are checked here: ``If-Match`` on CompleteMultipartUpload, both on CopyObject,
 ``x-amz-copy-source-if-match``, and ``If-Match: *`` on DeleteObject (it would compare the star with the ETag).
-DeleteObjects with an ETag, ignored as well, is answered with 501. Completing an upload that was given up,
-which moto answers with 500, is answered with 404. These checks come before IAM's.
+DeleteObjects with an ETag, ignored as well, is answered with 501. What is sent of an upload that was given
+up, and completing it, moto answers with 500, and this with 404. These checks come before IAM's.
 
 Still lacking: 409 ConditionalRequestConflict, and ``If-Match`` on HeadObject without quotes. Completing an
 upload that is the object already succeeds whatever the conditions. Signatures and permissions are checked
@@ -107,11 +107,14 @@ def _refusal(environ: Environ) -> str:
     match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
     if method == "POST" and "delete" in query and not key:
         return "NotImplemented" if b"<ETag>" in environ["wsgi.input"].getvalue() else ""
-    if method == "POST" and "uploadId" in query:
+    if method in ("POST", "PUT") and "uploadId" in query:
         upload = query["uploadId"][0]
-        if _completed(bucket, key, upload):
+        if method == "POST" and _completed(bucket, key, upload):
             return ""
-        return _unmet(bucket, key, match, none_match) if _is_open(bucket, upload) else "NoSuchUpload"
+        if not _is_open(bucket, upload):
+            return "NoSuchUpload"
+        if method == "POST":
+            return _unmet(bucket, key, match, none_match)
     if method == "DELETE" and match == "*":
         # moto would compare the star with the ETag.
         del environ["HTTP_IF_MATCH"]
