@@ -1,17 +1,11 @@
-"""Attempts in a bucket that come twice or too late, and readers who look on while nights are exchanged."""
+"""Attempts, receipts and publishers in a bucket that come twice or too late."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import random
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
 
 import pytest
 
@@ -23,7 +17,7 @@ from job.task import ScoringTask
 from job.worker import ScoreSplits
 from tests.nights import Night, Planned
 from tests.servers.proxy import Fault
-from tests.store_nights import MUTATES, SCHEMES, StoreNight, store_night, until
+from tests.store_nights import SCHEMES, StoreNight, held, store_night
 
 OTHER = ("--row_group_rows=30", "--split_rows=30")
 REPLACE = "--if_exists=replace"
@@ -131,34 +125,6 @@ def test_what_a_worker_left_that_died_after_publishing_goes_with_the_next_comman
     night.check(name)
 
 
-@contextmanager
-def held(
-    night: StoreNight, fault: Fault, act: Callable[[], Any]
-) -> Iterator[tuple[threading.Thread, list[Any]]]:
-    """Something in another thread, whose request the proxy holds; afterwards it has come to its end.
-
-    Yields the thread, and what comes out of it.
-    """
-    got: list[Any] = []
-
-    def call() -> None:
-        try:
-            got.append(act())
-        except JobError as e:
-            got.append(e)
-
-    night.way.proxy.set(faults=[fault])
-    thread = threading.Thread(target=call)
-    thread.start()
-    try:
-        until(lambda: night.way.proxy.counts().held)
-        night.way.proxy.set(faults=[])
-        yield thread, got
-    finally:
-        night.way.proxy.reset()
-        thread.join()
-
-
 def test_a_worker_whose_attempt_is_swept_while_it_is_written_leaves_nothing(night: StoreNight) -> None:
     """Where uploads are to be swept it is told so in a line, and not by what it was sent."""
     name = next(_outputs)
@@ -212,11 +178,9 @@ def test_a_publisher_whose_launcher_lost_the_lease_ends(
     night.bucket.put(f"{name}/_staging/lease", b'{"token": "launcher"}')
     # As if it had stood still for so long.
     monkeypatch.setattr(leases, "RENEW_S", 0.0)
-    mark = {"s3": r"^PUT .*publishing\.json", "gs": "^POST /upload/"}[night.scheme]
-    with held(night, Fault("hold", mark, done=True, late=True), lambda: commit.publish(run, receipts)) as (
-        _,
-        got,
-    ):
+    written = {"s3": r"^PUT .*publishing\.json", "gs": "^POST /upload/"}[night.scheme]
+    mark = Fault("hold", written, done=True, late=True)
+    with held(night, mark, lambda: commit.publish(run, receipts)) as (_, got):
         night.bucket.put(f"{name}/_staging/lease", b'{"token": "other"}')
         before = night.files(name)
         assert f"_staging/{run.run_id}/publishing.json" in before
@@ -230,74 +194,4 @@ def test_the_rest_of_a_run_that_is_not_published_by_now_stays(night: StoreNight)
     folder = night.path(next(_outputs))
     plan = staging.write_plan(folder, "a" * 64, [])
     output.remove_rest(folder, "a" * 64)
-    assert storage.size_bytes(plan) == 1
-
-
-Look = Callable[[str], bytes | None]
-
-
-def read(look: Look) -> str | None:
-    """The run id of the night that a reader accepts, who goes by docs/object-stores.md; and it is no mix."""
-    if look("_SUCCESS") is None or (told := look("_manifest.json")) is None:
-        return None
-    manifest = json.loads(told)
-    digests = {}
-    for one in (*manifest["files"], *manifest["rejected_files"]):
-        content = look(one["path"])
-        if content is None:
-            return None
-        digests[one["path"]] = (hashlib.sha256(content).hexdigest(), one["sha256"])
-    if look("_SUCCESS") is None:
-        return None
-    if json.loads(look("_manifest.json") or b"{}").get("run_id") != manifest["run_id"]:
-        return None
-    wrong = [path for path, (found, wanted) in digests.items() if found != wanted]
-    assert not wrong, f"a mix was accepted: {wrong}"
-    return str(manifest["run_id"])
-
-
-def states(night: StoreNight, name: str, *flags: str) -> list[Mapping[str, bytes]]:
-    """What a reader may see, one change after the other, while another night is published."""
-    found: list[Mapping[str, bytes]] = []
-    changes = Fault("hold", MUTATES, times=-1, done=True, late=True)
-    with held(night, changes, lambda: night.score(name, *flags)) as (thread, got):
-        night.way.proxy.set(faults=[changes])
-        while thread.is_alive():
-            until(lambda: night.way.proxy.counts().held or not thread.is_alive())
-            found.append(visible(night, name))
-            night.way.proxy.release()
-    assert not isinstance(got[0], JobError), got
-    return [now for before, now in pairwise([{}, *found]) if now != before]
-
-
-def visible(night: StoreNight, name: str) -> dict[str, bytes]:
-    """What readers look at, without what changes meanwhile."""
-    starts = ("part-", "_rejected/", "_manifest", "_SUCCESS")
-    found = {start: night.bucket.files(f"{name}/{start}") for start in starts}
-    return {f"{start}{rest}": content for start, files in found.items() for rest, content in files.items()}
-
-
-def looks(history: Sequence[Mapping[str, bytes]], when: Sequence[int]) -> Look:
-    """A reader's looks, each at its time."""
-    times = iter(when)
-    return lambda path: history[next(times)].get(path)
-
-
-def test_no_reader_accepts_a_mix_of_two_nights(night: StoreNight, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One after the other, so that every state between is seen.
-    monkeypatch.setattr(storage, "REQUESTS_AT_ONCE", 1)
-    name = next(_outputs)
-    first = night.score(name, *OTHER).run_id
-    history = states(night, name, REPLACE)
-    second = json.loads(history[-1]["_manifest.json"])["run_id"]
-    night.check(name)
-    # _SUCCESS goes, four files come, two and more go, report and manifest come, and _SUCCESS.
-    assert len(history) >= 10
-    # Read at once, at each time; and then at any times.
-    at_once = [read(looks(history, [at] * 20)) for at in range(len(history))]
-    assert at_once == [first, *[None] * (len(history) - 2), second]
-    draw, accepted = random.Random(0), []
-    for _ in range(3000):
-        span = sorted(draw.choices(range(len(history)), k=2))
-        accepted.append(read(looks(history, sorted(draw.choices(range(span[0], span[1] + 1), k=20)))))
-    assert set(accepted) == {None, first, second}
+    assert storage.exists(plan)
