@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,11 +24,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import objects
+from job.errors import JobError
 from job.report import RunReport
 from tests.nights import dense, features, matrix, saved
 from tests.servers import clients, stores
 from tests.servers.clients import BUCKET, Way
-from tests.servers.proxy import Entry
+from tests.servers.proxy import Entry, Fault
 
 SCHEMES = ("s3", "gs")
 SHARDS, ROWS, NULLS = 3, 60, 4
@@ -239,6 +241,39 @@ def kind(entry: Entry) -> str:
         parts = parts[2:] or parts[1:]
     where = parts[0] if parts else ""
     return " ".join([*words, "files" if where.endswith(".parquet") else where]).strip()
+
+
+@contextlib.contextmanager
+def held(
+    night: StoreNight, fault: Fault, act: Callable[[], object]
+) -> Iterator[tuple[threading.Thread, list[Any]]]:
+    """Something in a thread of its own, whose request the proxy holds; afterwards it has come to its end.
+
+    Yields the thread, and what comes out of it.
+    """
+    got: list[Any] = []
+
+    def call() -> None:
+        try:
+            got.append(act())
+        except JobError as e:
+            got.append(e)
+
+    night.way.proxy.set(faults=[fault])
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        until(lambda: night.way.proxy.counts().held)
+        yield thread, got
+    finally:
+        night.way.proxy.reset()
+        thread.join()
+
+
+def until_held(night: StoreNight, thread: threading.Thread) -> bool:
+    """Wait for the next request to be held; false if the thread has ended instead."""
+    until(lambda: night.way.proxy.counts().held or not thread.is_alive())
+    return thread.is_alive()
 
 
 def until(condition: Callable[[], object], within_s: float = 30.0) -> None:

@@ -153,6 +153,24 @@ def test_an_owner_that_stood_still_makes_sure_before_it_goes_on(place: Place, st
     assert place.keys() == {"x", "_staging/lease"}
 
 
+def test_a_lease_is_as_old_as_the_request_that_wrote_it(
+    place: Place, still: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer may have come late."""
+    real = objects.ObjectStore.write_if
+
+    def write_if(*args: Any) -> Any:
+        written = real(*args)
+        still.now_s += EXPIRES_S / 2
+        return written
+
+    monkeypatch.setattr(objects.ObjectStore, "write_if", write_if)
+    with place.held():
+        for number in range(1, 3):
+            storage.write_atomic(f"{place.output}/x", b"")
+            assert renewals(place) == number
+
+
 def test_an_owner_that_cannot_make_sure_does_not_go_on(
     place: Place, still: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,7 @@ import os
 import re
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tests.killing import Job, Zygote, zygote
 from tests.servers import stores
 from tests.servers.clients import BUCKET
 from tests.servers.proxy import Fault
-from tests.store_nights import SCHEMES, StoreNight, kind, store_night, until
+from tests.store_nights import SCHEMES, StoreNight, held, kind, store_night, until, until_held
 
 # Requests that change something, but for those that keep a lease or let go of it: these come at any time.
 CHANGES = r"^(PUT|POST|DELETE|PATCH) (?!.*_staging(/|%2F)lease)(?!.*ifGenerationMatch=[1-9])"
@@ -95,47 +94,17 @@ def test_different_commands_make_one_of_their_nights(night: StoreNight, warm: Zy
     assert {**got, "_manifest.json": ""} == {**night.check(other), "_manifest.json": ""}
 
 
-@contextmanager
-def in_another_thread(
-    night: StoreNight, act: Callable[[], RunReport]
-) -> Iterator[list[RunReport | Exception]]:
-    """Yields what comes out of it, which is nothing yet; afterwards nothing is held and it has ended."""
-    got: list[RunReport | Exception] = []
-
-    def call() -> None:
-        try:
-            got.append(act())
-        except Exception as e:  # noqa: BLE001 - told to the test
-            got.append(e)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    try:
-        yield got
-    finally:
-        night.way.proxy.reset()
-        thread.join()
-
-
-def moments(night: StoreNight, got: list[RunReport | Exception]) -> Iterator[None]:
-    """Yield whenever a request that changes something has been carried out, and nobody knows it yet."""
-    proxy = night.way.proxy
-    while not got:
-        if proxy.counts().held:
-            yield
-            proxy.release()
-
-
-HELD = Fault("hold", CHANGES, times=-1, done=True, late=True)
+CHANGED = Fault("hold", CHANGES, times=-1, done=True, late=True)
 
 
 def test_at_no_moment_of_a_run_is_another_let_in(night: StoreNight) -> None:
     name, refused, no_ops = next(_outputs), 0, 0
-    night.way.proxy.set(faults=[HELD])
-    with in_another_thread(night, lambda: night.score(name)) as got:
-        for _ in moments(night, got):
-            whole = "_SUCCESS" in night.files(name)
-            with pytest.raises(OutputConflictError, match=r"at work on it \(process|it holds run"):
+    proxy = night.way.proxy
+    with held(night, CHANGED, lambda: night.score(name)) as (thread, got):
+        while until_held(night, thread):
+            # A change has been made, and nobody knows of it yet.
+            whole = bool(night.bucket.files(f"{name}/_SUCCESS"))
+            with pytest.raises(OutputConflictError, match=r"at work on it \(process"):
                 night.score(name, *OTHER)
             if whole:
                 night.score(name)
@@ -143,6 +112,7 @@ def test_at_no_moment_of_a_run_is_another_let_in(night: StoreNight) -> None:
                 with pytest.raises(OutputConflictError, match=r"at work on it \(process"):
                     night.score(name)
             no_ops, refused = no_ops + whole, refused + (not whole)
+            proxy.release()
     assert [type(one) for one in got] == [RunReport]
     assert no_ops >= 1
     # Of the splits, many things are held at the same moment.
@@ -154,9 +124,7 @@ def test_a_night_that_is_replaced_while_it_is_looked_at_is_not_taken_for_damaged
     name = next(_outputs)
     night.score(name)
     listing = rf"^GET .*prefix={name}(%2F|/)(&|$)"
-    night.way.proxy.set(faults=[Fault("hold", listing)])
-    with in_another_thread(night, lambda: night.score(name)) as got:
-        until(lambda: night.way.proxy.counts().held)
+    with held(night, Fault("hold", listing), lambda: night.score(name)) as (_, got):
         night.score(name, *OTHER, REPLACE)
     assert [type(one) for one in got] == [OutputConflictError]
     assert "it holds run " in str(got[0])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from job import gcs, objects, s3, storage, uploads
-from job.errors import StorageError
+from job.errors import StateUnknownError, StorageError
 from job.together import parallel
 from tests.remote import Remote, remote
 from tests.servers.clients import BUCKET, s3_client
@@ -252,7 +252,7 @@ def test_an_upload_that_another_command_gave_up_is_not_taken_for_written(bucket:
     sink.write(content(unit))
     storage.sweep(bucket.path(name), keep=list)
     sink.write(more)
-    with pytest.raises(StorageError, match=rf"^{bucket.path(name)}/x: its upload was given up by another"):
+    with pytest.raises(StateUnknownError, match=rf"^{bucket.path(name)}/x: what was sent of it is gone"):
         sink.seal()
     assert seen(bucket, f"{name}/x") is None
     sink.abandon()
