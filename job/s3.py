@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from job import s3_errors
 from job.buckets import Found, Page, no_client
-from job.errors import StorageError, one_line
+from job.errors import StateUnknownError, StorageError, one_line
 from job.retrying import RefusedError, TransientError, patiently
 from job.spec import StoreOptions
 
@@ -240,8 +240,11 @@ class S3Upload:
         return ",".join([self._id, *(etag.strip('"') for etag in self._etags)])
 
 
-def _given_up(bucket: str, key: str) -> StorageError:
-    return StorageError(f"s3://{bucket}/{key}: its upload was given up by another command; run again")
+def _given_up(bucket: str, key: str) -> StateUnknownError:
+    return StateUnknownError(
+        f"s3://{bucket}/{key}: what was sent of it is gone: its run was published or removed meanwhile, or a "
+        f"rule of the bucket gave it up; run again to see which"
+    )
 
 
 def _upload(token: str) -> tuple[str, list[str]]:

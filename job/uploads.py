@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from job.buckets import Client, Upload, handle_of
-from job.errors import JobError, StateUnknownError
+from job.errors import JobError
 
 # S3 takes at most 10,000 parts of an upload, and none below 5 MiB but the last.
 PART_BYTES: Final = 8 << 20
@@ -74,11 +74,5 @@ class ObjectSink:
     def _send(self, content: bytes) -> None:
         if self._upload is None:
             self._upload = self._client.upload(self._bucket, self._key)
-        try:
-            self._upload.part(content)
-        except FileNotFoundError as e:
-            raise StateUnknownError(
-                f"{self._path}: what was sent of it is gone: its run was published or removed meanwhile, or "
-                f"a rule of the bucket gave it up; run again to see which"
-            ) from e
+        self._upload.part(content)
         self._parts += 1
