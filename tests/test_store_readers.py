@@ -81,8 +81,8 @@ def test_no_reader_accepts_a_mix_of_two_nights(night: StoreNight, monkeypatch: p
     history = states(night, name, "--if_exists=replace")
     second = json.loads(history[-1]["_manifest.json"])["run_id"]
     night.check(name)
-    # _SUCCESS goes, four files come, two and more go, report and manifest come, and _SUCCESS.
-    assert len(history) >= 10
+    # _SUCCESS goes, four files come, others go at once, report and manifest come, and _SUCCESS.
+    assert len(history) >= 8
     # Read at once, at each time; and then at any times.
     at_once = [read(looks(history, [at] * 20)) for at in range(len(history))]
     assert at_once == [first, *[None] * (len(history) - 2), second]
