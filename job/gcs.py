@@ -55,8 +55,6 @@ class CloudStorage:
         self._client._bucket_metadata_cache = None
         self._host = self._client._connection.API_BASE_URL
         self._signed = not isinstance(self._client._credentials, AnonymousCredentials)
-        # Else it asks for its bucket after each object that is not there, which takes a permission more.
-        self._client._bucket_metadata_cache = None
         # One session for all threads: as many connections as there may be requests at once.
         adapter = requests.adapters.HTTPAdapter(pool_connections=_AT_ONCE, pool_maxsize=_AT_ONCE)
         self._session: Any = self._client._http

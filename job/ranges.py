@@ -67,6 +67,61 @@ class RangeFile(io.RawIOBase):
         return b"".join(_pool().map(lambda at: self._get(at, min(at + PIECE_BYTES, stop)), starts))
 
 
+class Kept(io.RawIOBase):
+    """Another file, of which what is read is kept in memory, until that is not needed any more."""
+
+    def __init__(self, file: RangeFile) -> None:
+        super().__init__()
+        self._file = file
+        self._keeping = True
+        self._pieces: list[tuple[int, bytes]] = []
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte and return its number."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the number of the next byte."""
+        return self._file.tell()
+
+    def size(self) -> int:
+        """Return the file's size in bytes."""
+        return self._file.size()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        at = self.tell()
+        for start, piece in self._pieces:
+            if size >= 0 and start <= at and at + size <= start + len(piece):
+                self.seek(at + size)
+                return piece[at - start : at - start + size]
+        content = self._file.read(size)
+        if self._keeping:
+            self._pieces.append((at, content))
+        return content
+
+    @property
+    def holds(self) -> bool:
+        """Say whether something is kept."""
+        return bool(self._pieces)
+
+    def keep_no_more(self) -> None:
+        """Keep what there is, and nothing new."""
+        self._keeping = False
+
+    def forget(self) -> None:
+        """Let go of what is kept."""
+        self._keeping, self._pieces = False, []
+
+
 def footer(get: Callable[[int, int], bytes], size_bytes: int) -> bytes:
     """Return the end of a Parquet file, from its footer on, or less where it is no Parquet file.
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import time
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job import planning, sizing, storage
+from job import fetching, planning, ranges, sizing, storage
 from job.errors import ShardChangedError, ShardError, check_not_passing, one_line
 from job.sizing import CHUNK_BYTES, data_bytes
 from job.spec import Split
 
 # Held per column while a row group is read.
 COLUMN_BUFFER_BYTES = 128 << 10
-
-# Of an object about so many bytes are fetched at once, and so many times that while earlier ones are decoded.
-# What lies side by side is one request; four at a time hide some 20 ms that each waits for its answer.
-FETCHED_BYTES = 8 << 20
-_RUNS_AHEAD = 4
-# A row group that is larger is not held as a whole: each of its columns is fetched in pieces of this size.
-MOST_FETCHED_BYTES = 96 << 20
-FETCHED_COLUMN_BYTES = 4 << 20
 
 # What Arrow says of things that the format allows and Arrow cannot read back, and what a person can do.
 _UNREADABLE = {
@@ -47,8 +39,9 @@ class SplitReader:
 
     def __enter__(self) -> SplitReader:
         self._samples: dict[tuple[str, ...], sizing.Sample] = {}
-        self._opened: list[pq.ParquetFile] = []
+        self._kept: ranges.Kept | None = None
         self._file = self._open()
+        self._opened = [self._file]
         self.schema: pa.Schema = self._file.schema_arrow
         return self
 
@@ -100,7 +93,9 @@ class SplitReader:
             if storage.is_remote(shard.path):
                 # Each request says which state of the object it means.
                 footer = pq.read_metadata(storage.footer_source(shard.path, shard.size_bytes, shard.stamp))
-                return self._file_of(footer)
+                self._kept = ranges.Kept(storage.parquet_source(shard.path, shard.size_bytes, shard.stamp))
+                first_bytes = _group_bytes(footer, self._split.row_groups[:1])
+                return self._file_of(footer, source=self._kept, fetched_bytes=first_bytes)
             found = storage.describe(shard.path)
             if found is None or (found.size_bytes, found.stamp) != (shard.size_bytes, shard.stamp):
                 raise ShardChangedError(
@@ -112,23 +107,22 @@ class SplitReader:
             check_not_passing(e, shard.path)
             raise ShardError(f"{shard.path}: cannot be opened ({one_line(e)})") from e
 
-    def _again(self, as_dictionary: Sequence[str], *, fetched_bytes: int = 0) -> pq.ParquetFile:
-        return self._file_of(self._file.metadata, as_dictionary, fetched_bytes=fetched_bytes)
-
     def _file_of(
         self,
         metadata: pq.FileMetaData | None = None,
         as_dictionary: Sequence[str] = (),
         *,
+        source: Any = None,
         fetched_bytes: int = 0,
     ) -> pq.ParquetFile:
+        """Open the shard; with ``fetched_bytes``, what is read of it at once, it is in a bucket."""
         shard = self._split.shard
         # Without coalescing a whole row group's compressed columns are not held at once: 840 MB for a row
         # group of 300,000 images of 28 × 28, where this way 30 MB are. Local reading is no slower.
-        coalesced = 0 < fetched_bytes <= MOST_FETCHED_BYTES
-        buffer_bytes = FETCHED_COLUMN_BYTES if fetched_bytes else COLUMN_BUFFER_BYTES
-        file = pq.ParquetFile(
-            storage.parquet_source(shard.path, shard.size_bytes, shard.stamp),
+        coalesced = 0 < fetched_bytes <= fetching.MOST_FETCHED_BYTES
+        buffer_bytes = fetching.FETCHED_COLUMN_BYTES if fetched_bytes else COLUMN_BUFFER_BYTES
+        return pq.ParquetFile(
+            source or storage.parquet_source(shard.path, shard.size_bytes, shard.stamp),
             metadata=metadata,
             read_dictionary=list(as_dictionary),
             pre_buffer=coalesced,
@@ -136,9 +130,6 @@ class SplitReader:
             # Costs nothing where the writer left no checksums.
             page_checksum_verification=True,
         )
-        if not fetched_bytes:
-            self._opened.append(file)
-        return file
 
     def _sample(self, features: Sequence[str], keys: Sequence[str]) -> sizing.Sample:
         names = (*features, *keys)
@@ -188,45 +179,35 @@ class SplitReader:
         self, runs: list[list[int]], wanted: Sequence[str], repeating: Sequence[str], chunk_rows: int
     ) -> Iterator[pa.RecordBatch]:
         # Threads of Arrow's own would compete with the scoring threads for the same cores.
-        if not storage.is_remote(self.path):
-            file = self._again(repeating) if repeating else self._file
+        if self._kept is None:
+            file = self._file
+            if repeating:
+                file = self._file_of(self._file.metadata, repeating)
+                self._opened.append(file)
             for run in runs:
                 yield from file.iter_batches(chunk_rows, run, wanted, use_threads=False)
             return
 
-        def begin(run: list[int]) -> tuple[pq.ParquetFile, list[pa.RecordBatch], Iterator[pa.RecordBatch]]:
+        kept = self._kept
+        # What was read for a sample is part of the first of them, and is not asked for again.
+        kept.keep_no_more()
+        alone = {"side_by_side": {*wanted} == {*self.schema.names}, "first_alone": kept.holds}
+        bytes_of = functools.partial(_group_bytes, self._file.metadata)
+        pieces = [piece for run in runs for piece in fetching.runs(run, bytes_of, **alone)]
+
+        def begin(piece: list[int]) -> fetching.Begun:
             # A file of its own for each: one has what it fetched until it is closed.
-            file = self._again(repeating, fetched_bytes=self._group_bytes(run))
-            batches = file.iter_batches(chunk_rows, run, wanted, use_threads=False)
-            return file, list(itertools.islice(batches, 1)), batches
+            is_first = piece is pieces[0]
+            file = self._file_of(
+                self._file.metadata,
+                repeating,
+                source=kept if is_first else None,
+                fetched_bytes=bytes_of(piece),
+            )
+            batches = file.iter_batches(chunk_rows, piece, wanted, use_threads=False)
+            return file, _then(batches, kept.forget) if is_first else batches
 
-        pieces = [piece for run in runs for piece in self._fetched_at_once(run)]
-        with ThreadPoolExecutor(_RUNS_AHEAD, thread_name_prefix="fetch") as pool:
-            pending = deque(pool.submit(begin, piece) for piece in pieces[:_RUNS_AHEAD])
-            for following in (*pieces[_RUNS_AHEAD:], *([None] * len(pending))):
-                file, first, rest = pending.popleft().result()
-                if following is not None:
-                    pending.append(pool.submit(begin, following))
-                yield from first
-                yield from rest
-                file.close()
-
-    def _fetched_at_once(self, groups: Sequence[int]) -> list[list[int]]:
-        """Return runs of row groups that are small enough to be fetched at once."""
-        runs: list[list[int]] = []
-        held_bytes = 0
-        for group in groups:
-            more_bytes = self._group_bytes([group])
-            if not runs or held_bytes + more_bytes > FETCHED_BYTES:
-                runs.append([])
-                held_bytes = 0
-            runs[-1].append(group)
-            held_bytes += more_bytes
-        return runs
-
-    def _group_bytes(self, groups: Sequence[int]) -> int:
-        """Return the bytes of row groups, all columns and as encoded: more than what is fetched of them."""
-        return sum(self._file.metadata.row_group(group).total_byte_size for group in groups)
+        yield from fetching.fetched(pieces, bytes_of, begin)
 
     def _read_at_once(self, wanted: Sequence[str]) -> list[list[int]]:
         """Return the split's row groups: one by one, where a dictionary lies within a list or a struct.
@@ -236,6 +217,16 @@ class SplitReader:
         groups = list(self._split.row_groups)
         nested = any(_holds_dictionary(self.schema.field(name).type) for name in wanted)
         return [[group] for group in groups] if nested else [groups]
+
+
+def _group_bytes(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
+    """Return the bytes of row groups, all columns and as encoded: more than what is fetched of them."""
+    return sum(metadata.row_group(group).total_byte_size for group in groups)
+
+
+def _then(batches: Iterator[pa.RecordBatch], end: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+    yield from batches
+    end()
 
 
 def _holds_dictionary(kind: pa.DataType) -> bool:

@@ -10,7 +10,7 @@ is read; the model's activations for one batch; and two output row groups (filli
 most ``ROW_GROUP_BYTES``. For ten float32 columns: 3 × 2.6 MB + 10 × 128 kB + 2 × 1 MB, and 8 MB of
 activations for 16,384 rows of 128. Times the threads; plus the weights, once. Where files are in buckets two
 splits are read at a time, see ``job.overlap``: of each there are up to five runs of row groups on top, as
-they are compressed, see ``reading.FETCHED_BYTES``; and of an output file up to two ``uploads.PART_BYTES``.
+they are compressed, see ``fetching.FETCHED_BYTES``; and of an output file up to two ``uploads.PART_BYTES``.
 """
 
 from __future__ import annotations

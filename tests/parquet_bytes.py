@@ -64,11 +64,6 @@ class Needed:
         return length(self.ranges)
 
     @property
-    def first_group_bytes(self) -> int:
-        """The first row group's part."""
-        return length(self._chunks(self.groups[0]))
-
-    @property
     def allowed(self) -> list[Range]:
         """The same with what is not worth a request of its own."""
         return joined(self.ranges, HOLE_BYTES)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from job import launch, objects, options, reading, retrying
+from job import fetching, launch, objects, options, retrying
 from job.buckets import Client
 from job.errors import ShardChangedError
 from job.reading import SplitReader
@@ -29,7 +29,7 @@ from tests.servers.proxy import Fault
 from tests.store_nights import until
 
 GROUPS, GROUP_ROWS = 10, 20_000
-AHEAD = 4
+AHEAD, MOST_AHEAD = 4, 16
 COLUMNS = ("f0", "f1", "f2", "f3")
 
 
@@ -43,7 +43,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Remote]:
 def bucket(shared: Remote, monkeypatch: pytest.MonkeyPatch) -> Remote:
     """A store of whose row groups each is fetched by itself, and which is asked again at once."""
     shared.way.proxy.reset()
-    monkeypatch.setattr(reading, "FETCHED_BYTES", 64 << 10)
+    monkeypatch.setattr(fetching, "FETCHED_BYTES", 64 << 10)
     monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 0.01)
     return shared
 
@@ -74,6 +74,27 @@ def test_the_next_requests_are_sent_while_the_first_waits_for_its_answer(placed:
             assert table.result(60).equals(placed.values(split.row_groups, COLUMNS))
     # Those that were cut off were sent again.
     assert len(proxy.counts().requests) == GROUPS + AHEAD
+
+
+def test_of_small_row_groups_many_are_asked_for_at_once(
+    bucket: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns that lie apart are requests of their own, which would take a second for every fifty."""
+    monkeypatch.setattr(fetching, "FETCHED_BYTES", 8 << 20)
+    table = features(40 * 2000, 8)
+    placed = place(bucket, tmp_path, table, row_group_size=2000, use_dictionary=False)
+    split, proxy, columns = placed.split(), placed.bucket.way.proxy, ("f1", "f5")
+    with SplitReader(split) as reader, closing(reader.chunks(columns, (), 4096)) as chunks:
+        proxy.reset()
+        proxy.set(faults=[Fault("hold", "^GET ", times=-1)])
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(lambda: pa.Table.from_batches(list(chunks)))
+            try:
+                until(lambda: len(proxy.counts().held) == MOST_AHEAD)
+            finally:
+                proxy.set(faults=[])
+                proxy.release()
+            assert found.result(60).equals(placed.values(split.row_groups, columns))
 
 
 def ranges_of(placed: Placed) -> list[tuple[int, int]]:
@@ -223,9 +244,9 @@ def test_of_any_layout_the_values_are_right_and_each_byte_comes_once(
                 writer.write_table(table)
         kept = Kept(path.read_bytes())
         patch.setattr(objects, "_stores", {"s3": objects.ObjectStore("s3", cast(Client, kept))})
-        patch.setattr(reading, "FETCHED_BYTES", fetched_bytes)
-        patch.setattr(reading, "MOST_FETCHED_BYTES", most_bytes)
-        patch.setattr(reading, "FETCHED_COLUMN_BYTES", 4096)
+        patch.setattr(fetching, "FETCHED_BYTES", fetched_bytes)
+        patch.setattr(fetching, "MOST_FETCHED_BYTES", most_bytes)
+        patch.setattr(fetching, "FETCHED_COLUMN_BYTES", 4096)
         needed = Needed(path, tuple(groups), frozenset(names))
         shard = Shard("s3://b/x.parquet", path.stat().st_size, "1")
         found = read(Split("a", shard, needed.groups, 0, needed.rows), names, (), chunk_rows)

@@ -23,7 +23,7 @@ ORDER = (
     ("launch", "preflight", "footers", "inputs", "host", "verify", "rescoring"),
     ("engines", "clusters"),
     ("pipeline",),
-    ("worker", "overlap", "scoring", "task", "rejected", "reading", "writing", "sizing"),
+    ("worker", "overlap", "scoring", "task", "rejected", "reading", "fetching", "writing", "sizing"),
     ("planning", "listing", "matching"),
     ("handler",),
     ("rejects", "finite"),
