@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from job import clusters
 from tests.dask_cluster import ROOT, Cluster, dask_cluster
 from tests.nights import Night, dense, features, matrix, saved
 from tests.store_nights import until
@@ -218,3 +219,26 @@ def test_without_dask_the_extra_is_named(night: Night) -> None:
         timeout=100,
     )
     assert (done.returncode, "scoring-job[dask]" in done.stderr) == (7, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "threads", "cores_per_thread"),
+    [
+        # Two processes share a machine of eight cores; another has two cores for one thread.
+        ([("a", 2), ("a", 2), ("b", 1)], [8, 8, 2], 5, 2),
+        ([("a", 1), ("a", 1)], [2, 2], 2, 1),
+        ([("a", 1)], [16], 1, 16),
+        # More threads than cores still get one each.
+        ([("a", 4), ("a", 4)], [2, 2], 8, 1),
+    ],
+)
+def test_cores_are_shared_by_all_threads_of_a_machine(
+    workers: list[tuple[str, int]], cores: list[int], threads: int, cores_per_thread: int
+) -> None:
+    addresses = [f"tcp://{host}:{port}" for port, (host, _) in enumerate(workers)]
+    told = {
+        address: {"host": host, "nthreads": count}
+        for address, (host, count) in zip(addresses, workers, strict=True)
+    }
+    found = clusters._cluster(told, dict(zip(addresses, cores, strict=True)))
+    assert found == clusters.Cluster(threads, cores_per_thread)
