@@ -108,7 +108,13 @@ def test_a_lease_that_is_removed_while_one_waits_is_free(place: Place, clock: Cl
     "content",
     [
         *(b"", b"{}", b"null", b"[]", b"7", b'"text"', b"\xff\xfe", b'{"token": "x', b"[[1, 2]]"),
-        *(b'{"process": "x"}', b'{"process": null, "host": 5}', b'{"process": -1}', b'{"token": []}'),
+        *(
+            b'{"process": "x"}',
+            b'{"process": null, "host": 5}',
+            b'{"process": -1}',
+            b'{"process": "\\u0000"}',
+            b'{"token": []}',
+        ),
     ],
 )
 def test_whatever_lies_there_is_taken_over_in_the_end(place: Place, clock: Clock, content: bytes) -> None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from job import together
+from job import gcs, together
 from job.report import RunReport
 from tests.servers.proxy import Fault
 from tests.store_nights import MUTATES, SCHEMES, StoreNight, held, store_night, until_held
@@ -76,6 +76,7 @@ def looks(history: Sequence[Mapping[str, bytes]], when: Sequence[int]) -> Look:
 def test_no_reader_accepts_a_mix_of_two_nights(night: StoreNight, monkeypatch: pytest.MonkeyPatch) -> None:
     # One after the other, so that every state between is seen.
     monkeypatch.setattr(together, "REQUESTS_AT_ONCE", 1)
+    monkeypatch.setattr(gcs, "_DELETES_AT_ONCE", 1)
     name = "out"
     first = night.score(name, *OTHER).run_id
     history = states(night, name, "--if_exists=replace")

@@ -40,7 +40,7 @@ from moto.moto_server.werkzeug_app import (
     create_backend_app,
 )
 from moto.s3.exceptions import BucketAccessDeniedError, S3ClientError
-from moto.s3.models import s3_backends
+from moto.s3.models import FakeKey, s3_backends
 from moto.s3.responses import S3Response
 from werkzeug.serving import make_server
 
@@ -189,8 +189,25 @@ def _permitted(response: S3Response, bucket_name: str | None = None, key_name: s
     response.data["Action"] = action
 
 
+_stored: Any = FakeKey.value
+
+
+def _whole(key: Any) -> bytes:
+    """An object's content in one piece, which moto would copy out of a file for every range of it."""
+    content: bytes | None = key.__dict__.get("_whole")
+    if content is None:
+        content = key._whole = _stored.fget(key)
+    return content
+
+
+def _set_whole(key: Any, content: bytes) -> None:
+    key.__dict__.pop("_whole", None)
+    _stored.fset(key, content)
+
+
 def main() -> None:
     """Serve until standard input ends, so that a killed test leaves nothing behind."""
+    FakeKey.value = property(_whole, _set_whole)  # type: ignore[assignment,method-assign]
     S3Response._authenticate_and_authorize_s3_action = _permitted  # type: ignore[assignment,method-assign]
     app = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, Conditions(app), threaded=True, request_handler=Handler)
