@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from job import quiet
 from job.errors import EngineError, one_line
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def flags() -> type[PipelineOptions]:
         raise EngineError(
             "--runner=DaskRunner needs a package that is not installed: pip install 'scoring-job[dask]'"
         ) from e
+    # A scheduler that is gone is told by what the pipeline ends with.
+    quiet.hush_all_of("distributed")
     return DaskOptions  # type: ignore[no-any-return]
 
 

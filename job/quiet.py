@@ -34,7 +34,7 @@ _ERRORS_ONLY: Final = ("absl", "apache_beam", "google", "grpc", "tensorflow", "u
 
 # A failing element is logged by the worker, with its traceback, several times over, and then
 # raised on the launcher, where it becomes the one line that a person needs.
-_RAISED_ANYWAY: Final = ("apache_beam.runners.common", "apache_beam.runners.worker", "distributed")
+_RAISED_ANYWAY: Final = ("apache_beam.runners.common", "apache_beam.runners.worker")
 
 _capturing = threading.Lock()
 
@@ -60,6 +60,18 @@ def hush(*, debug: bool) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def hush_all_of(package: str) -> None:
+    """Silence the loggers of a package that sets their levels when it is imported; call after that.
+
+    For one that raises what it logs.
+    """
+    if os.environ.get(TF_LEVEL) == "0":
+        return
+    for name in (package, *logging.root.manager.loggerDict):
+        if name.partition(".")[0] == package:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
