@@ -226,7 +226,7 @@ class ObjectStore:
         import pyarrow as pa
 
         size_bytes, stamp = self._known(path, size_bytes, stamp)
-        return pa.BufferReader(ranges.footer(self._getter(path, stamp), size_bytes))
+        return pa.BufferReader(ranges.footer(self._getter(path, stamp), size_bytes, stamp and path + stamp))
 
     def fetched(self, path: str) -> str:
         """Return a local copy of an object, or of a folder of them; it goes when the process ends."""

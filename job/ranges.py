@@ -9,6 +9,8 @@ conditions, generations nor requester pays, and find credentials by other rules 
 from __future__ import annotations
 
 import io
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -122,12 +124,34 @@ class Kept(io.RawIOBase):
         self._keeping, self._pieces = False, []
 
 
-def footer(get: Callable[[int, int], bytes], size_bytes: int) -> bytes:
+# Where the launcher scores as well, what it has read to plan is what its splits begin with. Of up to
+# ``FOOTER_BYTES`` each; larger ones are not kept.
+_MOST_RECENT: Final = 256
+_recent: OrderedDict[str, bytes] = OrderedDict()
+_recently = threading.Lock()
+
+
+def footer(get: Callable[[int, int], bytes], size_bytes: int, state: str = "") -> bytes:
     """Return the end of a Parquet file, from its footer on, or less where it is no Parquet file.
 
     Parquet ends with its footer, the footer's length in 4 bytes, and ``PAR1``
-    (https://parquet.apache.org/docs/file-format).
+    (https://parquet.apache.org/docs/file-format). ``state`` names the file in one state: the footers of the
+    last ``_MOST_RECENT`` are not fetched again.
     """
+    with _recently:
+        if state in _recent:
+            _recent.move_to_end(state)
+            return _recent[state]
+    end = _footer(get, size_bytes)
+    if state and len(end) <= FOOTER_BYTES:
+        with _recently:
+            _recent[state] = end
+            while len(_recent) > _MOST_RECENT:
+                _recent.popitem(last=False)
+    return end
+
+
+def _footer(get: Callable[[int, int], bytes], size_bytes: int) -> bytes:
     start = max(0, size_bytes - FOOTER_BYTES)
     end = get(start, size_bytes) if size_bytes else b""
     length = int.from_bytes(end[-_FOOTER_END_BYTES:-4], "little") + _FOOTER_END_BYTES

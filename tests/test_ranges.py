@@ -202,3 +202,30 @@ def test_a_file_too_short_for_a_footer_is_fetched_once(content: bytes) -> None:
     get = Asked(content)
     assert ranges.footer(get, len(content)) == content
     assert get.ranges == [(0, len(content))]
+
+
+def test_a_footer_of_a_state_is_fetched_once_and_large_ones_are_not_kept() -> None:
+    asked: list[tuple[int, int]] = []
+    content = bytes(100_000) + b"PAR1"
+
+    def get(start: int, stop: int) -> bytes:
+        asked.append((start, stop))
+        return content[start:stop]
+
+    first = ranges.footer(get, len(content), "s3://b/once 1")
+    assert ranges.footer(get, len(content), "s3://b/once 1") == first
+    assert len(asked) == 1
+    ranges.footer(get, len(content), "s3://b/once 2")
+    ranges.footer(get, len(content))
+    assert len(asked) == 3
+    content = bytes(60_000) + (50_000).to_bytes(4, "little") + b"PAR1"
+    for _ in range(2):
+        asked.clear()
+        ranges.footer(get, len(content), "s3://b/large 1")
+        assert len(asked) == 2
+    for number in range(ranges._MOST_RECENT):
+        ranges.footer(get, 8, f"s3://b/{number} 1")
+    asked.clear()
+    content = bytes(100_000) + b"PAR1"
+    ranges.footer(get, len(content), "s3://b/once 1")
+    assert len(asked) == 1

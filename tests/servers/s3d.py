@@ -31,7 +31,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import unescape
 
-from moto import settings
+from moto import backends, settings
 from moto.core.authorization import ActionAuthenticatorMixin
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import (
@@ -207,6 +207,9 @@ def _set_whole(key: Any, content: bytes) -> None:
 
 def main() -> None:
     """Serve until standard input ends, so that a killed test leaves nothing behind."""
+    # moto looks into the folder of its modules for each request.
+    modules = list(backends.list_of_moto_modules())
+    backends.list_of_moto_modules = lambda: modules
     FakeKey.value = property(_whole, _set_whole)  # type: ignore[assignment,method-assign]
     S3Response._authenticate_and_authorize_s3_action = _permitted  # type: ignore[assignment,method-assign]
     app = DomainDispatcherApplication(create_backend_app)
