@@ -71,6 +71,6 @@ def test_every_flag_that_the_readme_names_exists() -> None:
 
     # As each command tells of itself.
     known = {flag for command in COMMANDS.values() for flag in re.findall(r"--[a-z]\w+", command.help())}
-    beam = {"--direct_running_mode", "--direct_num_workers", "--setup_file"}
+    beam = {"--direct_running_mode", "--direct_num_workers", "--setup_file", "--dask_client_address"}
     others = {"--features", "--output"}  # of the models' own commands
     assert set(re.findall(r"--[a-z]\w+", README)) <= known | beam | others
