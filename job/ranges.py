@@ -35,6 +35,8 @@ class RangeFile(io.RawIOBase):
     def __init__(self, get: Callable[[int, int], bytes], size_bytes: int) -> None:
         super().__init__()
         self._get, self._size, self._at = get, size_bytes, 0
+        self._keeping = False
+        self._kept: list[tuple[int, bytes]] = []
 
     def readable(self) -> bool:
         """Return True."""
@@ -63,65 +65,32 @@ class RangeFile(io.RawIOBase):
         start, self._at = self._at, max(self._at, stop)
         if stop <= start:
             return b""
+        for at, piece in self._kept:
+            if at <= start and stop <= at + len(piece):
+                return piece[start - at : stop - at]
+        content = self._fetched(start, stop)
+        if self._keeping:
+            self._kept.append((start, content))
+        return content
+
+    def _fetched(self, start: int, stop: int) -> bytes:
         if stop - start <= PIECE_BYTES:
             return self._get(start, stop)
         starts = range(start, stop, PIECE_BYTES)
         return b"".join(_pool().map(lambda at: self._get(at, min(at + PIECE_BYTES, stop)), starts))
 
-
-class Kept(io.RawIOBase):
-    """Another file, of which what is read is kept in memory, until that is not needed any more."""
-
-    def __init__(self, file: RangeFile) -> None:
-        super().__init__()
-        self._file = file
-        self._keeping = True
-        self._pieces: list[tuple[int, bytes]] = []
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte and return its number."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """Return the number of the next byte."""
-        return self._file.tell()
-
-    def size(self) -> int:
-        """Return the file's size in bytes."""
-        return self._file.size()
-
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes."""
-        at = self.tell()
-        for start, piece in self._pieces:
-            if size >= 0 and start <= at and at + size <= start + len(piece):
-                self.seek(at + size)
-                return piece[at - start : at - start + size]
-        content = self._file.read(size)
-        if self._keeping:
-            self._pieces.append((at, content))
-        return content
+    def keep(self, keeping: bool) -> None:
+        """Say whether what is read from now on is kept in memory, so that it is not fetched again."""
+        self._keeping = keeping
 
     @property
-    def holds(self) -> bool:
+    def keeps(self) -> bool:
         """Say whether something is kept."""
-        return bool(self._pieces)
-
-    def keep_no_more(self) -> None:
-        """Keep what there is, and nothing new."""
-        self._keeping = False
+        return bool(self._kept)
 
     def forget(self) -> None:
         """Let go of what is kept."""
-        self._keeping, self._pieces = False, []
+        self._kept = []
 
 
 # Where the launcher scores as well, what it has read to plan is what its splits begin with. Of up to

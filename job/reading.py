@@ -39,7 +39,7 @@ class SplitReader:
 
     def __enter__(self) -> SplitReader:
         self._samples: dict[tuple[str, ...], sizing.Sample] = {}
-        self._kept: ranges.Kept | None = None
+        self._kept: ranges.RangeFile | None = None
         self._file = self._open()
         self._opened = [self._file]
         self.schema: pa.Schema = self._file.schema_arrow
@@ -93,7 +93,8 @@ class SplitReader:
             if storage.is_remote(shard.path):
                 # Each request says which state of the object it means.
                 footer = pq.read_metadata(storage.footer_source(shard.path, shard.size_bytes, shard.stamp))
-                self._kept = ranges.Kept(storage.parquet_source(shard.path, shard.size_bytes, shard.stamp))
+                self._kept = storage.parquet_source(shard.path, shard.size_bytes, shard.stamp)
+                self._kept.keep(True)
                 first_bytes = _group_bytes(footer, self._split.row_groups[:1])
                 return self._file_of(footer, source=self._kept, fetched_bytes=first_bytes)
             found = storage.describe(shard.path)
@@ -190,8 +191,8 @@ class SplitReader:
 
         kept = self._kept
         # What was read for a sample is part of the first of them, and is not asked for again.
-        kept.keep_no_more()
-        alone = {"side_by_side": {*wanted} == {*self.schema.names}, "first_alone": kept.holds}
+        kept.keep(False)
+        alone = {"side_by_side": {*wanted} == {*self.schema.names}, "first_alone": kept.keeps}
         bytes_of = functools.partial(_group_bytes, self._file.metadata)
         pieces = [piece for run in runs for piece in fetching.runs(run, bytes_of, **alone)]
 

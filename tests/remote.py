@@ -51,12 +51,7 @@ class Remote:
 def remote(scheme: str) -> Iterator[Remote]:
     """An empty bucket that this process's jobs are led to."""
     start = clients.s3_way if scheme == "s3" else clients.gcs_way
-    with (
-        start() as way,
-        pytest.MonkeyPatch.context() as patch,
-        own_clients(),
-        contextlib.ExitStack() as stack,
-    ):
+    with start() as way, pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         stores.apply(patch, environment(scheme, way.proxy.endpoint))
         stack.enter_context(own_clients())
         bucket: Bucket = S3Bucket(way.store) if scheme == "s3" else CloudBucket(way.store)
