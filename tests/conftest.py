@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Read when TensorFlow is imported, so set before any test module does that.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -13,6 +15,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import pytest
 
 from tests.nights import Night
+
+if TYPE_CHECKING:
+    from tests.remote import Remote
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,3 +51,26 @@ def as_loud_as_before() -> Iterator[None]:
 def night(tmp_path: Path) -> Night:
     """A folder for shards, a model and an output, and the job to run on them."""
     return Night(tmp_path)
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def empty_store(request: pytest.FixtureRequest) -> Iterator[Remote]:
+    """An S3 or a Cloud Storage with one bucket, which the tests of a module share."""
+    # Only here: most tests need no store's client.
+    from tests.remote import remote
+
+    with remote(request.param) as one:
+        yield one
+
+
+@pytest.fixture
+def bucket(empty_store: Remote) -> Remote:
+    """The same, with nothing counted and nothing wrong."""
+    empty_store.way.proxy.reset()
+    return empty_store
+
+
+@pytest.fixture
+def top(bucket: Remote) -> str:
+    """A folder there that no other test uses."""
+    return bucket.path(f"top-{uuid.uuid4().hex}")

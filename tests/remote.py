@@ -36,6 +36,10 @@ class Remote:
     def path(self, key: str) -> str:
         return f"{self.scheme}://{BUCKET}/{key}"
 
+    def files(self, folder: str) -> dict[str, bytes]:
+        """What the store's own client finds below a path."""
+        return self.bucket.files(f"{folder.partition(f'{BUCKET}/')[2]}/")
+
     def requests(self, key: str = "") -> tuple[Entry, ...]:
         """What the job asked since the last reset; with ``key``, of that object."""
         every = self.way.proxy.counts().requests

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,7 +14,7 @@ import pytest
 from job import objects, storage
 from job.errors import UsageError
 from job.together import parallel
-from tests.remote import Remote, remote
+from tests.remote import Remote
 from tests.servers.clients import BUCKET
 
 # More than either store lists at once.
@@ -35,36 +33,12 @@ ODD = [
     "[x]*?",
 ]
 ODD += ["quote\"'<&>", "back\\slash", "tab\there", "n" * 200, "..x/.y", "日本/語", "e\u0301"]
-_tops = (f"top{number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module", params=["s3", "gs"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Remote]:
-    with remote(request.param) as one:
-        yield one
-
-
-@pytest.fixture
-def bucket(shared: Remote) -> Remote:
-    shared.way.proxy.reset()
-    return shared
-
-
-@pytest.fixture
-def top(bucket: Remote) -> str:
-    """A folder of its own."""
-    return bucket.path(next(_tops))
-
-
-def files(bucket: Remote, top: str) -> dict[str, bytes]:
-    """What the store's own client finds below a folder."""
-    return bucket.bucket.files(f"{top.partition(f'{BUCKET}/')[2]}/")
 
 
 def test_any_name_is_written_listed_read_copied_and_removed(bucket: Remote, top: str) -> None:
     for name in ODD:
         storage.write_atomic(f"{top}/in/{name}", name.encode())
-    assert files(bucket, f"{top}/in") == {name: name.encode() for name in ODD}
+    assert bucket.files(f"{top}/in") == {name: name.encode() for name in ODD}
     shown = {info.path: info for info in storage.tree(f"{top}/in")}
     assert list(shown) == sorted(f"{top}/in/{name}" for name in ODD)
     assert storage.names(f"{top}/in") == sorted({name.partition("/")[0] for name in ODD})
@@ -82,10 +56,10 @@ def test_any_name_is_written_listed_read_copied_and_removed(bucket: Remote, top:
         if one.target.startswith("/download/"):
             # Cloud Storage takes a name for one part of the path, the test's server for any.
             assert "/" not in one.target.partition("/o/")[2].partition("?")[0]
-    assert files(bucket, f"{top}/out") == files(bucket, f"{top}/in")
+    assert bucket.files(f"{top}/out") == bucket.files(f"{top}/in")
     storage.remove_tree(f"{top}/in")
-    assert files(bucket, f"{top}/in") == {}
-    assert len(files(bucket, f"{top}/out")) == len(ODD)
+    assert bucket.files(f"{top}/in") == {}
+    assert len(bucket.files(f"{top}/out")) == len(ODD)
 
 
 def test_an_attempt_may_have_any_name(bucket: Remote, top: str) -> None:
@@ -96,7 +70,7 @@ def test_an_attempt_may_have_any_name(bucket: Remote, top: str) -> None:
         assert storage.held_bytes(handle) == len(name.encode())
         storage.release(handle, f"{top}/{name}")
     storage.remove(f"{top}/attempt")
-    assert files(bucket, top) == {name: name.encode() for name in ODD}
+    assert bucket.files(top) == {name: name.encode() for name in ODD}
 
 
 def test_a_name_that_would_be_taken_for_an_uploads_is_refused(bucket: Remote) -> None:
@@ -122,7 +96,7 @@ def test_empty_objects_are_files_like_others(bucket: Remote, top: str) -> None:
     # Of nothing nothing can be asked for.
     assert bucket.settled() == ()
     storage.release(path, f"{top}/copy")
-    assert files(bucket, top) == {"copy": b"", "empty": b""}
+    assert bucket.files(top) == {"copy": b"", "empty": b""}
 
 
 def test_what_stands_for_a_folder_is_no_file(bucket: Remote, top: str) -> None:

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from job import storage
 from job.errors import ShardChangedError, StorageError
 from job.together import parallel
-from tests.remote import Remote, remote
+from tests.remote import Remote
 from tests.servers.clients import BUCKET
 from tests.servers.proxy import Fault
 
 WRITERS, ROUNDS = 6, 8
-_tops = (f"top{number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module", params=["s3", "gs"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Remote]:
-    with remote(request.param) as one:
-        yield one
-
-
-@pytest.fixture
-def bucket(shared: Remote) -> Remote:
-    shared.way.proxy.reset()
-    return shared
-
-
-@pytest.fixture
-def top(bucket: Remote) -> str:
-    """A folder of its own."""
-    return bucket.path(next(_tops))
-
-
-def files(bucket: Remote, top: str) -> dict[str, bytes]:
-    """What the store's own client finds below a folder."""
-    return bucket.bucket.files(f"{top.partition(f'{BUCKET}/')[2]}/")
 
 
 def at_once(act: Callable[[int], bool]) -> list[bool]:
@@ -51,7 +26,7 @@ def test_of_many_that_write_first_one_has_written(bucket: Remote, top: str) -> N
         path = f"{top}/{number}"
         first = at_once(lambda one, path=path: storage.write_first(path, b"of %d" % one))  # type: ignore[misc]
         assert sum(first) == 1
-        assert files(bucket, top)[str(number)] == b"of %d" % first.index(True)
+        assert bucket.files(top)[str(number)] == b"of %d" % first.index(True)
         assert not storage.write_first(path, b"later")
         # Who finds what it wrote itself was first: nobody answered it, and it asked again.
         assert storage.write_first(path, b"of %d" % first.index(True))
@@ -76,7 +51,7 @@ def test_of_many_that_replace_one_state_one_has_replaced_it(bucket: Remote, top:
         assert stamp not in (None, "", before)
         assert store.read_stamped(path) == (b"%d of %d" % (number, winner), stamp)
     assert store.write_if(f"{top}/none", b"x", str(stamp)) is None
-    assert sorted(files(bucket, top)) == ["lease"]
+    assert sorted(bucket.files(top)) == ["lease"]
 
 
 @pytest.mark.parametrize("fault", ["lost", "reset", "503"])
@@ -86,7 +61,7 @@ def test_a_condition_is_kept_where_the_first_try_was_not_answered(
     bucket.way.proxy.set(faults=[Fault(fault, "^(PUT|POST) ")])
     assert storage.write_first(f"{top}/mine", b"mine")
     assert not storage.write_first(f"{top}/mine", b"another's")
-    assert files(bucket, top) == {"mine": b"mine"}
+    assert bucket.files(top) == {"mine": b"mine"}
     assert [one.fault for one in bucket.settled() if one.method != "GET"] == [fault, "", ""]
 
 
@@ -98,9 +73,9 @@ def test_only_the_state_that_was_seen_is_removed(bucket: Remote, top: str) -> No
     for path in (f"{top}/a", f"{top}/gone"):
         store.remove([path], str(stamps[0]))
     store.remove([f"{top}/b"], str(stamps[1]))
-    assert files(bucket, top) == {"a": b"new"}
+    assert bucket.files(top) == {"a": b"new"}
     store.remove([f"{top}/a"], str(new))
-    assert files(bucket, top) == {}
+    assert bucket.files(top) == {}
 
 
 def test_what_is_not_there_is_asked_for_once(bucket: Remote, top: str) -> None:

@@ -25,7 +25,7 @@ from job.reading import SplitReader
 from job.spec import Shard, Split
 from tests.nights import dense, features, saved
 from tests.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
-from tests.remote import Remote, remote
+from tests.remote import Remote
 from tests.servers.proxy import Fault
 from tests.store_nights import until
 
@@ -34,19 +34,12 @@ AHEAD, MOST_AHEAD = 4, 16
 COLUMNS = ("f0", "f1", "f2", "f3")
 
 
-@pytest.fixture(scope="module", params=["s3", "gs"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Remote]:
-    with remote(request.param) as one:
-        yield one
-
-
 @pytest.fixture
-def bucket(shared: Remote, monkeypatch: pytest.MonkeyPatch) -> Remote:
+def bucket(bucket: Remote, monkeypatch: pytest.MonkeyPatch) -> Remote:
     """A store of whose row groups each is fetched by itself, and which is asked again at once."""
-    shared.way.proxy.reset()
     monkeypatch.setattr(fetching, "FETCHED_BYTES", 64 << 10)
     monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 0.01)
-    return shared
+    return bucket
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,12 @@ import pytest
 from job import fetching
 from tests.nights import features
 from tests.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
-from tests.remote import Remote, remote
+from tests.remote import Remote
 
 ROWS = 60_000
 MORE = 1.05
 PIECE_BYTES = 8 << 20
 FOOTER_BYTES = 16 << 10
-
-
-@pytest.fixture(scope="module", params=["s3", "gs"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Remote]:
-    with remote(request.param) as one:
-        yield one
-
-
-@pytest.fixture
-def bucket(shared: Remote) -> Remote:
-    shared.way.proxy.reset()
-    return shared
 
 
 def numbers(rows: int = ROWS, width: int = 12) -> pa.Table:

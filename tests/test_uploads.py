@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from job import gcs, objects, s3, storage, uploads
 from job.errors import StateUnknownError, StorageError
 from job.together import parallel
-from tests.remote import Remote, remote
+from tests.remote import Remote
 from tests.servers.clients import BUCKET, s3_client
 from tests.servers.proxy import Fault
 
@@ -21,23 +21,16 @@ PART_BYTES = {"s3": 5 << 20, "gs": 256 << 10}
 _names = (f"file{number}" for number in itertools.count())
 
 
-@pytest.fixture(scope="module", params=["s3", "gs"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Remote]:
-    with remote(request.param) as one:
-        yield one
-
-
 @pytest.fixture
-def bucket(shared: Remote, monkeypatch: pytest.MonkeyPatch) -> Remote:
+def bucket(bucket: Remote, monkeypatch: pytest.MonkeyPatch) -> Remote:
     """A store whose parts are as small as it takes them."""
-    shared.way.proxy.reset()
     for module in (uploads, gcs):
-        monkeypatch.setattr(module, "PART_BYTES", PART_BYTES[shared.scheme])
-    return shared
+        monkeypatch.setattr(module, "PART_BYTES", PART_BYTES[bucket.scheme])
+    return bucket
 
 
 # Where an upload that is not finished can be seen, and be given up by others.
-only_s3 = pytest.mark.parametrize("shared", ["s3"], indirect=True)
+only_s3 = pytest.mark.parametrize("empty_store", ["s3"], indirect=True)
 
 
 def content(size_bytes: int, seed: int = 0) -> bytes:
