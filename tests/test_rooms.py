@@ -21,7 +21,7 @@ ORDER = (
     ("cli",),
     ("options", "flags"),
     ("launch", "preflight", "footers", "inputs", "host", "verify", "rescoring"),
-    ("engines", "clusters"),
+    ("engines", "clusters", "checks"),
     ("pipeline",),
     ("worker", "overlap", "scoring", "task", "rejected", "reading", "fetching", "writing", "sizing"),
     ("planning", "listing", "matching"),

@@ -1,0 +1,19 @@
+"""What is looked at before a night is submitted, and what to do where it is not as it should be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of ``job doctor``.
+
+    ``ok`` is ``None`` where it could not be looked at; ``told`` then says why. ``fix`` says what to do, and
+    is empty where all is well.
+    """
+
+    name: str
+    ok: bool | None
+    told: str
+    fix: str = ""
