@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from job import archive, storage
-from job.errors import ModelError, UsageError
+from job.errors import ModelError, StorageError, UsageError
 from job.spec import ModelReference
 
 Kind = Literal["keras", "h5", "saved_model", "builder"]
@@ -71,8 +71,6 @@ def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None
         UsageError: weights are given for a model that has its own.
     """
     kind = kind_of(path)
-    if storage.is_remote(path) and kind != "saved_model" and storage.size_bytes(path) is None:
-        raise ModelError(f"--model={path}: there is no such object; give {_FORMS}")
     if weights is not None:
         _check_weights(path, weights, kind)
     if kind == "h5" and not trusted:
@@ -80,12 +78,45 @@ def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None
             f"--model={path}: an .h5 model may carry code that Keras' safe mode does not stop; "
             f"save it as .keras, or add --trust_model"
         )
+    _fetch_anew(path, weights, kind)
     if kind == "keras":
         archive.check(path, trusted=trusted)
     found = digest(path, weights)
     if sha256 is not None and found != sha256.lower():
         raise ModelError(f"--model={path}: its SHA-256 is {found}, --model_sha256 wants {sha256.lower()}")
     return ModelReference(path, weights, trusted, found)
+
+
+def _fetch_anew(path: str, weights: str | None, kind: Kind) -> None:
+    """See to it that this process's copies are of what is there by now."""
+    if weights is not None:
+        storage.fetched(weights, again=True)
+    try:
+        if kind != "builder":
+            storage.fetched(path, again=True)
+    except StorageError as e:
+        if kind != "saved_model" and storage.size_bytes(path) is None:
+            raise ModelError(f"--model={path}: there is no such object; give {_FORMS}") from e
+        raise
+
+
+def check_digest(reference: ModelReference) -> None:
+    """Refuse a model that is not the one whose digest the reference has.
+
+    This process's copy will do if it is that one, whatever has been put in the model's place since.
+
+    Raises:
+        ModelError: it is another.
+    """
+    found = digest(reference.path, reference.weights)
+    if found != reference.digest:
+        _fetch_anew(reference.path, reference.weights, kind_of(reference.path))
+        found = digest(reference.path, reference.weights)
+    if found != reference.digest:
+        raise ModelError(
+            f"{reference.path}: its SHA-256 is {found} here, the run was planned with "
+            f"{reference.digest}; put the artifact back or start a new run"
+        )
 
 
 def digest(path: str, weights: str | None) -> str:

@@ -110,28 +110,29 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
         StateUnknownError: a split has no receipt, a file that a receipt names is nowhere, or another run has
             published meanwhile.
     """
-    done = output.published(run.output)
-    if done is not None and done["run_id"] == run.run_id:
+    # Hours may have passed since the launcher looked.
+    seen = output.look(run.output, run.run_id)
+    if seen.published is not None and seen.published["run_id"] == run.run_id:
         # Engines may repeat a step when they have lost its outcome.
         output.remove_staging(run.output, run.run_id)
         return output.read_report(run.output)
     with output.watched(run.output, run.lease):
-        return _publish(run, receipts, clock)
+        return _publish(run, receipts, seen, clock)
 
 
-def _publish(run: Run, receipts: Iterable[Receipt], clock: Callable[[], float]) -> RunReport:
+def _publish(
+    run: Run, receipts: Iterable[Receipt], seen: output.Seen, clock: Callable[[], float]
+) -> RunReport:
     every = _one_of_each_split(run, receipts)
     counted = sorted(every, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
     counting.reconcile(run, counted)
     parts = [part for receipt in counted for part in staging.parts(receipt)]
-    counting.check_parts(run, counted)
-    counting.recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
-    # Hours may have passed since the launcher looked.
-    _, seen = together(
+    together(
         run.output,
         lambda: output.check_lease(run.output, run.lease),
-        lambda: output.look(run.output, run.run_id),
+        lambda: counting.check_parts(run, counted),
     )
+    counting.recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
     output.check_output(run.output, run.run_id, replace=run.replace, seen=seen)
     stale = _begin_publishing(run, parts, seen)
     storage.remove(storage.join(run.output, output.SUCCESS))
@@ -141,7 +142,11 @@ def _publish(run: Run, receipts: Iterable[Receipt], clock: Callable[[], float]) 
     # What could not be read before it had its name.
     counting.recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
-    _check_not_replaced(run)
+    together(
+        run.output,
+        lambda: output.check_lease(run.output, run.lease),
+        lambda: _check_not_replaced(run),
+    )
     storage.remove_all([storage.join(run.output, path) for path in stale])
     for path in stale:
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
@@ -154,7 +159,6 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
     """Write what tells of the night, ``_SUCCESS`` last, and remove what led to it."""
     # What a killed process leaves unfinished goes with the staging.
     aside = staging.folder_of(run.output, run.run_id)
-    output.check_lease(run.output, run.lease)
 
     def write(name: str, content: str) -> None:
         storage.write_atomic(storage.join(run.output, name), content.encode(), aside=aside)
@@ -168,11 +172,12 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
     write(output.SUCCESS, "")
     for other in output.leftovers(run.output, run.run_id) if run.replace else ():
         output.remove_staging(run.output, other)
+
+    def of_others() -> set[str]:
+        return staging.handles_of(run.output, output.leftovers(run.output, run.run_id))
+
     # The staging last: as long as it is there, the next command knows that there may be more to sweep.
-    storage.sweep(
-        run.output, lambda: staging.handles_of(run.output, output.leftovers(run.output, run.run_id))
-    )
-    output.remove_staging(run.output, run.run_id)
+    output.remove_staging(run.output, run.run_id, first=lambda: storage.sweep(run.output, of_others))
     return report
 
 

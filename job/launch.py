@@ -30,7 +30,7 @@ from job import (
 from job.errors import DataError, EngineError, JobError, StateUnknownError, StorageError, UsageError, in_text
 from job.report import RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
-from job.together import together
+from job.together import ahead, together
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -74,6 +74,8 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     if (done := _done_before(spec, run_id, held)) is not None:
         return done
     _make_output(spec.output)
+    # While a bucket is asked for this and that.
+    transform = ahead(spec.output, _load_transform)
     with output.lease(spec.output, announce) as lease:
         # Once more: another run may have ended between the look above and the lease.
         seen = output.look(spec.output, run_id)
@@ -90,7 +92,7 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
             announce(
                 f"{folder}: left by another run; `job clean {spec.output}` or --if_exists=replace removes it"
             )
-        return _run(spec, beam_args, shards, reference, run_id, lease, announce)
+        return _run(spec, beam_args, shards, reference, run_id, lease, announce, transform)
 
 
 def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) -> Outcome | None:
@@ -127,15 +129,10 @@ def _run(
     run_id: str,
     lease: str,
     announce: Callable[[str], None],
+    loaded: Callable[[], type[ScoreParquet]],
 ) -> Outcome:
-    def load() -> type[ScoreParquet]:
-        with quiet.imports():
-            from job.pipeline import ScoreParquet
-        return ScoreParquet
-
-    # Footers in a bucket come in while Beam is imported.
     transform, footers = together(
-        shards[0].path, load, lambda: _read_footers(spec, shards, run_id, beam_args)
+        shards[0].path, loaded, lambda: _read_footers(spec, shards, run_id, beam_args)
     )
     options = engines.beam_options(beam_args)
     fit = engines.fit(options)
@@ -164,11 +161,19 @@ def _run(
             if not output.is_published(spec.output, run_id):
                 raise
             announce(f"published, and then the engine failed: {e}")
-    if not output.is_published(spec.output, run_id):
+    report = output.report_of(spec.output, run_id)
+    if report is None:
         raise StateUnknownError(
             f"{spec.output}: the engine ended, and run {run_id[:12]} is not published; run again to resume"
         )
-    return Outcome(output.read_report(spec.output), already_published=False)
+    return Outcome(report, already_published=False)
+
+
+def _load_transform() -> type[ScoreParquet]:
+    # Not kept quiet, as other things are: what is announced meanwhile must be seen.
+    from job.pipeline import ScoreParquet
+
+    return ScoreParquet
 
 
 def _read_footers(

@@ -141,12 +141,7 @@ def acquire(reference: ModelReference, *, device: Device = "auto", threads: int 
     """
 
     def load() -> LoadedModel:
-        found = artifact.digest(reference.path, reference.weights)
-        if found != reference.digest:
-            raise ModelError(
-                f"{reference.path}: its SHA-256 is {found} here, the run was planned with "
-                f"{reference.digest}; put the artifact back or start a new run"
-            )
+        artifact.check_digest(reference)
         backend.configure(device, threads)
         return LoadedModel(reference)
 

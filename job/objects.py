@@ -6,18 +6,14 @@ A bucket has no folders: a folder is what keys have before a ``/``. It has no re
 
 from __future__ import annotations
 
-import atexit
 import hashlib
-import os
-import posixpath
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 from job import ranges
 from job.buckets import Client, Found, bucket_and_key, folder_prefix, path_of, token_of
+from job.copies import Copies
 from job.errors import ShardChangedError, StorageError, UsageError
 from job.files import FileInfo
 from job.retrying import RefusedError
@@ -83,8 +79,7 @@ class ObjectStore:
 
     def __init__(self, scheme: str, client: Client) -> None:
         self._scheme, self._client = scheme, client
-        self._fetched: dict[str, tuple[str, str]] = {}
-        self._fetching = threading.Lock()
+        self._copies = Copies(self.describe, self.tree, self._pieces)
 
     def exists(self, path: str) -> bool:
         """Say whether an object or a folder is there."""
@@ -228,31 +223,9 @@ class ObjectStore:
         size_bytes, stamp = self._known(path, size_bytes, stamp)
         return pa.BufferReader(ranges.footer(self._getter(path, stamp), size_bytes, stamp and path + stamp))
 
-    def fetched(self, path: str) -> str:
-        """Return a local copy of an object, or of a folder of them; it goes when the process ends."""
-        with self._fetching:
-            found = self.describe(path)
-            every = [found] if found else self.tree(path)
-            stamp = " ".join(info.stamp for info in every)
-            if not every:
-                raise StorageError(f"{path}: cannot be read: there is no such object")
-            if self._fetched.get(path, ("", ""))[0] != stamp:
-                folder = tempfile.mkdtemp(prefix="scoring-job-")
-                atexit.register(shutil.rmtree, folder, ignore_errors=True)
-                copy = os.path.join(folder, posixpath.basename(path))
-                for info in every:
-                    self._copy_to(info, copy + info.path.removeprefix(path))
-                self._fetched[path] = (stamp, copy)
-            return self._fetched[path][1]
-
-    def _copy_to(self, info: FileInfo, target: str) -> None:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        try:
-            with open(target, "wb") as sink:
-                for piece in self._pieces(info):
-                    sink.write(piece)
-        except OSError as e:
-            raise StorageError(f"{info.path}: cannot be copied to {target}: {e.strerror or e}") from e
+    def fetched(self, path: str, *, again: bool) -> str:
+        """Return the local path of a copy, see ``storage.fetched``."""
+        return self._copies.of(path, again=again)
 
     def create(self, path: str, final: str) -> ObjectSink:
         """Begin an object, see ``storage.create``."""

@@ -90,6 +90,15 @@ def damaged(output: str, manifest: dict[str, Any]) -> list[str]:
     return wrong if storage.join(output, REPORT_JSON) in found else [*wrong, REPORT_JSON]
 
 
+def report_of(output: str, run: str) -> RunReport | None:
+    """Return the report of a run if the output holds it, finished."""
+    path = storage.join(output, REPORT_JSON)
+    done, content = together(output, lambda: published(output), lambda: storage.read_bytes(path))
+    if done is None or done["run_id"] != run:
+        return None
+    return RunReport.from_json((content or b"").decode(), path)
+
+
 def read_report(output: str) -> RunReport:
     """Return the report of the night that the output holds.
 
@@ -230,9 +239,15 @@ def leftovers(output: str, run: str) -> list[str]:
     return [name for name in storage.names(storage.join(output, STAGING)) if name not in (run, LEASE)]
 
 
-def remove_staging(output: str, run: str) -> None:
-    """Remove one run's staging, and the staging folder if it is then empty."""
-    storage.remove_tree(staging.folder_of(output, run))
+def remove_staging(output: str, run: str, *, first: Callable[[], None] = lambda: None) -> None:
+    """Remove one run's staging, and the staging folder if it is then empty; before that, do ``first``."""
+    folder = staging.folder_of(output, run)
+    if storage.is_remote(output):
+        _, found = together(output, first, lambda: storage.tree(folder))
+        storage.remove_all([info.path for info in found])
+        return
+    first()
+    storage.remove_tree(folder)
     storage.remove_empty_folder(storage.join(output, STAGING))
 
 

@@ -1,4 +1,4 @@
-"""Amazon S3 and what speaks like it, through boto3. Where to and who asks is found as Amazon's tools find it.
+"""Amazon S3 and what speaks like it, through botocore. Where to and who asks is found as its tools do it.
 
 An upload that is not finished outlives its process and can be finished by any other, by one request whatever
 its size; until then nobody sees an object. That is how an attempt is published here: no copy, no rename.
@@ -13,10 +13,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import Session
 
 from job import s3_errors
 from job.buckets import Found, Page, no_client
@@ -37,10 +37,11 @@ class S3:
 
     def __init__(self, options: StoreOptions) -> None:
         try:
-            # What Amazon's other tools ask first, and boto3 not at all.
-            session = boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
+            session = Session()
             self._signed = session.get_credentials() is not None
-            self._client: Any = session.client("s3", config=self._config())
+            # What Amazon's other tools ask first, and botocore not at all.
+            region = os.environ.get("AWS_REGION") or None
+            self._client: Any = session.create_client("s3", region_name=region, config=self._config())
         except (BotoCoreError, ValueError, OSError) as e:
             raise no_client("s3", one_line(e)) from e
         self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}

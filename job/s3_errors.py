@@ -54,8 +54,8 @@ def told(where: str, operation: str, error: Exception, *, signed: bool) -> Excep
 
     Args:
         where: the object.
-        operation: boto3's name for the request.
-        error: what boto3 raised, or the system where a file with credentials cannot be read.
+        operation: botocore's name for the request.
+        error: what botocore raised, or the system where a file with credentials cannot be read.
         signed: whether credentials were found.
     """
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
@@ -91,8 +91,8 @@ def _refused(
 def denied(operation: str, asked: str = "") -> str:
     """Return what to say of a request that is not allowed, and the permission that it takes.
 
-    ``operation`` is boto3's name for it, ``asked`` that of the request which was refused: for credentials of
-    a role others are sent first, and take other permissions.
+    ``operation`` is botocore's name for it, ``asked`` that of the request which was refused: for credentials
+    of a role others are sent first, and take other permissions.
     """
     if asked and asked.lower() != operation.replace("_", ""):
         return f"{operation} needs credentials, and {asked} is not allowed"

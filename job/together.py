@@ -20,6 +20,19 @@ def parallel(function: Callable[[T], R], items: Iterable[T], *, name: str) -> li
         return list(pool.map(function, items))
 
 
+def ahead(path: str, call: Callable[[], T]) -> Callable[[], T]:
+    """Begin a call in a thread where ``path`` leads into a bucket, and return what waits for its result.
+
+    Elsewhere it is made when the result is asked for.
+    """
+    if not storage.is_remote(path):
+        return call
+    with_one = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    result = with_one.submit(call)
+    with_one.shutdown(wait=False)
+    return result.result
+
+
 def together(path: str, *calls: Callable[[], Any]) -> list[Any]:
     """Call all and return their results in order; in threads where ``path`` leads into a bucket.
 

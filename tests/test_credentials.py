@@ -276,7 +276,7 @@ def test_a_token_that_has_expired_is_told_at_once(home: Home, code: str) -> None
     for line in lines:
         assert f"s3://{BUCKET}/out/_" in line
         assert code in line
-    # Nothing twice; but the answer to a HEAD cannot say so, and boto3 then looks at the bucket's region.
+    # Nothing twice; but the answer to a HEAD cannot say so, and botocore then looks at the bucket's region.
     gets = [one.path for one in server.asked if one.method == "GET"]
     assert len(gets) == len(set(gets))
     assert "HEAD" in {one.method for one in server.asked}

@@ -165,7 +165,8 @@ def test_a_local_copy_is_made_once_for_each_state(bucket: Remote, top: str) -> N
     bodies = [one for one in bucket.settled() if one.range]
     assert len(bodies) == 2
     storage.write_atomic(f"{top}/m/a", b"new")
-    again = storage.fetched(f"{top}/m")
+    assert storage.fetched(f"{top}/m") == copies[0]
+    again = storage.fetched(f"{top}/m", again=True)
     assert again != copies[0]
     assert Path(again, "a").read_bytes() == b"new"
     assert storage.fetched(f"{top}/m") == again

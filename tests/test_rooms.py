@@ -44,6 +44,7 @@ ORDER = (
         "buckets",
         "retrying",
         "ranges",
+        "copies",
         "files",
         "sinks",
     ),
@@ -63,7 +64,6 @@ SLOW_IMPORTS = {"apache_beam", "keras", "tensorflow"}
 LOCAL = {"job", "models", "benchmarks"}
 DISTRIBUTION = {
     "apache_beam": "apache-beam",
-    "botocore": "boto3",
     "google": "protobuf",
     "ml_dtypes": "ml-dtypes",
 }
