@@ -16,10 +16,11 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from job import clusters, quiet
+from job import clusters, flink, quiet
 from job.clusters import cores as cores
 from job.errors import EngineError, JobError, UsageError, one_line
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 EMBEDDED: Final = "FnApiRunner"
 DASK: Final = "DaskRunner"
+FLINK: Final = "FlinkRunner"
 # Beam has it, but does not know it by its short name.
 _DASK_PATH: Final = "apache_beam.runners.dask.dask_runner.DaskRunner"
 
@@ -86,17 +88,19 @@ def check_runner(beam_args: Sequence[str]) -> None:
 
 
 def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
-    """Return the pipeline options for these flags, with the embedded engine's defaults filled in."""
+    """Return the pipeline options for these flags, with defaults filled in that suit the engine."""
     from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
     options = PipelineOptions(list(beam_args))
+    # Beam cannot tell a flag that was left out from one that asks for Beam's default.
+    given = {arg.partition("=")[0] for arg in beam_args}
     if name(options) == DASK:
         _use_dask(options)
+    if name(options) == FLINK:
+        flink.fill(options, given)
     if name(options) == EMBEDDED:
         options.view_as(StandardOptions).runner = EMBEDDED
         direct = options.view_as(DirectOptions)
-        # Beam cannot tell a flag that was left out from one that asks for Beam's default.
-        given = {arg.partition("=")[0] for arg in beam_args}
         if "--direct_running_mode" not in given:
             direct.direct_running_mode = "multi_threading"
         if "--direct_num_workers" not in given:
@@ -131,8 +135,12 @@ def fit(options: PipelineOptions) -> Fit:
     """Return what suits the engine; one that is a cluster is asked.
 
     Raises:
-        EngineError: it does not answer.
+        EngineError: it does not answer, or cannot run the job.
     """
+    if name(options) == FLINK:
+        # Here and again where the pipeline starts: the sooner it is told, the less is in vain.
+        flink.refuse(options)
+        return Fit(flink.threads(options))
     if name(options) != DASK:
         return Fit(tensorflow_threads(options))
     cluster = clusters.look(options)
@@ -144,7 +152,7 @@ def runner(options: PipelineOptions) -> Any:
     """Return what ``beam.Pipeline`` takes as its runner; ``None`` leaves it to the options.
 
     Raises:
-        EngineError: ``--job_endpoint`` does not answer.
+        EngineError: ``--job_endpoint`` does not answer, or the cluster cannot run the job.
     """
     from apache_beam.options.pipeline_options import DirectOptions, PortableOptions
 
@@ -152,6 +160,8 @@ def runner(options: PipelineOptions) -> Any:
         endpoint = options.view_as(PortableOptions).job_endpoint
         if endpoint and endpoint != "embed":
             _check_answers(endpoint)
+        if name(options) == FLINK:
+            flink.refuse(options)
         return None
     direct = options.view_as(DirectOptions)
     if direct.direct_running_mode != "multi_processing" or os.environ.get(quiet.TF_LEVEL) == "0":
@@ -176,6 +186,11 @@ def _check_answers(endpoint: str) -> None:
             f"--job_endpoint={endpoint}: no answer within {_ANSWER_S:.0f} s; start the job server there, or "
             f"correct the address"
         ) from e
+
+
+def ended_on_failure(options: PipelineOptions) -> AbstractContextManager[None]:
+    """Return a body in which an engine's job ends with an error, also where the engine would go on with it."""
+    return flink.ended_on_failure(options) if name(options) == FLINK else nullcontext()
 
 
 def scores_here(options: PipelineOptions) -> bool:

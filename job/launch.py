@@ -258,7 +258,7 @@ def _check_refused(run: Run, splits: Sequence[Split], told: str) -> None:
 def _wait(options: PipelineOptions, scoring: ScoreParquet, run: Run) -> None:
     import apache_beam as beam
 
-    with _workers_errors(options, run.output, run.run_id):
+    with _workers_errors(options, run.output, run.run_id), engines.ended_on_failure(options):
         pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
         pipeline | "Score Parquet" >> scoring
         state = pipeline.run().wait_until_finish()

@@ -1,0 +1,1 @@
+"""What the job runs on: clusters and images."""

@@ -1,0 +1,1 @@
+"""A Flink cluster on this machine, from the distribution on the Python package index: no Docker, no image."""

@@ -1,0 +1,175 @@
+"""The job on Flink: what Beam is told where the person did not say, what is refused, how a job there ends.
+
+The cluster is asked at ``--flink_master``, which is also where Beam's job server submits to. Where that is
+``[auto]`` or ``[local]`` there is no cluster to ask: the job server finds or starts one by itself.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from job import flink_checks, flink_jar, progress
+from job.checks import Check
+from job.clusters import cores
+from job.errors import EngineError
+from job.flink_rest import Cluster, TaskManager
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+# Beam's own default ends the workers between the stages of a job, and each would load the model again.
+_KEEP_WORKERS_MS: Final = 60_000
+_ENDS_WITHIN_S: Final = 30.0
+_LOOK_S: Final = 0.2
+
+
+def fill(options: PipelineOptions, given: Collection[str]) -> None:
+    """Set what suits the cluster and is not among the flags ``given``.
+
+    A cluster that does not answer is left for :func:`refuse` to tell of.
+    """
+    from apache_beam.options.pipeline_options import (
+        FlinkRunnerOptions,
+        GoogleCloudOptions,
+        PortableOptions,
+    )
+
+    if "--environment_cache_millis" not in given:
+        options.view_as(PortableOptions).environment_cache_millis = _KEEP_WORKERS_MS
+    named = options.view_as(GoogleCloudOptions)
+    if not named.job_name:
+        # By which the job is found again; Beam's own option, wherever it keeps it.
+        named.job_name = f"scoring-job-{uuid.uuid4().hex[:12]}"
+    flink = options.view_as(FlinkRunnerOptions)
+    cluster = Cluster.at(flink.flink_master)
+    if cluster is None:
+        return
+    with suppress(EngineError):
+        told = cluster.overview()
+        if "--flink_version" not in given and told.minor in flink.PUBLISHED_FLINK_VERSIONS:
+            flink.flink_version = told.minor
+        if "--parallelism" not in given and told.free_slots:
+            flink.parallelism = told.free_slots
+
+
+def refuse(options: PipelineOptions) -> None:
+    """Refuse what cannot run, and fetch the job server's jar if Beam is to start one.
+
+    Raises:
+        EngineError: the cluster does not answer or has no room, its version is unknown to Beam, or the jar or
+            Java is missing.
+    """
+    cluster = _cluster(options)
+    looks: list[Check] = []
+    if cluster is not None:
+        looks += [flink_checks.version(options, cluster.overview()), flink_checks.room(options, cluster)]
+    if flink_jar.is_started(options):
+        looks.append(flink_jar.java(options, ask=False))
+        # Only where all the rest is well: it may be a download.
+        if not any(look.ok is False for look in looks):
+            looks.append(flink_jar.jar(options, fetch=True))
+    for look in looks:
+        if look.ok is False:
+            raise EngineError(f"--runner=FlinkRunner: {look.told}; {look.fix}")
+
+
+def threads(options: PipelineOptions) -> int:
+    """Return TensorFlow's threads within one operation, so that all slots of a machine use its cores once.
+
+    0 leaves the choice to TensorFlow, where the machines are not known.
+
+    Raises:
+        EngineError: the cluster does not answer.
+    """
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions, PortableOptions
+
+    cluster = _cluster(options)
+    asked = options.view_as(FlinkRunnerOptions).parallelism
+    if cluster is None:
+        # One that the job server starts by itself has a slot for each core, and its workers in this process.
+        return max(1, cores() // asked) if asked > 0 else int(flink_jar.is_started(options))
+    if options.view_as(PortableOptions).environment_type == "LOOPBACK":
+        return max(1, cores() // asked) if asked > 0 else 1
+    return _share(cluster.task_managers(), asked)
+
+
+def _share(members: Collection[TaskManager], parallelism: int) -> int:
+    slots: Counter[str] = Counter()
+    for one in members:
+        slots[one.host] += one.slots
+    shares = []
+    for one in members:
+        busy = min(slots[one.host], parallelism) if parallelism > 0 else slots[one.host]
+        shares.append(max(1, one.cores // max(1, busy)))
+    return min(shares, default=0)
+
+
+@contextmanager
+def ended_on_failure(options: PipelineOptions) -> Iterator[None]:
+    """Cancel the job that the body has started if it is left by an error or by Ctrl-C.
+
+    Flink would go on with it: Beam's client and job server may end without a word to the cluster, and the job
+    keeps its slots.
+    """
+    from apache_beam.options.pipeline_options import GoogleCloudOptions
+
+    cluster, name = _cluster(options), options.view_as(GoogleCloudOptions).job_name
+    if cluster is None or not name:
+        yield
+        return
+    before = {job.id for job in cluster.jobs()}
+    try:
+        yield
+    except BaseException:
+        # What is on its way up says what happened.
+        with suppress(EngineError):
+            cancel(cluster, name, before)
+        raise
+
+
+def cancel(cluster: Cluster, name: str, but: Collection[str] = ()) -> list[str]:
+    """End the running jobs called ``name``, except those in ``but``; returns the ids of those that ended."""
+    found = [job.id for job in cluster.jobs() if job.name == name and job.id not in but and not job.has_ended]
+    for one in found:
+        cluster.cancel(one)
+    give_up_s = time.monotonic() + _ENDS_WITHIN_S
+    left = set(found)
+    while left and time.monotonic() < give_up_s:
+        left &= {job.id for job in cluster.jobs() if not job.has_ended}
+        time.sleep(_LOOK_S if left else 0)
+    for one in found:
+        state = f"does not end: see {cluster.url}" if one in left else "cancelled, its slots are free"
+        progress.say(f"Flink job {one} ({name}): {state}")
+    return [one for one in found if one not in left]
+
+
+def checks(options: PipelineOptions) -> list[Check]:
+    """Return the lines of ``job doctor`` about Flink."""
+    started, cluster = flink_jar.is_started(options), _cluster(options)
+    looks = [flink_jar.java(options, ask=True), flink_jar.jar(options, fetch=False)] if started else []
+    minor = ""
+    if cluster is None:
+        told = "--flink_master names no address: the job server finds or starts a cluster by itself"
+        looks.append(Check("Flink", None, told))
+    else:
+        try:
+            looks += flink_checks.of_cluster(options, cluster)
+            minor = cluster.overview().minor
+        except EngineError as e:
+            told, _, fix = str(e).rpartition("; ")
+            looks.append(Check("Flink", False, told, fix))
+    looks.append(flink_jar.version(options, minor) if started else flink_checks.endpoint(options))
+    looks.append(flink_checks.staging(options))
+    return looks
+
+
+def _cluster(options: PipelineOptions) -> Cluster | None:
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions
+
+    master: Any = options.view_as(FlinkRunnerOptions).flink_master
+    return Cluster.at(master)
