@@ -189,7 +189,7 @@ def _check_answers(endpoint: str) -> None:
 
 
 def ended_on_failure(options: PipelineOptions) -> AbstractContextManager[None]:
-    """Return a body in which an engine's job ends with an error, also where the engine would go on with it."""
+    """End the engine's job with the body's error, also where the engine would go on with it."""
     return flink.ended_on_failure(options) if name(options) == FLINK else nullcontext()
 
 

@@ -134,16 +134,19 @@ def ended_on_failure(options: PipelineOptions) -> Iterator[None]:
 
 def cancel(cluster: Cluster, name: str, but: Collection[str] = ()) -> list[str]:
     """End the running jobs called ``name``, except those in ``but``; returns the ids of those that ended."""
+    free = cluster.overview().free_slots
     found = [job.id for job in cluster.jobs() if job.name == name and job.id not in but and not job.has_ended]
     for one in found:
         cluster.cancel(one)
     give_up_s = time.monotonic() + _ENDS_WITHIN_S
-    left = set(found)
-    while left and time.monotonic() < give_up_s:
+    left, waits = set(found), bool(found)
+    while waits and time.monotonic() < give_up_s:
         left &= {job.id for job in cluster.jobs() if not job.has_ended}
-        time.sleep(_LOOK_S if left else 0)
+        # They are free a moment after the job counts as ended.
+        waits = bool(left) or cluster.overview().free_slots <= free
+        time.sleep(_LOOK_S)
     for one in found:
-        state = f"does not end: see {cluster.url}" if one in left else "cancelled, its slots are free"
+        state = f"does not end: see {cluster.url}" if one in left else "cancelled"
         progress.say(f"Flink job {one} ({name}): {state}")
     return [one for one in found if one not in left]
 

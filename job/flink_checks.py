@@ -108,7 +108,7 @@ def workers(options: PipelineOptions, cluster: Cluster) -> Check:
     Raises:
         EngineError: the cluster does not answer.
     """
-    from apache_beam.options.pipeline_options import PortableOptions, SetupOptions
+    from apache_beam.options.pipeline_options import PortableOptions, SetupOptions, WorkerOptions
 
     name, portable = "Python workers", options.view_as(PortableOptions)
     kind, config = portable.environment_type or "DOCKER", portable.environment_config or ""
@@ -120,8 +120,8 @@ def workers(options: PipelineOptions, cluster: Cluster) -> Check:
         return Check(name, True, "LOOPBACK: in this process")
     if kind == "EXTERNAL":
         return _pool(config or portable.lookup_environment_option("external_service_address", ""), hosts)
-    setup = options.view_as(SetupOptions)
-    if kind == "DOCKER" and not (config or setup.sdk_container_image or setup.setup_file):
+    image = config or options.view_as(WorkerOptions).sdk_container_image
+    if kind == "DOCKER" and not (image or options.view_as(SetupOptions).setup_file):
         told = (
             "--environment_type is DOCKER by default, with Beam's image, which has neither this job nor Keras"
         )

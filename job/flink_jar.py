@@ -75,7 +75,7 @@ def jar(options: PipelineOptions, *, fetch: bool) -> Check:
         return Check(name, True, str(there))
     if given and "://" not in given:
         return Check(name, False, f"--flink_job_server_jar={given}: no such file", "correct the path")
-    url = given or _published(options)
+    url = given or published(options)
     file = url.rpartition("/")[2]
     fix = f"fetch {file} where that works and give --flink_job_server_jar=PATH, or --job_endpoint=HOST:PORT"
     try:
@@ -84,7 +84,9 @@ def jar(options: PipelineOptions, *, fetch: bool) -> Check:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_ANSWER_S):
             return Check(name, True, f"{file} is downloaded by the first job, from {url}")
     except (OSError, RuntimeError, ValueError) as e:
-        return Check(name, False, f"Beam's job server {file} cannot be had from {url} ({one_line(e)})", fix)
+        # Beam tells the address once more, and the reason only in what it raises from.
+        why = one_line(e.__cause__ or e.__context__ or e)
+        return Check(name, False, f"Beam's job server {file} cannot be had from {url} ({why})", fix)
 
 
 def local(options: PipelineOptions) -> Path | None:
@@ -92,7 +94,7 @@ def local(options: PipelineOptions) -> Path | None:
     from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
     given = options.view_as(FlinkRunnerOptions).flink_job_server_jar
-    url = given or _published(options)
+    url = given or published(options)
     for path in (Path(url), Path(_cache(options), url.rpartition("/")[2])):
         if path.is_file():
             return path
@@ -140,7 +142,7 @@ def _property(archive: zipfile.ZipFile, member: str, key: str) -> str:
     return found[1] if found else ""
 
 
-def _published(options: PipelineOptions) -> str:
+def published(options: PipelineOptions) -> str:
     """Return where Beam looks for the jar: its address at Maven Central, or a path if it was built here."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions
     from apache_beam.utils.subprocess_server import JavaJarServer

@@ -136,8 +136,10 @@ class Cluster:
                 f"address of Flink's REST server"
             ) from e
         except (OSError, ValueError, http.client.HTTPException) as e:
+            inner = e.reason if isinstance(e, urllib.error.URLError) else e
+            why = one_line(inner) if isinstance(inner, BaseException) else inner
             raise EngineError(
-                f"--flink_master={self.url}: no answer ({one_line(e)}); start the cluster, or correct the "
+                f"--flink_master={self.url}: no answer ({why}); start the cluster, or correct the "
                 f"address: that of Flink's REST server, HOST:8081"
             ) from e
 

@@ -1,4 +1,4 @@
-"""``python -m deploy.flink fetch | up | down``: what ``make flink-up`` and its like call."""
+"""``python -m deploy.flink fetch | up | down | jar``: what ``make flink-up`` and its like call."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Final
 
+from deploy.flink import jobserver
 from deploy.flink.cluster import Cluster
 from deploy.flink.distribution import DeployError, fetched
+from job import quiet
+
+# As test drivers say that a test was not run: neither passed nor failed.
+NOT_RUN: Final = 77
 
 
 def main(argv: Sequence[str]) -> int:
     """Do what is asked; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m deploy.flink", allow_abbrev=False)
-    parser.add_argument("what", choices=("fetch", "up", "down"))
+    parser.add_argument("what", choices=("fetch", "up", "down", "jar"))
     parser.add_argument("--port", type=int, default=0, help="of the REST server; 8081 or a free one if 0")
     given = parser.parse_args(argv)
     cluster = Cluster()
+    if given.what == "jar":
+        return _jar()
     try:
         if given.what == "fetch":
             _say(str(fetched()))
@@ -29,6 +37,18 @@ def main(argv: Sequence[str]) -> int:
     except DeployError as e:
         sys.stderr.write(f"error: {e}\n")
         return 1
+    return 0
+
+
+def _jar() -> int:
+    quiet.hush(debug=False)
+    try:
+        with quiet.imports():
+            path = jobserver.found(fetch=True)
+    except DeployError as e:
+        sys.stderr.write(f"NOT RUN: {e}\n")
+        return NOT_RUN
+    _say(str(path))
     return 0
 
 

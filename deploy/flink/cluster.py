@@ -159,19 +159,14 @@ class Cluster:
         ]
         command += ["-cp", f"{flink}/lib/*", arguments[at], "--configDir", str(conf), *arguments[at + 1 :]]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        with (self.folder / "logs" / f"{name}.log").open("ab") as log:
-            one = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                # The workers that a TaskManager starts find the job.
-                env={**os.environ, "PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        began = psutil.Process(one.pid).create_time()
-        told = {"pid": one.pid, "began": began, "id": flink_id}
+        log = self.folder / "logs" / f"{name}.log"
+        # By a shell that ends at once: the process outlives this one, and is nobody's child.
+        begun = ["sh", "-c", '"$@" >> "$0" 2>&1 < /dev/null & echo $!', str(log), "setsid", *command]
+        # The workers that a TaskManager starts find the job.
+        env = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(begun, cwd=self.folder, env=env, stdout=subprocess.PIPE, check=True)
+        pid = int(done.stdout)
+        told = {"pid": pid, "began": psutil.Process(pid).create_time(), "id": flink_id}
         (self.folder / "run" / f"{name}.json").write_text(json.dumps(told))
 
     def _alive(self, name: str) -> psutil.Process | None:

@@ -1,0 +1,123 @@
+"""Nights on a real Flink cluster, while its processes are killed; ``make flink-test`` runs them.
+
+They need the jar of Beam's job server for Flink. The same functions run on Beam's own job service in
+tests/test_boot.py, with the Python worker that the TaskManagers here start.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.flink import jobserver
+from deploy.flink.__main__ import flags
+from deploy.flink.cluster import Cluster
+from deploy.flink.distribution import DeployError
+from tests import rehearsal
+from tests.nights import Night, dense, features, saved
+from tests.servers.flink import flink_cluster
+from tests.store_nights import until
+
+ROOT = Path(__file__).parents[1]
+WITHIN_S = 280.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def jar() -> Path:
+    try:
+        return jobserver.found(fetch=False)
+    except DeployError as e:
+        # Also where every test counts: no registry of ours has it.
+        pytest.skip(f"NOT RUN: {e}")
+
+
+@pytest.fixture(scope="module")
+def running(jar: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with flink_cluster(tmp_path_factory.mktemp("flink")) as one:
+        yield one
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Cluster:
+    """The same, whatever the test before has killed."""
+    running.up()
+    until(lambda: running.rest().overview().free_slots == 4, within_s=90)
+    return running
+
+
+@pytest.fixture
+def engine(cluster: Cluster, jar: Path) -> list[str]:
+    return [*flags(cluster), f"--flink_job_server_jar={jar}"]
+
+
+def test_december_is_that_of_the_embedded_engine(tmp_path: Path, engine: list[str]) -> None:
+    model = ROOT / "data" / "models" / "flights.keras"
+    assert model.exists(), "make flink-test makes the flights and their model"
+    december = [f"--input={ROOT}/data/features/ds=2013-12-*", f"--model={model}", "--keys=flight_id"]
+    told = rehearsal.as_embedded([*december, "--batch_size=512"], tmp_path, engine, WITHIN_S)
+    assert (told["rows_scored"], told["splits"]) == (27_110, 31)
+
+
+def test_four_million_rows_are_those_of_the_embedded_engine(night: Night, engine: list[str]) -> None:
+    for day in range(8):
+        table = features(500_000, seed=day, first_id=day * 500_000)
+        night.shard(f"part-{day}", table, group_rows=50_000)
+    model = saved(dense(), night.folder / "m.keras")
+    args = [f"--input={night.input}", f"--model={model}", "--keys=id"]
+    args += ["--split_rows=100000", "--batch_size=8192"]
+    told = rehearsal.as_embedded(args, night.folder, engine, WITHIN_S)
+    assert (told["rows_scored"], told["splits"], len(told["workers"])) == (4_000_000, 40, 2)
+
+
+def test_a_task_manager_that_is_killed_costs_nothing_but_time(
+    night: Night, cluster: Cluster, engine: list[str]
+) -> None:
+    def kill(job: subprocess.Popen[bytes]) -> None:
+        cluster.process("taskmanager1").send_signal(signal.SIGKILL)
+        cluster.up()
+
+    rehearsal.killed(night, engine, kill, splits=96, survives=True, within_s=WITHIN_S)
+
+
+def test_a_python_worker_that_is_killed_costs_nothing_but_time(
+    night: Night, cluster: Cluster, engine: list[str]
+) -> None:
+    def kill(job: subprocess.Popen[bytes]) -> None:
+        workers = cluster.python_workers()
+        # One beside each TaskManager, at the same time.
+        assert len(workers) == 2
+        workers[0].send_signal(signal.SIGKILL)
+
+    rehearsal.killed(night, engine, kill, splits=96, survives=True, within_s=WITHIN_S)
+
+
+def test_a_job_server_that_is_killed_ends_the_command_and_frees_the_slots(
+    night: Night, cluster: Cluster, engine: list[str], jar: Path
+) -> None:
+    def kill(job: subprocess.Popen[bytes]) -> None:
+        (server,) = (
+            one for one in psutil.Process(job.pid).children(recursive=True) if str(jar) in one.cmdline()
+        )
+        server.send_signal(signal.SIGKILL)
+
+    rehearsal.killed(night, engine, kill, splits=96, survives=False, within_s=WITHIN_S)
+    assert all(job.has_ended for job in cluster.rest().jobs())
+
+
+def test_ctrl_c_frees_the_slots(night: Night, cluster: Cluster, engine: list[str]) -> None:
+    night.shard("part", features(96_000), group_rows=1000)
+    slow = ["--keys=id", "--features=f0,f1,f2,f3", "--split_rows=1000", "--batch_size=1000"]
+    log = night.folder / "log"
+    with rehearsal.start([*night.args("tests.slowly:build", *slow), *engine], log) as job:
+        until(lambda: rehearsal.receipts(night) >= 5, within_s=WITHIN_S)
+        job.send_signal(signal.SIGINT)
+        assert job.wait(60) != 0
+    until(lambda: cluster.rest().overview().free_slots == 4, within_s=30)
+    assert not (night.output / "_SUCCESS").exists()
