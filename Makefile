@@ -9,11 +9,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FEATURES := data/features/_made
 FLIGHTS := data/models/flights.keras
-CHECKED := job models benchmarks tests
+CHECKED := job models benchmarks deploy tests
 # A file's tests share what they start, so they stay together.
 IN_PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-fast lint format bench lock clean
+.PHONY: help install demo test test-fast lint format bench lock clean flink-up flink-down flink-test
 
 help: ## list every chore
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,12 +38,25 @@ $(FEATURES): models/flights_data.py | $(INSTALLED)
 	$(BIN)/python -m models.flights features --output data/features
 	touch $@
 
-test: $(INSTALLED) ## run every test (those on a Cloud Storage stand-in need Go)
+test: $(INSTALLED) ## run every test (those on a Cloud Storage stand-in need Go, those on Flink Java)
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.stores; fi
+	if command -v java > /dev/null; then $(BIN)/python -m deploy.flink fetch; fi
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-fast: $(INSTALLED) ## run the tests that take seconds
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'
+
+flink-up: $(INSTALLED) ## start a Flink cluster on this machine, or mend it (needs Java; FLINK_PORT=8081)
+	$(BIN)/python -m deploy.flink up --port=$(or $(FLINK_PORT),0)
+
+flink-down: $(INSTALLED) ## end that cluster, with every process that it started
+	$(BIN)/python -m deploy.flink down
+
+# Exit code 77 (and 2 of make): not run, for want of Beam's job server. Told before anything else is done.
+flink-test: $(INSTALLED) ## score nights on such a cluster while its processes are killed (FLINK_JOB_SERVER_JAR=PATH)
+	$(BIN)/python -m deploy.flink jar
+	$(MAKE) $(FLIGHTS)
+	$(BIN)/python -m pytest tests/test_flink_nights.py
 
 lint: $(INSTALLED) ## check style, format and types
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def report(output: Path) -> dict[str, Any]:
 
 
 def as_embedded(args: Sequence[str], folder: Path, engine: Sequence[str], within_s: float) -> dict[str, Any]:
-    """Score ``args`` on an engine and on the embedded one, compare all files, and return the first's report."""
+    """Score ``args`` on an engine and on the embedded one, compare all files, and return the first report."""
     outputs = folder / "engine", folder / "embedded"
     run([*args, f"--output={outputs[0]}", *engine], folder / "engine.log", within_s)
     launch.score(*options.parse([*args, f"--output={outputs[1]}"]), announce=lambda line: None)

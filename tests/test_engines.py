@@ -63,11 +63,12 @@ def test_defaults_give_way_to_what_is_asked(
 
 
 def test_other_flags_reach_beam_untouched() -> None:
-    args = ["--runner=FlinkRunner", "--flink_master=host:8081", "--experiments=a", "--experiments=b"]
+    flink = ["--flink_master=[local]", "--environment_cache_millis=1", "--job_name=night"]
+    args = ["--runner=FlinkRunner", *flink, "--experiments=a", "--experiments=b"]
     options = engines.beam_options(args)
     found = options.get_all_options(drop_default=True)
     assert found == PipelineOptions(args).get_all_options(drop_default=True)
-    assert (found["flink_master"], found["experiments"]) == ("host:8081", ["a", "b"])
+    assert (found["flink_master"], found["experiments"]) == ("[local]", ["a", "b"])
 
 
 @pytest.mark.parametrize("runner", ["fnapirunner", "FnApi", engines.EMBEDDED, FULL_PATH])

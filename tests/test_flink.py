@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -236,14 +234,14 @@ def test_a_cluster_is_mended_by_starting_it_again_and_ends_without_orphans(clust
         command = [str(cluster.worker), "--id='1-1'", f"--provision_endpoint={endpoint}"]
         with subprocess.Popen(command) as worker:
             until(lambda: [one.pid for one in cluster.python_workers()] == [worker.pid], within_s=30)
-            os.kill(before["taskmanager1"], signal.SIGKILL)
+            cluster.kill("taskmanager1")
             rest = cluster.up()
             after = pids(cluster)
             assert after["taskmanager1"] != before["taskmanager1"]
             assert {**after, "taskmanager1": 0} == {**before, "taskmanager1": 0}
             assert sum(one.free_slots for one in rest.task_managers()) >= 4
             # Half of it is there, and not the half that matters.
-            os.kill(before["jobmanager"], signal.SIGKILL)
+            cluster.kill("jobmanager")
             assert cluster.down() == ["taskmanager1", "taskmanager2"]
         assert processes_of(cluster.folder) == []
     assert cluster.down() == []

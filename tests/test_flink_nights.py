@@ -80,7 +80,7 @@ def test_a_task_manager_that_is_killed_costs_nothing_but_time(
     night: Night, cluster: Cluster, engine: list[str]
 ) -> None:
     def kill(job: subprocess.Popen[bytes]) -> None:
-        cluster.process("taskmanager1").send_signal(signal.SIGKILL)
+        cluster.kill("taskmanager1")
         cluster.up()
 
     rehearsal.killed(night, engine, kill, splits=96, survives=True, within_s=WITHIN_S)

@@ -110,6 +110,16 @@ class Cluster:
             raise DeployError(f"{name} does not run; see {self.folder / 'logs' / name}.log")
         return found
 
+    def kill(self, name: str) -> None:
+        """Kill a process as a machine that fails would, and return when it is gone.
+
+        Raises:
+            DeployError: it does not run.
+        """
+        process = self.process(name)
+        process.kill()
+        process.wait(_STOP_S)
+
     def python_workers(self) -> list[psutil.Process]:
         """Return the Python workers that its TaskManagers have started."""
         found = []
