@@ -82,5 +82,6 @@ lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	$(COMPILE) --extra gcs --extra s3 --constraint requirements.lock --output-file requirements-worker.lock
 
 clean: ## remove what the chores made, except .venv and data
+	if test -d build/flink/run; then $(BIN)/python -m deploy.flink down; fi
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
