@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from apache_beam.utils.subprocess_server import JavaJarServer
+from apache_beam.version import __version__ as beam_version
 
 from deploy.flink import cluster as starter
+from deploy.flink import jobserver
 from deploy.flink.cluster import Cluster, free_port
-from deploy.flink.distribution import DeployError
+from deploy.flink.distribution import VERSION, DeployError
 from tests.servers.flink import java_or_skip, processes_of
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
@@ -45,3 +52,24 @@ def test_without_java_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_free_port_is_free() -> None:
     assert starter.is_free(free_port())
+
+
+def test_without_the_job_server_a_rehearsal_is_not_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deploy.flink", "jar"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "FLINK_JOB_SERVER_JAR": str(tmp_path / "server.jar")}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (77, "")
+    assert done.stderr == f"NOT RUN: FLINK_JOB_SERVER_JAR={tmp_path}/server.jar: no such file\n"
+    (tmp_path / "server.jar").touch()
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/server.jar\n")
+
+
+def test_a_jar_that_is_not_on_this_machine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(jobserver.VARIABLE, raising=False)
+    monkeypatch.setattr(JavaJarServer, "JAR_CACHE", str(tmp_path))
+    name = f"beam-runners-flink-{VERSION.rpartition('.')[0]}-job-server-{beam_version}.jar"
+    with pytest.raises(DeployError, match=rf"{name} is not on this machine; give FLINK_JOB_SERVER_JAR=PATH"):
+        jobserver.found(fetch=False)
+    (tmp_path / name).touch()
+    assert jobserver.found(fetch=False) == tmp_path / name

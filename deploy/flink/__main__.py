@@ -43,8 +43,7 @@ def main(argv: Sequence[str]) -> int:
 def _jar() -> int:
     quiet.hush(debug=False)
     try:
-        with quiet.imports():
-            path = jobserver.found(fetch=True)
+        path = jobserver.found(fetch=True)
     except DeployError as e:
         sys.stderr.write(f"NOT RUN: {e}\n")
         return NOT_RUN
