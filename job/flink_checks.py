@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import socket
 from collections import Counter
@@ -119,7 +120,10 @@ def workers(options: PipelineOptions, cluster: Cluster) -> Check:
             return Check(name, False, told, "use EXTERNAL or PROCESS")
         return Check(name, True, "LOOPBACK: in this process")
     if kind == "EXTERNAL":
-        return _pool(config or portable.lookup_environment_option("external_service_address", ""), hosts)
+        address = json.loads(config).get("url", "") if config.startswith("{") else config
+        return _pool(
+            str(address or portable.lookup_environment_option("external_service_address", "")), hosts
+        )
     image = config or options.view_as(WorkerOptions).sdk_container_image
     if kind == "DOCKER" and not (image or options.view_as(SetupOptions).setup_file):
         told = (

@@ -4,7 +4,7 @@
 
     FOLDER/conf/    config.yaml, written at the first start: its ports are kept until the cluster is ended
     FOLDER/run/     NAME.json of each process that was started; worker-PID of each Python worker
-    FOLDER/logs/    what each of them says
+    FOLDER/logs/    what each of them says; logs.before/ is of the cluster before
     FOLDER/worker   the command for --environment_type=PROCESS
 
 Starting again starts what is missing, so it also mends a cluster that has lost a process. A process is known
@@ -72,6 +72,7 @@ class Cluster:
             if self._alive(_JOB_MANAGER) is None:
                 # Without it the rest is of no use, and its port may be another's by now.
                 self._end_all()
+                self._put_logs_aside()
                 self._configure(port)
                 self._start(flink, _JOB_MANAGER, ["-Xmx512m", _ENTRYPOINT])
             missing = [name for name in self.task_managers() if self._alive(name) is None]
@@ -136,6 +137,12 @@ class Cluster:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def _put_logs_aside(self) -> None:
+        logs, before = self.folder / "logs", self.folder / "logs.before"
+        shutil.rmtree(before, ignore_errors=True)
+        logs.rename(before)
+        logs.mkdir()
+
     def _configure(self, port: int) -> None:
         rest_port = port or (USUAL_PORT if is_free(USUAL_PORT) else free_port())
         if not is_free(rest_port):
@@ -176,7 +183,10 @@ class Cluster:
         env = {**os.environ, "PYTHONPATH": path}
         done = subprocess.run(begun, cwd=self.folder, env=env, stdout=subprocess.PIPE, check=True)
         pid = int(done.stdout)
-        told = {"pid": pid, "began": psutil.Process(pid).create_time(), "id": flink_id}
+        try:
+            told = {"pid": pid, "began": psutil.Process(pid).create_time(), "id": flink_id}
+        except psutil.Error as e:
+            raise DeployError(f"{name} ended at once; see {log}") from e
         (self.folder / "run" / f"{name}.json").write_text(json.dumps(told))
 
     def _alive(self, name: str) -> psutil.Process | None:
