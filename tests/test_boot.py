@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -110,29 +108,3 @@ def test_one_that_is_killed_leaves_a_night_that_the_same_command_completes(
 
     told = rehearsal.killed(night, service.flags, kill, splits=16, survives=False, within_s=WITHIN_S)
     assert 0 < told["splits_reused"] < 16
-
-
-@pytest.mark.slow
-def test_prism_starts_it_as_a_process_of_its_own(night: Night, tmp_path: Path) -> None:
-    prism = ROOT / "build" / f"prism-{version('apache-beam')}"
-    if not prism.exists():
-        pytest.skip(f"{prism.name} is not built; it needs Go")
-    night.shard("part", features(2000), group_rows=500)
-    model = saved(dense(), night.folder / "m.keras")
-    args = [f"--input={night.input}", f"--model={model}", "--keys=id", "--split_rows=500", "--batch_size=500"]
-    port = free_port()
-    worker = json.dumps({"command": str(worker_in(tmp_path))})
-    engine = ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}"]
-    engine += ["--environment_type=PROCESS", f"--environment_config={worker}"]
-    with (tmp_path / "prism.log").open("wb") as log:
-        serves = subprocess.Popen([prism, f"--job_port={port}", "--serve_http=false"], stdout=log, stderr=log)
-    try:
-        until(lambda: not is_free(port), within_s=30)
-        told = rehearsal.as_embedded(args, night.folder, engine, WITHIN_S)
-    finally:
-        serves.kill()
-        serves.wait()
-    # What the worker's script has left is the worker that the report tells of.
-    (number,) = (int(path.name[7:]) for path in (tmp_path / "run").iterdir())
-    assert [int(worker.rpartition(":")[2]) for worker in told["workers"]] == [number]
-    until(lambda: not alive(number), within_s=20)

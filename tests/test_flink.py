@@ -18,12 +18,14 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.version import __version__ as beam_version
 
-from deploy.flink.cluster import Cluster, free_port
+from deploy.flink.__main__ import flags
+from deploy.flink.cluster import Cluster, free_port, is_free
 from deploy.flink.distribution import VERSION
 from job import engines, flink, flink_rest
 from job.errors import EngineError
+from tests import rehearsal
 from tests.archives import CONFIG, written
-from tests.nights import Night, features
+from tests.nights import Night, dense, features, saved
 from tests.servers.flink import MINOR, a_jar, by_name, flink_cluster, holding_slots, options, processes_of
 from tests.store_nights import until
 
@@ -220,6 +222,32 @@ def interrupted(cluster: Cluster, ours: PipelineOptions, start: Callable[[], lis
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         return jobs[0], pressed_s
+
+
+@pytest.mark.slow
+def test_a_night_by_the_flags_of_the_cluster_on_another_job_server(
+    night: Night, tmp_path: Path, cluster: Cluster
+) -> None:
+    """All but the jar and what Flink makes of it: Prism takes the job, and starts the cluster's worker."""
+    prism = ROOT / "build" / f"prism-{beam_version}"
+    if not prism.exists():
+        pytest.skip(f"{prism.name} is not built; it needs Go")
+    night.shard("part", features(2000), group_rows=500)
+    model = saved(dense(), night.folder / "m.keras")
+    args = [f"--input={night.input}", f"--model={model}", "--keys=id", "--split_rows=500", "--batch_size=500"]
+    port = free_port()
+    with (tmp_path / "prism.log").open("wb") as log:
+        serves = subprocess.Popen([prism, f"--job_port={port}", "--serve_http=false"], stdout=log, stderr=log)
+    try:
+        until(lambda: not is_free(port), within_s=30)
+        engine = [*flags(cluster), f"--job_endpoint=localhost:{port}"]
+        told = rehearsal.as_embedded(args, night.folder, engine, within_s=150)
+    finally:
+        serves.kill()
+        serves.wait()
+    started = [int(path.name.rpartition("-")[2]) for path in (cluster.folder / "run").glob("worker-*")]
+    assert [int(worker.rpartition(":")[2]) for worker in told["workers"]] == started
+    until(lambda: not cluster.python_workers(), within_s=20)
 
 
 def pids(cluster: Cluster) -> dict[str, int]:
