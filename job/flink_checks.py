@@ -75,9 +75,14 @@ def room(options: PipelineOptions, cluster: Cluster) -> Check:
         told_so = f"--parallelism={asked}, and {cluster.url} has {told.slots} slots in all"
         return Check(name, False, told_so, f"give at most {told.slots}, or start TaskManagers")
     if told.free_slots < max(1, asked):
-        holders = [f"{job.name} ({job.id})" for job in cluster.jobs() if not job.has_ended]
-        held = f", held by {', '.join(holders[:_SHOWN])}" if holders else ""
-        fix = "wait for it, cancel it, or start TaskManagers"
+        jobs = [job for job in cluster.jobs() if not job.has_ended]
+        held = ", held by " + ", ".join(f"{job.name} ({job.id})" for job in jobs[:_SHOWN]) if jobs else ""
+        fix = "start TaskManagers"
+        if jobs:
+            # Also what a command that was killed has left.
+            fix = (
+                f"wait, or `curl -X PATCH {cluster.url}/jobs/{jobs[0].id}` cancels it, or start TaskManagers"
+            )
         # Flink itself would wait for five minutes, and then fail.
         return Check(name, False, f"{found}{held}; the job asks for {max(1, asked)}", fix)
     return Check(name, True, found)

@@ -213,9 +213,7 @@ def interrupted(cluster: Cluster, ours: PipelineOptions, start: Callable[[], lis
             jobs = start()
             if len(jobs) > 1:
                 until(lambda: cluster.rest().overview().free_slots == 0, within_s=30)
-                refused = (
-                    rf"0 of 4 slots at .* are free, held by .*other \({jobs[0]}\).*; wait for it, cancel it"
-                )
+                refused = rf"0 of 4 slots at .*, held by .*other \({jobs[0]}\).*; wait, or `curl -X PATCH"
                 with pytest.raises(EngineError, match=refused):
                     engines.fit(ours)
             pressed_s = time.monotonic()
