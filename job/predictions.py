@@ -18,6 +18,9 @@ Output = NDArray[Any]
 
 _PLAIN: Final = ("float16", "float32", "float64", *INTEGERS, "bool", "string")
 
+# Arrow's own way to say so, ``to_pandas_dtype``, asks for pandas, which a worker need not have.
+NUMPY_TYPES: Final = {pa.type_for_alias(name): np.dtype(name) for name in _PLAIN if name != "string"}
+
 # Types Arrow has no column for, every value of which is a float32.
 _NARROW_PREFIXES: Final = ("bfloat16", "float8_", "float4_", "float6_")
 
@@ -130,7 +133,7 @@ def _column(output: Output, field: Any, rows: int) -> Any:
 def _values(flat: Output, leaf: Any, name: str) -> Any:
     if types.is_string(leaf):
         return _text(flat, name)
-    wanted = np.dtype(leaf.to_pandas_dtype())
+    wanted = NUMPY_TYPES[leaf]
     if flat.dtype != wanted and wanted == np.float32 and str(flat.dtype).startswith(_NARROW_PREFIXES):
         flat = flat.astype(np.float32)
     if flat.dtype != wanted:

@@ -15,7 +15,7 @@ from job import model, storage
 from job.binding import Binding
 from job.errors import DataError
 from job.planning import read_footer
-from job.predictions import to_arrow
+from job.predictions import NUMPY_TYPES, to_arrow
 from job.reading import SplitReader
 from job.rejects import EXTRA_COLUMNS, Rejects, RowPolicy, sift
 from job.spec import Feed, InputSpec, Shard, Split
@@ -222,7 +222,7 @@ def _apart(old: pa.Array, new: pa.ChunkedArray, tolerance: Tolerance) -> NDArray
     if not pa.types.is_floating(leaf):
         return _unequal(old, new)
     a, b = (np.array(column.to_pylist(), np.float64).reshape(len(column), -1) for column in (old, new))
-    step = float(np.finfo(leaf.to_pandas_dtype()).eps)
+    step = float(np.finfo(NUMPY_TYPES[leaf]).eps)
     coarse = 4 * step if step > np.finfo(np.float32).eps else 0.0
     finite = np.where(np.isfinite(b), np.abs(b), np.nan)
     with np.errstate(invalid="ignore"):

