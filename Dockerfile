@@ -32,7 +32,7 @@ RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.e
 # outside the sources, so that a package left out of the installation fails here and not on a cluster.
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import apache_beam, keras, pyarrow, tensorflow, job.launch, job.worker, models"
+RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow"
 ENTRYPOINT ["/opt/apache/beam/boot"]
 
 # The same steps: a stage can only follow one other.
@@ -43,7 +43,7 @@ COPY models ./models
 RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.egg-info
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import apache_beam, keras, pyarrow, tensorflow, job.launch, job.worker, models"
+RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow"
 ENTRYPOINT ["/opt/apache/beam/boot"]
 
 # It reads the model before anything is scored, so it needs what a worker needs, in the same versions.

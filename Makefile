@@ -62,6 +62,7 @@ lint: $(INSTALLED) ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
+	$(BIN)/hadolint Dockerfile
 
 format: $(INSTALLED) ## put the code into the common format
 	$(BIN)/ruff check --fix .
@@ -80,6 +81,7 @@ lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	test -x $(BIN)/uv || $(MAKE) install
 	$(COMPILE) --extra gcs --extra s3 --extra dask --extra demo --extra dev --output-file requirements.lock
 	$(COMPILE) --extra gcs --extra s3 --constraint requirements.lock --output-file requirements-worker.lock
+	$(COMPILE) --extra gcs --extra s3 --extra gpu --constraint requirements.lock --output-file requirements-worker-gpu.lock
 
 clean: ## remove what the chores made, except .venv and data
 	if test -d build/flink/run; then $(BIN)/python -m deploy.flink down; fi

@@ -26,11 +26,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "build" / "images"
-BOOT = STORE / "bin" / "container"
-BASE = "localhost/beam-stand-in"
 BUILD_S = 900
-# Debian's packages that make the stand-in, as far as a RUN needs them.
-PACKAGES = ("base-files", "base-passwd", "bash", "coreutils", "dash", "libc-bin", "libc6", "libgcc-s1", "libstdc++6", "passwd")
+# Debian's, as far as a RUN needs them.
+PACKAGES = "base-files base-passwd bash coreutils dash libc-bin libc6 libgcc-s1 libstdc++6 passwd".split()
+# How this machine reaches a package index, which a build must know too.
+SETTINGS = ("/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
 
 
 def need(*programs: str) -> None:
@@ -68,104 +68,112 @@ def alone(name: str) -> Iterator[None]:
         yield
 
 
-def boot() -> Path:
-    """Beam's entry point of a worker's container, of the version that is locked."""
+def beam() -> str:
+    """The version of Beam that is locked."""
     text = (ROOT / "requirements-worker.lock").read_text()
     (version,) = re.findall(r"^apache-beam==(\S+)", text, re.MULTILINE)
+    return str(version)
+
+
+def boot() -> Path:
+    """Beam's entry point of a worker's container."""
+    built = STORE / f"boot-{beam()}" / "container"
     with alone("boot"):
-        if not BOOT.exists():
-            source = f"github.com/apache/beam/sdks/v2/python/container@v{version}"
-            env = {**os.environ, "GOBIN": str(BOOT.parent)}
+        if not built.exists():
+            source = f"github.com/apache/beam/sdks/v2/python/container@v{beam()}"
+            env = {**os.environ, "GOBIN": str(built.parent)}
             subprocess.run(["go", "install", source], env=env, check=True, timeout=BUILD_S)
-    return BOOT
+    return built
 
 
 def base() -> str:
     """The stand-in, by its digest, as a base should be named."""
-    program = boot()
+    program, name = boot(), "localhost/beam-stand-in"
+    tagged = f"{name}:{beam()}"
     with alone("base"):
-        if buildah("inspect", "--type=image", BASE, check=False).returncode:
+        if buildah("inspect", "--type=image", tagged, check=False).returncode:
             container = buildah("from", "scratch").stdout.strip()
             try:
                 _fill(Path(buildah("mount", container).stdout.strip()), program)
                 buildah("config", "--env=PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container)
-                buildah("commit", "--quiet", container, BASE)
+                buildah("commit", "--quiet", container, tagged)
             finally:
                 buildah("rm", container)
-        told = json.loads(buildah("inspect", "--type=image", BASE).stdout)
-    return f"{BASE}@{told['FromImageDigest']}"
+        told = json.loads(buildah("inspect", "--type=image", tagged).stdout)
+    return f"{name}@{told['FromImageDigest']}"
 
 
-def _fill(root: Path, program: Path) -> None:
-    for name in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc/ssl/certs", "opt/apache/beam", "proc"):
+def _fill(root: Path, boot: Path) -> None:
+    for name in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "opt/apache/beam", "etc", "home"):
         (root / name).mkdir(parents=True)
-    for name in ("dev", "home", "root", "sys", "tmp", "var/tmp", "run"):
-        (root / name).mkdir(parents=True)
-    for name in ("tmp", "var/tmp"):
-        (root / name).chmod(0o1777)
+    for name in ("dev", "proc", "root", "run", "sys", "tmp", "var"):
+        (root / name).mkdir()
+    (root / "tmp").chmod(0o1777)
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / name).symlink_to(f"usr/{name}")
+    shutil.copy2(boot, root / "opt" / "apache" / "beam" / "boot")
     listed = subprocess.run(["dpkg", "-L", *PACKAGES], capture_output=True, text=True, check=True).stdout
-    kept = [path for path in listed.split("\n") if not path.startswith("/usr/share/") and Path(path).is_file()]
-    python = Path(sys.base_prefix)
-    inside = root / "usr" / "local"
-    unused = shutil.ignore_patterns("site-packages", "test", "idlelib", "__pycache__", "*.a")
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    shutil.copytree(python / "lib" / version, inside / "lib" / version, ignore=unused, symlinks=True)
-    packages = Path(sysconfig.get_path("purelib"))
-    for pip in packages.glob("pip*"):
-        shutil.copytree(pip, inside / "lib" / version / "site-packages" / pip.name, ignore=unused)
-    (inside / "bin").mkdir()
-    shutil.copy2(Path(sys.executable).resolve(), inside / "bin" / version)
-    for name in ("python", "python3"):
-        (inside / "bin" / name).symlink_to(version)
-    for library in (python / "lib").glob("libpython*.so.*"):
-        shutil.copy2(library, root / "usr" / "lib" / library.name)
-    programs = [path for path in kept if Path(path).parts[1:2] in (("bin",), ("sbin",), ("usr",))]
-    programs += map(str, inside.rglob("*.so"))
-    _copy([*kept, *_libraries([*programs, str(inside / "bin" / version)]), *_settings()], root)
+    debian = [path for path in listed.splitlines() if not path.startswith("/usr/share/")]
+    _copy(debian, root)
+    _copy(SETTINGS, root)
     for name in ("passwd", "group"):
         shutil.copy2(f"/usr/share/base-passwd/{name}.master", root / "etc" / name)
-    shutil.copy2(program, root / "opt" / "apache" / "beam" / "boot")
-
-
-def _libraries(programs: Sequence[str]) -> list[str]:
-    """What the dynamic linker would load for them, links included."""
+    _copy_python(root)
+    programs = [*(root / "usr" / "bin").iterdir(), *(root / "usr" / "sbin").iterdir()]
+    programs += [*(root / "usr" / "local" / "bin").iterdir(), *(root / "usr" / "local").rglob("*.so")]
+    # Fails for scripts among them, having listed the others.
     told = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False).stdout
-    found = {path for path in re.findall(r"(/\S+) \(0x", told) if path.startswith(("/lib", "/usr/lib"))}
-    return sorted(found)
+    _copy(sorted(set(re.findall(r"(/(?:usr/)?lib\S*/\S+) \(0x", told))), root)
 
 
-def _settings() -> list[str]:
-    """How this machine reaches a package index, which a build must know too."""
-    settings = ("/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt", "/etc/login.defs", "/etc/nsswitch.conf")
-    return [path for path in settings if Path(path).exists()]
+def _copy_python(root: Path) -> None:
+    """The Python that runs this, with nothing installed but pip, where Beam's image has its own."""
+    python, inside = Path(sys.base_prefix), root / "usr" / "local"
+    name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    library = inside / "lib" / name
+    unused = shutil.ignore_patterns("*-packages", "test", "idlelib", "__pycache__", "*.a")
+    shutil.copytree(python / "lib" / name, library, ignore=unused, symlinks=True)
+    for pip in Path(sysconfig.get_path("purelib")).glob("pip*"):
+        shutil.copytree(pip, library / "site-packages" / pip.name, ignore=unused)
+    # Debian's own Python has another name for it.
+    (library / "dist-packages").symlink_to("site-packages")
+    for shared in (python / "lib").glob("libpython*.so.*"):
+        shutil.copy2(shared, root / "usr" / "lib")
+    (inside / "bin").mkdir()
+    shutil.copy2(Path(sys.executable).resolve(), inside / "bin" / name)
+    (inside / "bin" / "python").symlink_to(name)
 
 
 def _copy(paths: Sequence[str], root: Path) -> None:
-    for path in dict.fromkeys(paths):
-        source = Path(path)
-        # Through the links of the stand-in's own: /lib/x is /usr/lib/x.
-        aside = root / Path(os.path.realpath(source.parent)).relative_to("/") / source.name
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_symlink() and (target := os.path.realpath(source)) != str(source):
-            shutil.copy2(target, aside)
-        else:
-            shutil.copy2(source, aside)
+    for path in map(Path, paths):
+        if not path.is_file():
+            continue
+        # Not through this machine's links: /lib/x and /usr/lib/x are one file in the stand-in too.
+        into = root / Path(os.path.realpath(path.parent)).relative_to("/")
+        into.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, into / path.name)
 
 
 def build(target: str, context: Path = ROOT, *flags: str) -> subprocess.CompletedProcess[str]:
     """Build a target of a context's Dockerfile as ``localhost/TARGET``; its layers are kept."""
-    args = ("--pull-never", "--isolation=chroot", "--layers", "--force-rm", f"--build-arg=BASE_IMAGE={base()}", *flags)
+    args = (
+        "--pull-never",
+        "--isolation=chroot",
+        "--layers",
+        "--force-rm",
+        f"--build-arg=BASE_IMAGE={base()}",
+        *flags,
+    )
     with alone("build"):
-        return buildah(
-            "bud", *args, f"--target={target}", f"--tag=localhost/{target}", context, check=False
-        )
+        done = buildah("bud", *args, f"--target={target}", f"--tag=localhost/{target}", context, check=False)
+        # What no image stands on any more: of another lock, it is gigabytes.
+        buildah("rmi", "--prune")
+    return done
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container of an image that was built; ``folder`` is seen at ``at``, and nothing else of the machine."""
+    """A container of a built image, which sees of this machine's files ``folder`` alone, at ``at``."""
 
     name: str
     folder: Path

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,8 +18,8 @@ import pytest
 from tests import images
 from tests.nights import Night, dense, features, saved
 from tests.store_nights import until
-from tests.test_rooms import pins
 from tests.test_portable import free_port, listens
+from tests.test_rooms import pins
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 CONTEXT = ("Dockerfile", ".dockerignore", "requirements-worker.lock", "pyproject.toml", "setup.py")
@@ -83,7 +83,7 @@ def test_a_night_is_launched_and_scored_inside_the_images(tmp_path: Path) -> Non
     assert "9,000 scored of 9,000 read" in said
     started = re.findall(r"Starting worker with command (.*)", (logs / "pool").read_text())
     assert started
-    assert all(boot in command for command in started)
+    assert all(boot in command for command in started), started
     told = json.loads((night.output / "_report.json").read_text())
     assert len(told["loads"]) == len(told["workers"]) >= 1
     assert {path.stat().st_uid for path in night.files()} == {10001}
@@ -94,3 +94,48 @@ def test_a_night_is_launched_and_scored_inside_the_images(tmp_path: Path) -> Non
     assert len(night.files()) == 18
     for ours, theirs in zip(night.files(), beside.files(), strict=True):
         assert pq.ParquetFile(ours).read().equals(pq.ParquetFile(theirs).read())
+
+
+def test_what_is_installed_is_what_is_locked(tmp_path: Path) -> None:
+    with images.container("worker-cpu", tmp_path) as worker:
+        told = json.loads(worker.run("python", "-m", "pip", "list", "--format=json"))
+        assert "No broken requirements" in worker.run("python", "-m", "pip", "check")
+    held = {re.sub(r"[-_.]+", "-", one["name"]).lower(): one["version"] for one in told}
+    assert {held.pop(name) for name in ("pip", "scoring-job")}
+    assert held == pins("requirements-worker.lock")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def with_other_hashes(context: Path) -> None:
+    lock = context / "requirements-worker.lock"
+    lock.write_text(re.sub(r"sha256:[0-9a-f]{64}", f"sha256:{'0' * 64}", lock.read_text()))
+
+
+def without_models(context: Path) -> None:
+    edit(context / "pyproject.toml", '"job.*", "models", "models.*"', '"job.*"')
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a source is missing": (lambda context: shutil.rmtree(context / "models"), "models"),
+    "a source is hidden": (lambda context: edit(context / ".dockerignore", "!job\n", ""), "job"),
+    "a hash is wrong": (with_other_hashes, "DO NOT MATCH THE HASHES"),
+    "a package is left out": (without_models, "No module named 'models'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_build_fails_where(name: str, tmp_path: Path) -> None:
+    for one in CONTEXT:
+        shutil.copy2(images.ROOT / one, tmp_path)
+    for package in ("job", "models"):
+        shutil.copytree(images.ROOT / package, tmp_path / package)
+    spoil, told = BROKEN[name]
+    spoil(tmp_path)
+    done = images.build("worker-cpu", tmp_path)
+    assert done.returncode != 0, done.stdout
+    assert told in done.stderr + done.stdout

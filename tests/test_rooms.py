@@ -191,10 +191,15 @@ def test_every_direct_dependency_is_pinned() -> None:
 
 
 def test_the_worker_gets_the_versions_that_were_tested() -> None:
-    assert pins("requirements-worker.lock").items() <= pins("requirements.lock").items()
+    worker, tested = pins("requirements-worker.lock"), pins("requirements.lock")
+    assert worker.items() <= tested.items()
+    # With a GPU the same, and CUDA's libraries.
+    more = dict(pins("requirements-worker-gpu.lock").items() - worker.items())
+    assert worker.items() <= pins("requirements-worker-gpu.lock").items()
+    assert {name.partition("-")[0] for name in more} == {"nvidia"}
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-worker.lock"])
+@pytest.mark.parametrize("lock", sorted(path.name for path in ROOT.glob("*.lock")))
 def test_every_pin_has_hashes_and_nothing_else(lock: str) -> None:
     lines = [line for line in (ROOT / lock).read_text().splitlines() if not line.startswith("#")]
     allowed = re.compile(r"[a-z0-9._-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?")
