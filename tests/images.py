@@ -28,7 +28,18 @@ ROOT = Path(__file__).parents[1]
 STORE = ROOT / "build" / "images"
 BUILD_S = 900
 # Debian's, as far as a RUN needs them.
-PACKAGES = "base-files base-passwd bash coreutils dash libc-bin libc6 libgcc-s1 libstdc++6 passwd".split()
+PACKAGES = [
+    "base-files",
+    "base-passwd",
+    "bash",
+    "coreutils",
+    "dash",
+    "libc-bin",
+    "libc6",
+    "libgcc-s1",
+    "libstdc++6",
+    "passwd",
+]
 # How this machine reaches a package index, which a build must know too.
 SETTINGS = ("/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
 
