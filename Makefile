@@ -38,7 +38,7 @@ $(FEATURES): models/flights_data.py | $(INSTALLED)
 	$(BIN)/python -m models.flights features --output data/features
 	touch $@
 
-test: $(INSTALLED) ## run every test (those on a Cloud Storage stand-in need Go, those on Flink Java)
+test: $(INSTALLED) ## run every test (a stand-in of Cloud Storage needs Go, Flink Java; images Go, buildah and root)
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.stores; fi
 	if command -v java > /dev/null; then $(BIN)/python -m deploy.flink fetch; fi
 	$(BIN)/python -m pytest $(IN_PARALLEL)
@@ -62,7 +62,7 @@ lint: $(INSTALLED) ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
-	$(BIN)/hadolint Dockerfile
+	$(BIN)/hadolint $(wildcard Dockerfile deploy/*/Dockerfile)
 
 format: $(INSTALLED) ## put the code into the common format
 	$(BIN)/ruff check --fix .

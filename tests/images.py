@@ -26,7 +26,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "build" / "images"
-BUILD_S = 900
+LIMIT_S = 900
 # Debian's, as far as a RUN needs them.
 PACKAGES = [
     "base-files",
@@ -57,7 +57,7 @@ def need(*programs: str) -> None:
 
 def buildah(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run one command of buildah on the images of this checkout alone."""
-    done = subprocess.run(command(*args), capture_output=True, text=True, check=False, timeout=BUILD_S)
+    done = subprocess.run(command(*args), capture_output=True, text=True, check=False, timeout=LIMIT_S)
     if check and done.returncode:
         raise RuntimeError(f"buildah {args[0]}: code {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
@@ -93,7 +93,7 @@ def boot() -> Path:
         if not built.exists():
             source = f"github.com/apache/beam/sdks/v2/python/container@v{beam()}"
             env = {**os.environ, "GOBIN": str(built.parent)}
-            subprocess.run(["go", "install", source], env=env, check=True, timeout=BUILD_S)
+            subprocess.run(["go", "install", source], env=env, check=True, timeout=LIMIT_S)
     return built
 
 
@@ -204,7 +204,9 @@ class Container:
 
     def run(self, *args: str) -> str:
         """What a program prints inside."""
-        done = subprocess.run(self.command(*args), capture_output=True, text=True, check=False, timeout=200)
+        done = subprocess.run(
+            self.command(*args), capture_output=True, text=True, check=False, timeout=LIMIT_S
+        )
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 
