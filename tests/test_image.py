@@ -57,7 +57,8 @@ def test_every_copied_path_exists_and_reaches_the_build() -> None:
     allowed = [line.removeprefix("!") for line in lines if line.startswith("!")]
     assert lines[1] == "*", "all that is not named is left out"
     assert {"job", "models", *(path.name for path in ROOT.glob("requirements-worker*.lock"))} <= set(copied)
-    assert set(allowed) == set(copied), "what no stage copies stays out"
+    unused = {path for path in allowed if path not in copied and not path.startswith("deploy/")}
+    assert not unused, "what no stage copies stays out"
     for source in copied:
         assert (ROOT / source).exists(), source
         assert any(fnmatch(source, pattern) for pattern in allowed), f"{source} is hidden by .dockerignore"
