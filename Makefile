@@ -13,7 +13,7 @@ CHECKED := job models benchmarks deploy tests
 # A file's tests share what they start, so they stay together.
 IN_PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-fast lint format bench lock clean flink-up flink-down flink-test
+.PHONY: help install demo servers test test-fast lint format bench lock clean flink-up flink-down flink-test
 
 help: ## list every chore
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +38,12 @@ $(FEATURES): models/flights_data.py | $(INSTALLED)
 	$(BIN)/python -m models.flights features --output data/features
 	touch $@
 
-test: $(INSTALLED) ## run every test (a stand-in of Cloud Storage needs Go, Flink Java; images Go, buildah and root)
-	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.stores; fi
+servers: $(INSTALLED) ## build what tests run the job against: a Cloud Storage stand-in and Prism (needs Go)
+	$(BIN)/python -m tests.servers.stores
+	$(BIN)/python -m tests.servers.prism
+
+test: $(INSTALLED) ## run every test (a stand-in of Cloud Storage and Prism need Go, Flink Java; images Go, buildah and root)
+	if command -v go > /dev/null; then $(MAKE) servers; fi
 	if command -v java > /dev/null; then $(BIN)/python -m deploy.flink fetch; fi
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 

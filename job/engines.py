@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from job import clusters, flink, quiet
+from job import clusters, flink, prism, quiet
 from job.clusters import cores as cores
 from job.errors import EngineError, JobError, UsageError, one_line
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 EMBEDDED: Final = "FnApiRunner"
 DASK: Final = "DaskRunner"
 FLINK: Final = "FlinkRunner"
+PRISM: Final = "PrismRunner"
 # Beam has it, but does not know it by its short name.
 _DASK_PATH: Final = "apache_beam.runners.dask.dask_runner.DaskRunner"
 
@@ -152,10 +153,13 @@ def runner(options: PipelineOptions) -> Any:
     """Return what ``beam.Pipeline`` takes as its runner; ``None`` leaves it to the options.
 
     Raises:
-        EngineError: ``--job_endpoint`` does not answer, or the cluster cannot run the job.
+        EngineError: ``--job_endpoint`` does not answer, the engine's program is missing, or the cluster
+            cannot run the job.
     """
     from apache_beam.options.pipeline_options import DirectOptions, PortableOptions
 
+    if name(options) == PRISM:
+        prism.program(options)
     if name(options) != EMBEDDED:
         endpoint = options.view_as(PortableOptions).job_endpoint
         if endpoint and endpoint != "embed":

@@ -114,7 +114,7 @@ def test_a_job_server_that_does_not_answer(night: Night, monkeypatch: pytest.Mon
 def test_an_engine_that_cannot_be_started(night: Night) -> None:
     night.shard("a", features(10))
     path = saved(dense(4), night.folder / "m.keras")
-    with pytest.raises(EngineError, match=r"--runner=PrismRunner cannot be started.*no_such_prism") as raised:
+    with pytest.raises(EngineError, match=r"--runner=PrismRunner: .*no_such_prism: there is no") as raised:
         night.score(path, "--keys=id", "--runner=PrismRunner", "--prism_location=no_such_prism")
     assert "\n" not in str(raised.value)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,21 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.nights import Night, dense, features, saved
+from tests.pools import free_port, listens, worker_pool
 from tests.store_nights import until
 
 ROOT = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
-        return True
-    return False
 
 
 @dataclass
@@ -54,34 +42,18 @@ class Service:
 @contextlib.contextmanager
 def service(folder: Path) -> Iterator[Service]:
     ports = free_port(), free_port()
-    # The pool starts `python` from PATH.
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
-    commands = (
-        ("apache_beam.runners.portability.local_job_service_main", f"--port={ports[0]}", "--staging_dir=s"),
-        ("apache_beam.runners.worker.worker_pool_main", f"--service_port={ports[1]}"),
-    )
-    processes = []
-    for number, command in enumerate(commands):
-        with (folder / f"service{number}.log").open("wb") as log:
-            one = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=folder,
-                env=env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        processes.append(one)
-    try:
-        until(lambda: all(map(listens, ports)), within_s=60)
-        yield Service(*ports, *processes)
-    finally:
-        for one in processes:
-            # With the workers that it has started.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(one.pid, 9)
-            one.wait()
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = ["-m", "apache_beam.runners.portability.local_job_service_main", f"--port={ports[0]}"]
+    with worker_pool(folder, ports[1]) as pool, (folder / "service.log").open("wb") as log:
+        job_service = subprocess.Popen(
+            [sys.executable, *command, "--staging_dir=s"], cwd=folder, env=env, stdout=log, stderr=log
+        )
+        try:
+            until(lambda: listens(ports[0]), within_s=60)
+            yield Service(*ports, job_service, pool)
+        finally:
+            job_service.kill()
+            job_service.wait()
 
 
 def run(args: list[str]) -> subprocess.CompletedProcess[str]:
@@ -128,7 +100,7 @@ def test_a_job_service_that_is_killed_ends_the_job_and_the_same_command_resumes(
                 [sys.executable, "-m", "job", "score", *args, *one.flags], cwd=ROOT, stdout=log, stderr=log
             )
         until(lambda: len(list(night.output.glob("_staging/*/receipts/*.json"))) >= 5, within_s=100)
-        os.killpg(one.job_service.pid, 9)
+        one.job_service.kill()
         start_s = time.monotonic()
         code = job.wait(120)
         assert time.monotonic() - start_s < 60

@@ -21,7 +21,7 @@ ORDER = (
     ("cli",),
     ("options", "flags"),
     ("launch", "preflight", "footers", "inputs", "host", "verify", "rescoring"),
-    ("engines", "flink", "flink_checks", "flink_jar", "flink_rest", "clusters", "checks"),
+    ("engines", "flink", "flink_checks", "flink_jar", "flink_rest", "clusters", "prism", "checks"),
     ("boot",),
     ("pipeline",),
     ("worker", "overlap", "scoring", "task", "rejected", "reading", "fetching", "writing", "sizing"),

@@ -83,17 +83,23 @@ def _wait(url: str) -> None:
         response.read()
 
 
+def go_or_skip(what: str) -> str:
+    """Go's command; without it the test is skipped."""
+    go = shutil.which("go")
+    if go is not None:
+        return go
+    told = f"{what} needs Go, which is not installed"
+    # Where every test counts, a skip would be taken for a pass.
+    if os.environ.get("CI"):
+        pytest.fail(told)
+    pytest.skip(told)
+
+
 def built() -> Path:
     """The gcsd program, built if it is missing or older than its source; skips the test without Go."""
-    go = shutil.which("go")
-    if go is None:
-        if BINARY.exists():
-            return BINARY
-        told = "gcsd needs Go, which is not installed"
-        # Where every test counts, a skip would be taken for a pass.
-        if os.environ.get("CI"):
-            pytest.fail(told)
-        pytest.skip(told)
+    if shutil.which("go") is None and BINARY.exists():
+        return BINARY
+    go = go_or_skip("gcsd")
     BINARY.parent.mkdir(exist_ok=True)
     with Path(f"{BINARY}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

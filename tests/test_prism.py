@@ -1,0 +1,114 @@
+"""The job on Beam's Prism, built from source: started by Beam itself, and as a service."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from tests.nights import Night, dense, features, saved
+from tests.pools import free_port, worker_pool
+from tests.servers import prism
+from tests.store_nights import until
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ("--keys=id", "--split_rows=500", "--batch_size=500")
+
+
+def start(args: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "job", "score", *args], cwd=ROOT, stdout=out, stderr=out
+        )
+
+
+def report(night: Night) -> dict[str, Any]:
+    return dict(json.loads((night.output / "_report.json").read_text()))
+
+
+def check_as_embedded(night: Night, model: Path) -> None:
+    """Every file is the embedded engine's, to the bit."""
+    beside = Night(night.folder / "embedded")
+    if not beside.folder.exists():
+        beside.folder.mkdir()
+        beside.input.symlink_to(night.input)
+        beside.score(model, *FLAGS)
+    ours, theirs = night.files(), beside.files()
+    assert len(ours) > 1
+    for one, other in zip(ours, theirs, strict=True):
+        assert pq.ParquetFile(one).read().equals(pq.ParquetFile(other).read())
+
+
+@pytest.mark.slow
+def test_prism_started_by_beam_and_as_a_service_makes_the_night_of_the_embedded_engine(
+    night: Night, tmp_path: Path
+) -> None:
+    for day in range(3):
+        night.shard(f"ds=2013-12-0{day + 1}/part", features(3000, seed=day), group_rows=500)
+    model = saved(dense(), night.folder / "m.keras")
+    own = ["--runner=PrismRunner", f"--prism_location={prism.built()}"]
+    job = start([*night.args(model, *FLAGS), *own], tmp_path / "log")
+    assert job.wait(100) == 0, (tmp_path / "log").read_text()
+    told = report(night)
+    assert (told["rows_scored"], told["splits"]) == (9000, 18)
+    assert len(told["loads"]) == len(told["workers"]) == 1
+    check_as_embedded(night, model)
+    looped = Night(tmp_path / "looped")
+    looped.folder.mkdir()
+    looped.input.symlink_to(night.input)
+    with prism.served(tmp_path) as port:
+        service = ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}"]
+        looped.score(model, *FLAGS, *service, "--environment_type=LOOPBACK")
+    # In LOOPBACK the worker is this process.
+    assert [int(worker.rpartition(":")[2]) for worker in report(looped)["workers"]] == [os.getpid()]
+    for one, other in zip(night.files(), looped.files(), strict=True):
+        assert pq.ParquetFile(one).read().equals(pq.ParquetFile(other).read())
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_job_and_the_same_command_resumes(
+    night: Night, tmp_path: Path
+) -> None:
+    night.shard("part", features(60_000), group_rows=500)
+    model = saved(dense(), night.folder / "m.keras")
+    pool_port = free_port()
+    with prism.served(tmp_path) as port, worker_pool(tmp_path, pool_port) as pool:
+        engine = ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}"]
+        engine += ["--environment_type=EXTERNAL", f"--environment_config=localhost:{pool_port}"]
+        args = [*night.args(model, *FLAGS), *engine]
+        job = start(args, tmp_path / "log")
+        until(lambda: len(list(night.output.glob("_staging/*/receipts/*.json"))) >= 5, within_s=100)
+        (worker,) = psutil.Process(pool.pid).children()
+        worker.send_signal(signal.SIGKILL)
+        killed_s = time.monotonic()
+        code = job.wait(60)
+        assert time.monotonic() - killed_s < 30
+        said = (tmp_path / "log").read_text()
+        assert code in (1, 7), said
+        assert sum(line.startswith("error: ") for line in said.splitlines()) == 1
+        assert not (night.output / "_SUCCESS").exists()
+        held = len(list(night.output.glob("_staging/*/receipts/*.json")))
+        again = start(args, tmp_path / "again")
+        assert again.wait(100) == 0, (tmp_path / "again").read_text()
+    told = report(night)
+    assert told["splits_reused"] >= held > 0
+    check_as_embedded(night, model)
+
+
+def test_without_its_program_one_line_says_how_to_build_it(night: Night, tmp_path: Path) -> None:
+    night.shard("part", features(100))
+    args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")
+    job = start([*args, "--runner=PrismRunner", f"--prism_location={tmp_path}/no-prism"], tmp_path / "log")
+    assert job.wait(100) == 7
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert f"{tmp_path}/no-prism" in line
+    assert f"go install github.com/apache/beam/sdks/v2/go/cmd/prism@v{prism.VERSION}" in line
