@@ -114,6 +114,10 @@ class Client(Protocol):
     # Uploads that are not finished outlive their process, and any process can finish them.
     keeps_uploads: bool
 
+    def credentials(self) -> str:
+        """Return where the credentials come from, and whose they are if that is told; empty without any."""
+        ...
+
     def head(self, bucket: str, key: str) -> Found | None:
         """Return an object's size and stamp, ``None`` where there is none."""
         ...

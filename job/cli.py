@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from job import progress, quiet, redaction
-from job.errors import DataError, JobError, UsageError, one_line
+from job.errors import DataError, EngineError, JobError, UsageError, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,6 +106,30 @@ def _score_help() -> str:
     from job import options
 
     return options.build_parser().format_help()
+
+
+def _doctor(args: Sequence[str]) -> int:
+    from job import options
+
+    spec, beam_args = options.parse(args)
+    if beam_args:
+        from job import engines
+
+        engines.check_runner(beam_args)
+    from job import doctor
+
+    well = True
+    for check in doctor.examine(spec, beam_args):
+        well = well and doctor.is_well(check)
+        _print("".join(f"{line}\n" for line in doctor.lines(check)))
+    doctor.leave_what_is_overdue(code := 0 if well else EngineError.exit_code)
+    return code
+
+
+def _doctor_help() -> str:
+    from job import options
+
+    return options.build_parser("doctor").format_help()
 
 
 def _report(args: Sequence[str]) -> int:
@@ -238,6 +262,7 @@ def _fail(message: str, exit_code: int, *, debug: bool) -> int:
 
 COMMANDS: Final[Mapping[str, Command]] = {
     "score": Command("score shards and publish the predictions", _score, _score_help),
+    "doctor": Command("look at engine and paths before a night", _doctor, _doctor_help),
     "report": Command("print the run report of an output", _report, lambda: _report_parser().format_help()),
     "verify": Command("check a published night", _verify, lambda: _verify_parser().format_help()),
     "clean": Command("remove what abandoned runs left", _clean, lambda: _clean_parser().format_help()),

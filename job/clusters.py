@@ -54,18 +54,14 @@ def look(options: PipelineOptions) -> Cluster:
     Raises:
         EngineError: Dask is not installed, the scheduler does not answer, or it has no workers.
     """
-    asked = options.view_as(flags()).get_all_options(drop_default=True, current_only=True)
-    told = {name: asked[name] for name in ("address", "scheduler_file", "timeout") if name in asked}
-    where = told.get("address") or told.get("scheduler_file") or "this machine"
-    if not told:
+    where = address(options)
+    if not where:
         # Beam starts a cluster of this machine's own.
         return Cluster(cores(), 1)
-    from dask import distributed
-
     try:
-        with distributed.Client(**{"timeout": _ANSWER_S, **told}, set_as_default=False) as client:
-            workers = client.scheduler_info(n_workers=-1)["workers"]
-            held: dict[str, int] = client.run(cores)
+        with client(options) as scheduler:
+            workers = scheduler.scheduler_info(n_workers=-1)["workers"]
+            held: dict[str, int] = scheduler.run(cores)
     except Exception as e:
         raise EngineError(
             f"--runner=DaskRunner: no answer from the scheduler at {where} ({one_line(e)}); start one with "
@@ -76,6 +72,21 @@ def look(options: PipelineOptions) -> Cluster:
             f"--runner=DaskRunner: the scheduler at {where} has no workers; start some with `dask worker`"
         )
     return _cluster(workers, held)
+
+
+def address(options: PipelineOptions) -> str:
+    """Return where the scheduler is, empty where Beam starts one."""
+    asked = options.view_as(flags())
+    return str(asked.address or asked.scheduler_file or "")
+
+
+def client(options: PipelineOptions, timeout_s: float = _ANSWER_S) -> Any:
+    """Return a client, to be closed, of the cluster that the flags lead to, or of one that it starts."""
+    asked = options.view_as(flags()).get_all_options(drop_default=True, current_only=True)
+    told = {name: asked[name] for name in ("address", "scheduler_file", "timeout") if name in asked}
+    from dask import distributed
+
+    return distributed.Client(**{"timeout": timeout_s, **told}, set_as_default=False)
 
 
 def _cluster(workers: dict[str, Any], held: dict[str, int]) -> Cluster:

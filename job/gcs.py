@@ -63,6 +63,14 @@ class CloudStorage:
         self._payer = options.requester_pays or None
         self._kms_key = options.kms_key or None
 
+    def credentials(self) -> str:
+        """Return their kind, and the account if they tell it."""
+        if not self._signed:
+            return ""
+        found = self._client._credentials
+        kind = type(found).__module__.removeprefix("google.").removesuffix(".credentials")
+        return f"{kind} {getattr(found, 'service_account_email', '')}".strip()
+
     def _bucket(self, bucket: str) -> Any:
         return self._client.bucket(bucket, user_project=self._payer)
 

@@ -49,11 +49,12 @@ def store(scheme: str) -> ObjectStore:
     """
     with _lock:
         if scheme not in _stores:
-            _stores[scheme] = ObjectStore(scheme, _client(scheme))
+            _stores[scheme] = ObjectStore(scheme, client(scheme))
         return _stores[scheme]
 
 
-def _client(scheme: str) -> Client:
+def client(scheme: str) -> Client:
+    """Return a new client of a scheme; see ``store``."""
     try:
         if scheme == "s3":
             from job.s3 import S3
@@ -64,10 +65,8 @@ def _client(scheme: str) -> Client:
         return CloudStorage(_options)
     except ImportError as e:
         extra = {"s3": "s3", "gs": "gcs"}[scheme]
-        raise UsageError(
-            f"{scheme}:// needs a package that is not installed ({e.name}): "
-            f"pip install 'scoring-job[{extra}]'"
-        ) from e
+        told = f"{scheme}:// needs a package that is not installed ({e.name})"
+        raise UsageError(f"{told}: pip install 'scoring-job[{extra}]'") from e
 
 
 def _shown(found: Found) -> tuple[int, str, str, float]:

@@ -20,6 +20,11 @@ from job.spec import Device, IfExists, OnBadRow, OnBadShard, OnNonfinite, Scorin
 COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
 HELP: Final = "python -m job score --help"
 
+_DESCRIPTIONS: Final = {
+    "score": "Score Parquet shards with a Keras model and write the predictions as Parquet.",
+    "doctor": "Look, with the flags of score, at its engine and paths; 0 if all is well, else 7.",
+}
+
 _EPILOG: Final = """\
 examples:
   python -m job score --input='features/*.parquet' --model=model.keras \\
@@ -55,11 +60,11 @@ def parse(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
     return _spec(given), (*rest, *unchecked)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(command: str = "score") -> argparse.ArgumentParser:
     """Return the parser of our own flags; values are checked later, in :func:`parse`."""
     parser = Parser(
-        prog="python -m job score",
-        description="Score Parquet shards with a Keras model and write the predictions as Parquet.",
+        prog=f"python -m job {command}",
+        description=_DESCRIPTIONS[command],
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,6 +1,6 @@
 """Beam's Prism: where its program is.
 
-Beam takes it from ``--prism_location``, else from its cache, else from the internet; it does not look at PATH.
+Beam takes it from ``--prism_location``, else from its cache, else from the internet; never from ``PATH``.
 """
 
 from __future__ import annotations

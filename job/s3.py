@@ -38,7 +38,8 @@ class S3:
     def __init__(self, options: StoreOptions) -> None:
         try:
             session = Session()
-            self._signed = session.get_credentials() is not None
+            found = session.get_credentials()
+            self._source, self._signed = str(getattr(found, "method", "")), found is not None
             # What Amazon's other tools ask first, and botocore not at all.
             region = os.environ.get("AWS_REGION") or None
             self._client: Any = session.create_client("s3", region_name=region, config=self._config())
@@ -47,6 +48,10 @@ class S3:
         self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
         key = options.kms_key
         self._crypt = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+
+    def credentials(self) -> str:
+        """Return which of botocore's sources has them."""
+        return (self._source or "given by code") if self._signed else ""
 
     def _config(self) -> Config:
         return Config(

@@ -31,7 +31,7 @@ def listens(port: int) -> bool:
 def worker_pool(
     folder: Path, port: int, path: Sequence[Path] = (ROOT,), before: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A pool whose workers find modules in ``path``; ``before`` holds a ``python`` to start instead of ours."""
+    """A pool whose workers find modules in ``path``; ``before`` may hold another ``python`` to start."""
     folders = [*([before] if before else []), Path(sys.executable).parent, os.environ["PATH"]]
     env = {
         **os.environ,

@@ -1,0 +1,57 @@
+"""What a worker finds at a night's paths, for ``job doctor``: it reads, and writes one file below staging."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from job import artifact, objects, planning, storage
+from job.errors import JobError, StorageError, one_line
+from job.spec import StoreOptions
+
+# A process is asked as often as the engine pleases; by the folder that it answered to.
+_given: Final[dict[str, dict[str, Any]]] = {}
+
+
+def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a worker has said ``about`` itself, and what it finds.
+
+    ``model``, ``input`` and ``output`` are what is wrong with each, empty where nothing is; ``digest`` is the
+    model's. All of it is written below staging, which is how ``output`` is found out.
+    """
+    folder = str(told["folder"])
+    if folder in _given:
+        return _given[folder]
+    objects.configure(StoreOptions(**told["stores"]))
+    found: dict[str, Any] = {**about, "digest": "", "output": ""}
+
+    def read_model() -> None:
+        found["digest"] = artifact.digest(told["model"], told["weights"])
+
+    def read_shard() -> None:
+        info = storage.describe(told["shard"]) if told["shard"] else None
+        if told["shard"] and info is None:
+            raise StorageError(f"{told['shard']}: there is no such file")
+        if info is not None:
+            planning.read_footer(planning.shard_of(info))
+
+    def write() -> None:
+        storage.make_folder(folder)
+        path = storage.join(folder, f"{found['worker']}.json")
+        storage.write_atomic(path, json.dumps(found).encode(), durable=False)
+
+    found["model"], found["input"] = _wrong(read_model), _wrong(read_shard)
+    found["output"] = _wrong(write)
+    _given[folder] = found
+    return found
+
+
+def _wrong(act: Callable[[], None]) -> str:
+    try:
+        act()
+    except JobError as e:
+        return str(e)
+    except Exception as e:  # noqa: BLE001 - to be told where somebody sees it
+        return one_line(e)
+    return ""

@@ -1,0 +1,75 @@
+"""What ``job doctor`` asks a worker. It is sent there as source, see ``job.probe``.
+
+A worker may lack this package, or hold one that fails when it is imported, or run another Python. So nothing
+of the package is imported but within ``answer``, and what fails there is part of the answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+import socket
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+# Around an answer in the text of an error, which an engine may have put into any other text.
+MARK = "doctor-of-scoring-job:"
+
+
+def answer(told: dict[str, Any]) -> dict[str, Any]:
+    """Return who this worker is, what it has, and what it finds at the night's paths.
+
+    ``package`` is what fails when this package is imported; without that, see ``job.answers`` for the rest.
+    """
+    found = {
+        "worker": f"{socket.gethostname()}:{os.getpid()}",
+        "versions": versions(told["packages"]),
+        "memory_bytes": _memory_bytes(),
+        "package": "",
+    }
+    try:
+        from job import answers
+    except Exception as e:  # noqa: BLE001 - whatever is wrong there is what was asked for
+        found["package"] = f"{type(e).__name__}: {e}"
+        return found
+    return answers.look(told, found)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of Python and of packages, empty for those that are not installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def to_the_output(told: dict[str, Any]) -> list[Any]:
+    """Leave the answer where the launcher looks for it; raise an error that holds it where that fails."""
+    found = answer(told)
+    if not found["package"] and not found["output"]:
+        return []
+    raise RuntimeError(MARK + base64.urlsafe_b64encode(json.dumps(found).encode()).decode() + ":")
+
+
+def _memory_bytes() -> int:
+    """Return what this process may still take, as far as the kernel tells; 0 where it does not."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            told = dict(line.split(":") for line in lines)
+        free = int(told["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return 0
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as most:
+            limit = int(most.read())
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as taken:
+            free = min(free, limit - int(taken.read()))
+    except (OSError, ValueError):
+        pass
+    return free

@@ -1,0 +1,175 @@
+"""``job doctor``: looks at the engine and the paths of a night before it is submitted.
+
+Looks go on at the same time and have a limit each; what they find is yielded in one order. The workers are asked
+last, by the smallest job there is (``job.probe``), and only where the engine answers at all. Nothing is written
+but below ``OUTPUT/_staging/doctor-…``, which is removed again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from job import credentials, engines, inputs, objects, places, quiet, reached, storage, workers
+from job.checks import Check
+from job.errors import ModelError
+from job.looks import Look, anything_overdue, of_error
+from job.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+# A listing of ten thousand shards, or a model of gigabytes in a bucket.
+_PLACES_S: Final = 60.0
+_ENGINE_S: Final = 30.0
+# Its jobs take minutes to start, and are paid.
+_PAID: Final = "DataflowRunner"
+# Stands where there is none, so that the other paths can be looked at.
+_NO_MODEL: Final = "no_model:here"
+_MARKS: Final = {True: "ok", False: "not ok", None: "not seen"}
+
+
+def lines(check: Check) -> Iterator[str]:
+    """Return a check as lines of text."""
+    yield f"{_MARKS[check.ok]:<8}  {check.name}: {check.told}"
+    if check.fix:
+        yield f"{'':<8}  → {check.fix}"
+
+
+def is_well(check: Check) -> bool:
+    """Say whether nothing is wrong; what could not be looked at is not."""
+    return check.ok is not False
+
+
+def leave_what_is_overdue(code: int) -> None:
+    """End this process at once where a look never came back: Python would wait for its threads."""
+    if anything_overdue():
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def examine(
+    spec: ScoringSpec, beam_args: Sequence[str], *, limit_s: float = workers.LIMIT_S
+) -> Iterator[Check]:
+    """Yield one check after the other.
+
+    Args:
+        spec: what is to be scored.
+        beam_args: flags for Beam, untouched.
+        limit_s: how long the workers may take to answer.
+
+    Raises:
+        UsageError: a path has a scheme that is not reached.
+    """
+    objects.configure(spec.stores)
+    wrong_model = None
+    try:
+        spec = inputs.absolute(spec)
+    except ModelError as e:
+        wrong_model = of_error("model", e)
+        spec = inputs.absolute(replace(spec, model=_NO_MODEL))
+    night = _Night(spec, wrong_model)
+    with places.place_for_answers(spec) as folder:
+        writing = Look("output", lambda: places.write(folder, spec), limit_s=_PLACES_S)
+        options = _options(beam_args) if beam_args else None
+        answers = True
+        for check in _engine(options, night.schemes):
+            answers = answers and is_well(check)
+            yield check
+        yield from night.checks(options)
+        yield writing.check(lambda held: places.output_told(spec, held))
+        yield from _workers(night, beam_args, options, folder, limit_s if answers else 0.0)
+
+
+class _Night:
+    """The looks at a night's paths; all begin at once."""
+
+    def __init__(self, spec: ScoringSpec, wrong_model: Check | None) -> None:
+        self.spec, self._wrong_model = spec, wrong_model
+        paths = (*(one.removeprefix("@") for one in spec.inputs), spec.model, spec.weights or "", spec.output)
+        self.schemes = [one for one in objects.SCHEMES if any(path.startswith(f"{one}://") for path in paths)]
+        self.listing = Look("input", lambda: places.shards(spec), limit_s=_PLACES_S)
+        self.model = Look("model", lambda: None if wrong_model else places.model(spec), limit_s=_PLACES_S)
+
+    def checks(self, options: PipelineOptions | None) -> Iterator[Check]:
+        """Wait for each, and for what follows from them."""
+        for scheme in self.schemes:
+            name = credentials.name(scheme)
+            look = Look(name, partial(credentials.found, scheme), limit_s=_ENGINE_S)
+            yield look.check(partial(credentials.told, scheme))
+        yield self.listing.check(places.shards_told)
+        yield self._wrong_model or self.model.check(lambda found: places.model_told(_given(found)))
+        if self.listing.value and not storage.is_remote(self.spec.output):
+            shards = self.listing.value
+            yield Look("disk", lambda: places.disk(self.spec, shards), limit_s=_PLACES_S).check(_as_it_is)
+        for flag, path in reached.temporary_places(options) if options else ():
+            look = Look(flag, partial(places.temporary, path), limit_s=_ENGINE_S)
+            yield look.check(partial(Check, flag, True))
+
+
+def _options(beam_args: Sequence[str]) -> PipelineOptions:
+    with quiet.imports():
+        return engines.beam_options(beam_args)
+
+
+def _engine(options: PipelineOptions | None, schemes: Sequence[str]) -> Iterator[Check]:
+    extras = [credentials.EXTRAS[scheme] for scheme in schemes]
+    if options is not None and engines.name(options) == engines.DASK:
+        extras.append("dask")
+    yield Look("this machine", partial(reached.this_machine, extras), limit_s=_ENGINE_S).check(_as_it_is)
+    yield reached.runner(options)
+    if options is None:
+        return
+    looks = [Look(name, act, limit_s=_ENGINE_S) for name, act in reached.questions(options).items()]
+    for look in looks:
+        found: list[Check] = []
+
+        def told(checks: list[Check], found: list[Check] = found) -> Check:
+            found += checks[1:]
+            return checks[0]
+
+        yield look.check(told)
+        yield from found
+
+
+def _workers(
+    night: _Night, beam_args: Sequence[str], options: PipelineOptions | None, folder: str, limit_s: float
+) -> Iterator[Check]:
+    if options is not None and engines.name(options) == _PAID:
+        told = "a job there takes minutes, and is paid; the first night tells"
+        yield Check("workers", None, told)
+        return
+    if not limit_s:
+        yield Check("workers", None, "they cannot be asked, as the engine does not answer")
+        return
+    shards, model = night.listing.value, night.model.value
+    first = shards[0].path if shards else ""
+
+    def ask() -> workers.Heard:
+        return workers.ask(night.spec, beam_args, first, folder, limit_s=limit_s)
+
+    heard = Look("workers", ask, limit_s=limit_s + 2 * workers.MORE_S)
+    found: list[Check] = []
+
+    def told_all(answers: workers.Heard) -> Check:
+        digest, size = (model.reference.digest, model.size_bytes) if model else ("", 0)
+        first, *rest = workers.checks(answers, reached.log_of(options), digest, size, limit_s)
+        found.extend(rest)
+        return first
+
+    yield heard.check(told_all)
+    yield from found
+
+
+def _as_it_is(check: Check) -> Check:
+    return check
+
+
+def _given(found: places.Model | None) -> places.Model:
+    if found is None:
+        raise ModelError("there is no model; see --model")
+    return found

@@ -1,0 +1,77 @@
+"""Looks that may never come back: each in a thread of its own, waited for until its time is over.
+
+A port that accepts and says nothing, or a server that is asked again and again, must not hang who asks. The
+thread stays behind then; see ``anything_overdue``.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+from job.checks import Check
+from job.errors import JobError, one_line
+
+T = TypeVar("T")
+
+_overdue: Final[list[str]] = []
+
+
+class Look(Generic[T]):
+    """Calls ``act`` at once, beside others.
+
+    ``came`` tells, when it has been waited for, whether ``value`` is what it returned.
+    """
+
+    def __init__(self, name: str, act: Callable[[], T], *, limit_s: float) -> None:
+        self.name = name
+        self.value: T | None = None
+        self.came = False
+        self._error: BaseException | None = None
+        self._limit_s, self._began_s = limit_s, time.monotonic()
+        self._thread = threading.Thread(target=self._run, args=(act,), daemon=True, name=f"look at {name}")
+        self._thread.start()
+
+    def _run(self, act: Callable[[], T]) -> None:
+        try:
+            self.value = act()
+            self.came = True
+        except BaseException as e:  # noqa: BLE001 - told as a check, by who waits
+            self._error = e
+
+    def check(self, told: Callable[[T], Check]) -> Check:
+        """Wait, and return what ``told`` makes of the value, or what went wrong."""
+        self._thread.join(max(0.0, self._began_s + self._limit_s - time.monotonic()))
+        if self._thread.is_alive():
+            _overdue.append(self.name)
+            return Check(self.name, False, f"no answer within {self._limit_s:.0f} s", "see whether it is up")
+        if self._error is not None:
+            return _failed(self.name, self._error)
+        return told(self.value)  # type: ignore[arg-type]
+
+
+def anything_overdue() -> bool:
+    """Say whether threads were left behind, for which Python would wait at its end."""
+    return bool(_overdue)
+
+
+def _failed(name: str, error: BaseException) -> Check:
+    if not isinstance(error, JobError):
+        return Check(name, False, one_line(error), "see more with --debug")
+    return of_error(name, error)
+
+
+def of_error(name: str, error: JobError) -> Check:
+    """Return what an error says as a check; the fix is its last part."""
+    told, _, fix = str(error).rpartition("; ")
+    return Check(name, False, told, fix) if told else Check(name, False, fix, "correct it")
+
+
+def show_traceback(look: Look[T]) -> None:
+    """Print where a look failed, for ``--debug``."""
+    if look._error is not None:
+        traceback.print_exception(look._error, file=sys.stderr)

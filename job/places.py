@@ -1,0 +1,162 @@
+"""The paths of a night, as ``job doctor`` looks at them from the launching machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from job import artifact, inputs, output, staging, storage
+from job.checks import Check
+from job.errors import StorageError
+from job.spec import ModelReference, ScoringSpec, Shard
+
+# One prediction, and nothing for the keys' dictionaries: the least that a row takes.
+_PREDICTION_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's reference and size; a builder's is that of its weights."""
+
+    reference: ModelReference
+    size_bytes: int
+
+
+def shards_told(shards: Sequence[Shard]) -> Check:
+    """Say what was listed, and that the first footer can be read."""
+    size = sum(shard.size_bytes for shard in shards)
+    return Check(
+        "input",
+        True,
+        f"{len(shards):,} {'shard' if len(shards) == 1 else 'shards'}, {size:,} bytes; the first can be read",
+    )
+
+
+def shards(spec: ScoringSpec) -> list[Shard]:
+    """List the shards and read the first footer.
+
+    Raises:
+        JobError: one of the two fails.
+    """
+    found = inputs.list_shards(spec)
+    (footer,) = inputs.read_footers(found[:1])
+    if footer.error:
+        raise StorageError(f"{found[0].path}: {footer.error}")
+    return found
+
+
+def model(spec: ScoringSpec) -> Model:
+    """Read the model, without loading it.
+
+    Raises:
+        JobError: it is not there, or not trusted.
+    """
+    reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
+    kind = artifact.kind_of(spec.model)
+    if kind == "builder":
+        size = storage.size_bytes(spec.weights) if spec.weights else 0
+    elif kind == "saved_model":
+        size = sum(info.size_bytes for info in storage.tree(spec.model))
+    else:
+        size = storage.size_bytes(spec.model)
+    return Model(reference, size or 0)
+
+
+def model_told(found: Model) -> Check:
+    """Say which model it is."""
+    told = f"{found.reference.path}, {found.size_bytes:,} bytes, SHA-256 {found.reference.digest[:12]}…"
+    return Check("model", True, told)
+
+
+@contextmanager
+def place_for_answers(spec: ScoringSpec) -> Iterator[str]:
+    """Yield a new folder's path below staging, which is removed afterwards with those made for it."""
+    folder = staging.folder_of(spec.output, f"doctor-{uuid.uuid4().hex[:12]}")
+    top = None if storage.is_remote(folder) else _existing(storage.local(folder))
+    try:
+        yield folder
+    finally:
+        # What cannot be written cannot be removed either; that is told already.
+        with suppress(StorageError):
+            storage.remove_tree(folder)
+            if top is not None:
+                storage.remove_empty_parents(folder, top)
+
+
+def write(folder: str, spec: ScoringSpec) -> str:
+    """Write a file, read it, remove it; return what is published at the output.
+
+    Raises:
+        StorageError: one of them fails.
+    """
+    path, content = storage.join(folder, "launcher"), os.urandom(16)
+    storage.make_folder(folder)
+    storage.write_atomic(path, content, durable=False)
+    if storage.read_bytes(path) != content:
+        raise StorageError(f"{path}: what is read is not what was written; see what file system it is")
+    storage.remove(path)
+    held = output.published(spec.output)
+    return str(held["run_id"]) if held else ""
+
+
+def output_told(spec: ScoringSpec, held: str) -> Check:
+    """Say that the output can be written, and what is there."""
+    there = f"run {held[:12]} is published there" if held else "nothing is published there"
+    return Check("output", True, f"{spec.output} can be written from here; {there}")
+
+
+def disk(spec: ScoringSpec, shards: Sequence[Shard]) -> Check:
+    """Compare the free space of a local output with the least that the predictions can take."""
+    free = shutil.disk_usage(_existing(storage.local(spec.output))).free
+    least = _least_bytes(spec, shards)
+    told = f"{free:,} bytes are free at {spec.output}; the predictions take {least:,} or more"
+    if free < least:
+        return Check("disk", False, told, "make room, or choose another --output")
+    return Check("disk", True, told)
+
+
+def _least_bytes(spec: ScoringSpec, shards: Sequence[Shard]) -> int:
+    """Estimate from the first shard: what its keys take there, and one number a row."""
+    first = shards[0]
+    with pq.ParquetFile(storage.footer_source(first.path, first.size_bytes, first.stamp)) as file:
+        metadata = file.metadata
+        keys = 0
+        for i in range(metadata.num_row_groups):
+            group = metadata.row_group(i)
+            columns = [group.column(j) for j in range(metadata.num_columns)]
+            keys += sum(
+                column.total_compressed_size
+                for column in columns
+                if column.path_in_schema.partition(".")[0] in spec.keys
+            )
+        rows = metadata.num_rows
+    share = sum(shard.size_bytes for shard in shards) / max(1, first.size_bytes)
+    return int((rows * _PREDICTION_BYTES + keys) * share)
+
+
+def temporary(path: str) -> str:
+    """Look at a place for the engine's own files, and return what was found. Nothing is written there.
+
+    Raises:
+        JobError: it cannot be listed, or not be written.
+    """
+    if storage.is_remote(path):
+        storage.is_folder(path)
+        return f"{path} can be listed"
+    top = _existing(storage.local(path))
+    if not os.access(top, os.W_OK | os.X_OK):
+        raise StorageError(f"{path}: nothing can be written in {top}; choose another")
+    return f"{path} can be written from here"
+
+
+def _existing(path: str) -> str:
+    """Return the nearest folder around a path that is there."""
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path

@@ -1,0 +1,115 @@
+"""The smallest job there is, run on an engine's workers to ask them. A process of its own, so it can be ended.
+
+::
+
+    nothing ▶ Name the questions  b""   → (number, b"")   a few, so that several workers get one
+            ▶ Spread them         GroupByKey
+            ▶ Ask                 number → nothing        answers go to a file in staging, or into an error
+
+Beam hands functions over by reference or as bytecode: the first needs this package on the worker, the second
+the same Python. Whether it has these is the question, so the workers get source (``job.asked``). On Dask every
+worker is asked by itself, and the scheduler as well.
+
+``python -m job.probe`` takes a request as JSON and prints what came of it as JSON.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from typing import Any, Final
+
+from job import asked, clusters, engines, quiet
+from job.errors import one_line
+
+_QUESTIONS: Final = 16
+
+
+def source(function: str, told: dict[str, Any]) -> str:
+    """Return an expression that has the value of ``job.asked``'s function for what was told."""
+    text = inspect.getsource(asked)
+    names = {"__name__": asked.__name__}
+    return f"(lambda names: (exec({text!r}, names), names[{function!r}]({told!r}))[1])({names!r})"
+
+
+class Sent:
+    """A function of one argument, which it ignores; on a worker it is made from source."""
+
+    def __init__(self, expression: str) -> None:
+        self._expression = f"lambda _: {expression}"
+
+    def __call__(self, _: object) -> Any:
+        """Return the value of the expression."""
+        return eval(self._expression)(None)
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        """Return how it is unpickled without its class."""
+        return eval, (self._expression,)
+
+
+def main() -> None:
+    """Ask, and say what came of it: ``state``, ``error`` and the ``answers`` that came by themselves."""
+    # Whatever else is printed here must not get into the answer.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    request = json.load(sys.stdin)
+    quiet.hush(debug=request["debug"])
+    try:
+        with quiet.engine():
+            found = _ask(request)
+    except Exception as e:  # noqa: BLE001 - told by the process that asked
+        found = {"state": "FAILED", "error": str(e), "told": one_line(e)}
+    out.write(json.dumps(found))
+    out.flush()
+    # Threads of an engine that does not answer would keep the process.
+    os._exit(0)
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
+    with quiet.imports():
+        options = engines.beam_options(request["beam_args"])
+    if engines.name(options) == engines.DASK:
+        return _ask_dask(options, request)
+    return _run(options, request)
+
+
+def _run(options: Any, request: dict[str, Any]) -> dict[str, Any]:
+    with quiet.imports():
+        import apache_beam as beam
+
+    pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
+    questions = Sent(f"[(number, b'') for number in range({_QUESTIONS})]")
+    _ = (
+        pipeline
+        | "Start" >> beam.Impulse()
+        | "Name the questions" >> beam.FlatMap(questions).with_output_types(tuple[int, bytes])
+        | "Spread them" >> beam.GroupByKey()
+        | "Ask" >> beam.FlatMap(Sent(source("to_the_output", request["told"])))
+    )
+    result = pipeline.run()
+    state = result.wait_until_finish(duration=int(request["limit_s"] * 1000))
+    if state not in ("DONE", "FAILED", "CANCELLED"):
+        # Else it would keep its place on the engine.
+        result.cancel()
+        state = "RUNNING"
+    return {"state": state, "error": ""}
+
+
+def _ask_dask(options: Any, request: dict[str, Any]) -> dict[str, Any]:
+    with clusters.client(options, request["limit_s"]) as client:
+        scheduler = client.get_versions(check=False)["scheduler"]["packages"]
+        # It needs none of the others.
+        names = ("python", "dask", "distributed", "cloudpickle")
+        versions = {name: str(scheduler[name]).removesuffix(".final.0") for name in names}
+        answers = client.run(eval, source("answer", request["told"]), on_error="return")
+    told = [{"worker": f"the scheduler {client.scheduler.address}", "versions": versions}]
+    for address, answer in answers.items():
+        failed = isinstance(answer, BaseException)
+        told.append({"worker": address, "package": one_line(answer)} if failed else answer)
+    return {"state": "DONE", "error": "", "answers": told}
+
+
+if __name__ == "__main__":
+    main()

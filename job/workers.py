@@ -1,0 +1,188 @@
+"""What the engine's workers answered, as checks. They are asked by a process of its own, ``job.probe``."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from job import asked, host, storage
+from job.checks import Check
+from job.errors import StorageError, one_line
+from job.spec import ScoringSpec
+
+# An engine that has to start its workers first takes half a minute.
+LIMIT_S: Final = 60.0
+# For what starts before it, and for what ends after it.
+MORE_S: Final = 15.0
+_PACKAGES: Final = (*(name for name, _ in host.versions()[1:]), "cloudpickle", "dask", "distributed")
+# Its variables, and once more while they are read.
+_MODEL_COPIES: Final = 2
+_MARKED: Final = re.compile(rf"{asked.MARK}([A-Za-z0-9_=-]+):")
+
+Answer = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came of asking: answers by worker; ``wrong`` where the engine failed, and no worker says why."""
+
+    answers: Sequence[Answer]
+    wrong: str
+    overdue: bool
+
+
+def ask(spec: ScoringSpec, beam_args: Sequence[str], shard: str, folder: str, *, limit_s: float) -> Heard:
+    """Run the smallest job on the engine's workers and gather what they say."""
+    told = {
+        "packages": _PACKAGES,
+        "model": spec.model,
+        "weights": spec.weights,
+        "shard": shard,
+        "folder": folder,
+        "stores": asdict(spec.stores),
+    }
+    request = {"beam_args": list(beam_args), "told": told, "limit_s": limit_s, "debug": spec.debug}
+    said = _child(json.dumps(request), limit_s + MORE_S, shown=spec.debug)
+    found = {str(answer["worker"]): answer for answer in said.get("answers", ())}
+    for text in _MARKED.findall(said["error"]):
+        answer = json.loads(base64.urlsafe_b64decode(text))
+        found[answer["worker"]] = answer
+    wrong = "" if found or said["state"] == "DONE" else str(said.get("told") or said["error"])
+    with suppress(StorageError):
+        for name in storage.names(folder):
+            answer = json.loads(storage.read_bytes(storage.join(folder, name)) or b"{}")
+            if answer.get("worker") not in found:
+                found[answer["worker"]] = answer
+            found[answer["worker"]] = {**found[answer["worker"]], "seen": True}
+    return Heard([found[worker] for worker in sorted(found)], wrong, said["state"] == "RUNNING")
+
+
+def _child(request: str, limit_s: float, *, shown: bool) -> dict[str, Any]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "job.probe"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=None if shown else subprocess.DEVNULL,
+        text=True,
+        # With the workers that it may start itself.
+        start_new_session=True,
+    )
+    try:
+        out, _ = child.communicate(request, timeout=limit_s)
+        return dict(json.loads(out))
+    except subprocess.TimeoutExpired:
+        return {"state": "RUNNING", "error": ""}
+    except ValueError:
+        return {"state": "FAILED", "error": f"the process that asks them ended with code {child.wait()}"}
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+
+
+def checks(heard: Heard, where: str, digest: str, model_bytes: int, limit_s: float) -> list[Check]:
+    """Return what is to be said about the workers."""
+    workers = [one for one in heard.answers if "package" in one]
+    if not workers:
+        return [_silent(heard, where, limit_s)]
+    found = [
+        Check("workers", True, f"{len(workers)} answered: {', '.join(one['worker'] for one in workers)}")
+    ]
+    found.append(
+        _about(
+            workers, "package", "they can import it", "put this package on the workers, see docs/engines.md"
+        )
+    )
+    able = [one for one in workers if not one["package"]]
+    found.append(_versions([one for one in heard.answers if "versions" in one]))
+    if not able:
+        return found
+    found.append(_model(able, digest))
+    found.append(
+        _about(able, "input", "they can read the first shard", "give them the launcher's path and rights")
+    )
+    found.append(_output(able))
+    if any(one["memory_bytes"] for one in able):
+        found.append(_memory(able, model_bytes))
+    return found
+
+
+def _silent(heard: Heard, where: str, limit_s: float) -> Check:
+    fix = f"see {where}: a worker that dies when it starts leaves a job waiting without a word"
+    if heard.overdue:
+        return Check("workers", False, f"no answer within {limit_s:.0f} s", fix)
+    if heard.wrong:
+        return Check("workers", False, one_line(RuntimeError(heard.wrong)).partition(": ")[2], f"see {where}")
+    told = "they wrote their answers where this machine does not see them"
+    return Check("workers", False, told, "give an --output that all machines share")
+
+
+def _about(answers: Sequence[Answer], what: str, well: str, fix: str) -> Check:
+    name = f"workers: {what}"
+    wrong = [f"{one['worker']}: {one[what]}" for one in answers if one[what]]
+    return Check(name, False, "; ".join(wrong), fix) if wrong else Check(name, True, well)
+
+
+def _versions(answers: Sequence[Answer]) -> Check:
+    name = "workers: versions"
+    here = asked.versions(_PACKAGES)
+    wrong = []
+    for one in answers:
+        for package, found in one["versions"].items():
+            ours = here.get(package)
+            if ours is not None and _compared(package, found) != _compared(package, ours):
+                wrong.append(
+                    f"{one['worker']}: {package} {found or 'not installed'}, here {ours or 'not installed'}"
+                )
+    if wrong:
+        return Check(name, False, "; ".join(wrong), "install the same on both sides, from requirements.lock")
+    return Check(name, True, "the same as on this machine")
+
+
+def _compared(package: str, found: str) -> str:
+    """Return what of a version must be equal: of Python, not its last number."""
+    return found.rpartition(".")[0] if package == "python" else found
+
+
+def _model(answers: Sequence[Answer], digest: str) -> Check:
+    wrong = [f"{one['worker']}: {one['model']}" for one in answers if one["model"]]
+    other = [one for one in answers if not one["model"] and digest and one["digest"] != digest]
+    wrong += [f"{one['worker']}: SHA-256 {one['digest'][:12]}…, here {digest[:12]}…" for one in other]
+    if wrong:
+        fix = "give them the launcher's file, and for a builder the same sources"
+        return Check("workers: model", False, "; ".join(wrong), fix)
+    return Check("workers: model", True, "they read the same bytes" if digest else "they can read it")
+
+
+def _output(answers: Sequence[Answer]) -> Check:
+    name, fix = (
+        "workers: output",
+        "give an --output that all machines share, and the workers the right to write",
+    )
+    wrong = [f"{one['worker']}: {one['output']}" for one in answers if one["output"]]
+    wrong += [
+        f"{one['worker']} wrote a file that is not seen here"
+        for one in answers
+        if not one["output"] and not one.get("seen")
+    ]
+    if wrong:
+        return Check(name, False, "; ".join(wrong), fix)
+    return Check(name, True, "they can write it, and this machine sees it")
+
+
+def _memory(answers: Sequence[Answer], model_bytes: int) -> Check:
+    name = "workers: memory"
+    least = min((one for one in answers if one["memory_bytes"]), key=lambda one: one["memory_bytes"])
+    told = f"{least['memory_bytes']:,} bytes are free on {least['worker']}, the model takes {model_bytes:,}"
+    if least["memory_bytes"] < _MODEL_COPIES * model_bytes:
+        return Check(name, False, told, "give the workers more memory, or run fewer of them on a machine")
+    return Check(name, True, told)
