@@ -1,8 +1,8 @@
 """``job doctor``: looks at the engine and the paths of a night before it is submitted.
 
-Looks go on at the same time and have a limit each; what they find is yielded in one order. The workers are asked
-last, by the smallest job there is (``job.probe``), and only where the engine answers at all. Nothing is written
-but below ``OUTPUT/_staging/doctor-…``, which is removed again.
+Looks go on at the same time and have a limit each; what they find is yielded in one order. The workers are
+asked last, by the smallest job there is (``job.probe``), and only where the engine answers at all. Nothing is
+written but below ``OUTPUT/_staging/doctor-…``, which is removed again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from job import credentials, engines, inputs, objects, places, quiet, reached, storage, workers
+from job import credentials, engines, inputs, objects, places, quiet, reached, redaction, storage, workers
 from job.checks import Check
-from job.errors import ModelError
+from job.errors import EngineError, ModelError, StorageError
 from job.looks import Look, anything_overdue, of_error
 from job.spec import ScoringSpec
 
@@ -34,8 +34,8 @@ _MARKS: Final = {True: "ok", False: "not ok", None: "not seen"}
 
 
 def lines(check: Check) -> Iterator[str]:
-    """Return a check as lines of text."""
-    yield f"{_MARKS[check.ok]:<8}  {check.name}: {check.told}"
+    """Return a check as lines of text, without secrets."""
+    yield redaction.scrub(f"{_MARKS[check.ok]:<8}  {check.name}: {check.told}")
     if check.fix:
         yield f"{'':<8}  → {check.fix}"
 
@@ -66,29 +66,33 @@ def examine(
         UsageError: a path has a scheme that is not reached.
     """
     objects.configure(spec.stores)
-    wrong_model = None
     try:
-        spec = inputs.absolute(spec)
-    except ModelError as e:
-        wrong_model = of_error("model", e)
-        spec = inputs.absolute(replace(spec, model=_NO_MODEL))
-    night = _Night(spec, wrong_model)
-    with places.place_for_answers(spec) as folder:
-        writing = Look("output", lambda: places.write(folder, spec), limit_s=_PLACES_S)
-        options = _options(beam_args) if beam_args else None
-        answers = True
-        for check in _engine(options, night.schemes):
-            answers = answers and is_well(check)
-            yield check
+        night = _Night(spec)
+    except StorageError as e:
+        # Of a store's client, without which nothing else can be looked at.
+        yield of_error("credentials", e)
+        return
+    with places.place_for_answers(night.spec) as folder:
+        writing = Look("output", lambda: places.write(folder, night.spec), limit_s=_PLACES_S)
+        yield _this_machine(night.schemes, beam_args)
+        options, checks = _engine(beam_args)
+        yield from checks
         yield from night.checks(options)
-        yield writing.check(lambda held: places.output_told(spec, held))
+        yield writing.check(lambda held: places.output_told(night.spec, held))
+        answers = all(map(is_well, checks))
         yield from _workers(night, beam_args, options, folder, limit_s if answers else 0.0)
 
 
 class _Night:
     """The looks at a night's paths; all begin at once."""
 
-    def __init__(self, spec: ScoringSpec, wrong_model: Check | None) -> None:
+    def __init__(self, spec: ScoringSpec) -> None:
+        wrong_model = None
+        try:
+            spec = inputs.absolute(spec)
+        except ModelError as e:
+            wrong_model = of_error("model", e)
+            spec = inputs.absolute(replace(spec, model=_NO_MODEL))
         self.spec, self._wrong_model = spec, wrong_model
         paths = (*(one.removeprefix("@") for one in spec.inputs), spec.model, spec.weights or "", spec.output)
         self.schemes = [one for one in objects.SCHEMES if any(path.startswith(f"{one}://") for path in paths)]
@@ -111,40 +115,39 @@ class _Night:
             yield look.check(partial(Check, flag, True))
 
 
-def _options(beam_args: Sequence[str]) -> PipelineOptions:
-    with quiet.imports():
-        return engines.beam_options(beam_args)
-
-
-def _engine(options: PipelineOptions | None, schemes: Sequence[str]) -> Iterator[Check]:
+def _this_machine(schemes: Sequence[str], beam_args: Sequence[str]) -> Check:
     extras = [credentials.EXTRAS[scheme] for scheme in schemes]
-    if options is not None and engines.name(options) == engines.DASK:
+    if any("dask" in arg.lower() for arg in beam_args):
         extras.append("dask")
-    yield Look("this machine", partial(reached.this_machine, extras), limit_s=_ENGINE_S).check(_as_it_is)
-    yield reached.runner(options)
-    if options is None:
-        return
+    look = Look("this machine", partial(reached.this_machine, extras), limit_s=_ENGINE_S)
+    return look.check(_as_it_is)
+
+
+def _engine(beam_args: Sequence[str]) -> tuple[PipelineOptions | None, list[Check]]:
+    """Return Beam's options, ``None`` for the default or where there are none, and the engine's checks."""
+    if not beam_args:
+        return None, [reached.runner(None)]
+    try:
+        with quiet.imports():
+            options = engines.beam_options(beam_args)
+    except EngineError as e:
+        return None, [of_error("runner", e)]
     looks = [Look(name, act, limit_s=_ENGINE_S) for name, act in reached.questions(options).items()]
+    found = [reached.runner(options)]
     for look in looks:
-        found: list[Check] = []
-
-        def told(checks: list[Check], found: list[Check] = found) -> Check:
-            found += checks[1:]
-            return checks[0]
-
-        yield look.check(told)
-        yield from found
+        several = look.wait()
+        found += several if isinstance(several, list) else [several]
+    return options, found
 
 
 def _workers(
     night: _Night, beam_args: Sequence[str], options: PipelineOptions | None, folder: str, limit_s: float
 ) -> Iterator[Check]:
     if options is not None and engines.name(options) == _PAID:
-        told = "a job there takes minutes, and is paid; the first night tells"
-        yield Check("workers", None, told)
+        yield Check("workers", None, "a job there takes minutes and is paid for, so none is run")
         return
     if not limit_s:
-        yield Check("workers", None, "they cannot be asked, as the engine does not answer")
+        yield Check("workers", None, "they are asked when the engine's own lines are ok")
         return
     shards, model = night.listing.value, night.model.value
     first = shards[0].path if shards else ""

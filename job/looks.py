@@ -6,7 +6,7 @@ thread stays behind then; see ``anything_overdue``.
 
 from __future__ import annotations
 
-import sys
+import logging
 import threading
 import time
 import traceback
@@ -18,6 +18,7 @@ from job.errors import JobError, one_line
 
 T = TypeVar("T")
 
+_LOG: Final = logging.getLogger(__name__)
 _overdue: Final[list[str]] = []
 
 
@@ -42,16 +43,26 @@ class Look(Generic[T]):
             self.came = True
         except BaseException as e:  # noqa: BLE001 - told as a check, by who waits
             self._error = e
+            # Shown with --debug.
+            _LOG.info("%s\n%s", self.name, "".join(traceback.format_exception(e)))
 
-    def check(self, told: Callable[[T], Check]) -> Check:
-        """Wait, and return what ``told`` makes of the value, or what went wrong."""
+    def wait(self) -> T | Check:
+        """Return the value, or what went wrong."""
         self._thread.join(max(0.0, self._began_s + self._limit_s - time.monotonic()))
         if self._thread.is_alive():
             _overdue.append(self.name)
-            return Check(self.name, False, f"no answer within {self._limit_s:.0f} s", "see whether it is up")
-        if self._error is not None:
-            return _failed(self.name, self._error)
-        return told(self.value)  # type: ignore[arg-type]
+            told = f"no answer within {self._limit_s:.0f} s"
+            return Check(self.name, False, told, "see whether it is up, and reached from here")
+        if self.came:
+            return self.value  # type: ignore[return-value]
+        if isinstance(self._error, JobError):
+            return of_error(self.name, self._error)
+        return Check(self.name, False, one_line(self._error or RuntimeError()), "see more with --debug")
+
+    def check(self, told: Callable[[T], Check]) -> Check:
+        """Wait, and return what ``told`` makes of the value, or what went wrong."""
+        found = self.wait()
+        return found if isinstance(found, Check) and not self.came else told(self.value)  # type: ignore[arg-type]
 
 
 def anything_overdue() -> bool:
@@ -59,19 +70,7 @@ def anything_overdue() -> bool:
     return bool(_overdue)
 
 
-def _failed(name: str, error: BaseException) -> Check:
-    if not isinstance(error, JobError):
-        return Check(name, False, one_line(error), "see more with --debug")
-    return of_error(name, error)
-
-
 def of_error(name: str, error: JobError) -> Check:
     """Return what an error says as a check; the fix is its last part."""
     told, _, fix = str(error).rpartition("; ")
     return Check(name, False, told, fix) if told else Check(name, False, fix, "correct it")
-
-
-def show_traceback(look: Look[T]) -> None:
-    """Print where a look failed, for ``--debug``."""
-    if look._error is not None:
-        traceback.print_exception(look._error, file=sys.stderr)

@@ -150,6 +150,9 @@ def temporary(path: str) -> str:
         storage.is_folder(path)
         return f"{path} can be listed"
     top = _existing(storage.local(path))
+    below = os.path.join(top, os.path.relpath(storage.local(path), top).partition("/")[0])
+    if os.path.isfile(below):
+        raise StorageError(f"{path}: {below} is no folder; choose another")
     if not os.access(top, os.W_OK | os.X_OK):
         raise StorageError(f"{path}: nothing can be written in {top}; choose another")
     return f"{path} can be written from here"

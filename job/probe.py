@@ -1,4 +1,4 @@
-"""The smallest job there is, run on an engine's workers to ask them. A process of its own, so it can be ended.
+"""The smallest job there is, run on an engine's workers to ask them: a process of its own, to be ended.
 
 ::
 
@@ -7,8 +7,8 @@
             ▶ Ask                 number → nothing        answers go to a file in staging, or into an error
 
 Beam hands functions over by reference or as bytecode: the first needs this package on the worker, the second
-the same Python. Whether it has these is the question, so the workers get source (``job.asked``). On Dask every
-worker is asked by itself, and the scheduler as well.
+the same Python. Whether it has these is the question, so the workers get source (``job.asked``). On Dask
+every worker is asked by itself, and the scheduler as well.
 
 ``python -m job.probe`` takes a request as JSON and prints what came of it as JSON.
 """

@@ -57,10 +57,10 @@ def test_help_lists_the_commands_that_exist() -> None:
     listed = [
         line.split()[0] for line in done.stdout.partition("commands:\n")[2].splitlines() if line[:2] == "  "
     ]
-    assert listed == list(cli.COMMANDS) == ["score", "report", "verify", "clean"]
+    assert listed == list(cli.COMMANDS) == ["score", "doctor", "report", "verify", "clean"]
 
 
-@pytest.mark.parametrize("command", ["score", "report", "verify", "clean"])
+@pytest.mark.parametrize("command", ["score", "doctor", "report", "verify", "clean"])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_every_command_has_help(command: str, flag: str) -> None:
     done = job(command, flag)
@@ -68,7 +68,7 @@ def test_every_command_has_help(command: str, flag: str) -> None:
     assert done.stdout.startswith(f"usage: python -m job {command} ")
 
 
-@pytest.mark.parametrize("args", [["--help"], ["score", "--help"]])
+@pytest.mark.parametrize("args", [["--help"], ["score", "--help"], ["doctor", "--help"]])
 def test_help_imports_nothing_slow(args: list[str]) -> None:
     program = (
         f"import sys; from job import cli; code = cli.main({args}); "
@@ -82,10 +82,11 @@ def test_help_imports_nothing_slow(args: list[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no command; use one of score, report, verify, clean, or python -m job --help"),
+        ([], "no command; use one of score, doctor, report, verify, clean, or python -m job --help"),
         (
             ["scoer"],
-            "unknown command 'scoer'; use one of score, report, verify, clean, or python -m job --help",
+            "unknown command 'scoer'; use one of score, doctor, report, verify, clean, "
+            "or python -m job --help",
         ),
         (
             ["score", *REQUIRED, "--batch_size=0"],

@@ -1,0 +1,266 @@
+"""``job doctor`` on a laptop's paths, and on engines that do not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from job import asked, doctor, options, ports, reached, workers
+from job.checks import Check
+from job.errors import EngineError
+from job.looks import Look
+from tests.nights import Night, dense, features, saved
+from tests.pools import free_port
+
+ROOT = Path(__file__).parents[1]
+# So that no worker is asked, where only the paths matter.
+NOBODY = ("--runner=PortableRunner", "--environment_type=LOOPBACK")
+
+
+def examined(args: list[str], limit_s: float = 45.0) -> dict[str, Check]:
+    spec, beam_args = options.parse(args)
+    return {check.name: check for check in doctor.examine(spec, beam_args, limit_s=limit_s)}
+
+
+def not_ok(checks: dict[str, Check]) -> list[str]:
+    return [name for name, check in checks.items() if check.ok is False]
+
+
+@pytest.fixture
+def args(night: Night) -> list[str]:
+    night.shard("part", features(100))
+    return night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")
+
+
+@pytest.fixture
+def unreached(args: list[str]) -> list[str]:
+    return [*args, *NOBODY, f"--job_endpoint=localhost:{free_port()}"]
+
+
+@contextlib.contextmanager
+def hung() -> Iterator[int]:
+    """A port at which connections are taken, and nothing is ever said."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        yield int(one.getsockname()[1])
+
+
+def command(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "job", "doctor", *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+
+def test_all_is_well_on_this_machine_and_nothing_is_left_behind(night: Night, args: list[str]) -> None:
+    program = (
+        "import sys; from job import cli; code = cli.main(sys.argv[1:]); "
+        "print({'apache_beam', 'keras', 'tensorflow'} & set(sys.modules)); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "doctor", *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    *lines, imported = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, imported) == (0, "", "set()"), done.stdout
+    names = [line.split(":")[0].removeprefix("ok").strip() for line in lines]
+    assert names[:6] == ["this machine", "runner", "input", "model", "disk", "output"]
+    assert names[6:] == ["workers"] * 7
+    assert all(line.startswith("ok ") for line in lines)
+    assert not night.output.exists()
+
+
+def test_what_is_wrong_is_told_line_by_line_with_what_to_do(night: Night) -> None:
+    (night.folder / "file").write_text("in the way")
+    flags = [f"--input={night.folder}/none/*.parquet", f"--model={night.folder}/m.keras"]
+    done = command(
+        *flags, f"--output={night.folder}/file/out", *NOBODY, f"--job_endpoint=localhost:{free_port()}"
+    )
+    assert (done.returncode, done.stderr) == (7, "")
+    lines = done.stdout.splitlines()
+    wrong = [at for at, line in enumerate(lines) if line.startswith("not ok")]
+    assert [lines[at].split(":")[0].split(maxsplit=2)[2] for at in wrong] == [
+        "job endpoint",
+        "input",
+        "model",
+        "output",
+    ]
+    assert all(lines[at + 1].strip().startswith("→ ") for at in wrong)
+    assert [line.split(":")[0] for line in lines if line.startswith("not seen")] == ["not seen  workers"]
+    assert sorted(os.listdir(night.folder)) == ["file"]
+
+
+@pytest.mark.parametrize("flag", ["--batch_size=0", "--runner=FlnkRunner"])
+def test_wrong_usage_ends_with_2(night: Night, flag: str) -> None:
+    done = command("--input=a", "--model=m.keras", "--output=o", flag)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+
+
+def test_an_output_that_cannot_be_written(unreached: list[str]) -> None:
+    # Read-only for root too.
+    checks = examined([*unreached[:2], "--output=/sys/kernel/scores", *unreached[3:]])
+    assert not_ok(checks)[-1:] == ["output"]
+    assert "/sys/kernel/scores" in checks["output"].told
+
+
+def test_what_is_published_is_told_and_stays(night: Night, args: list[str]) -> None:
+    night.score(night.folder / "m.keras", "--keys=id")
+    before = sorted(night.output.rglob("*"))
+    checks = examined([*args, *NOBODY, f"--job_endpoint=localhost:{free_port()}"])
+    assert f"run {night.manifest()['run_id'][:12]} is published there" in checks["output"].told
+    assert sorted(night.output.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["LOOPBACK", "EXTERNAL"])
+def test_a_hung_port_does_not_hang_the_doctor(
+    args: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reached, "ANSWER_S", 0.5)
+    began_s = time.monotonic()
+    with hung() as port:
+        flags = [f"--job_endpoint=localhost:{port}", f"--environment_type={kind}"]
+        more = [f"--environment_config=localhost:{port}"] if kind == "EXTERNAL" else []
+        checks = examined([*args, "--runner=PortableRunner", *flags, *more])
+    assert time.monotonic() - began_s < 20
+    assert not_ok(checks) == ["job endpoint", *(["worker pool"] if more else [])]
+    assert "says nothing within" in checks["job endpoint"].told
+    assert checks["workers"].ok is None
+
+
+def test_a_port_that_speaks_something_else() -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        port = int(one.getsockname()[1])
+
+        def answer() -> None:
+            taken, _ = one.accept()
+            with taken:
+                taken.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        served = Look("server", answer, limit_s=10)
+        with pytest.raises(EngineError, match="does not speak gRPC"):
+            ports.check_grpc(f"localhost:{port}", 5)
+        served.wait()
+
+
+def test_a_look_that_does_not_come_back_is_told_in_time() -> None:
+    began_s = time.monotonic()
+    found = Look("a server", lambda: time.sleep(60), limit_s=0.2).wait()
+    assert time.monotonic() - began_s < 5
+    assert found is not None
+    assert (found.ok, found.name) == (False, "a server")
+    assert "no answer within" in found.told
+
+
+def test_who_listens_on_a_port_is_seen() -> None:
+    port = free_port()
+    assert ports.listeners(port) == []
+    program = (
+        "import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); "
+        "s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(flush=True); sys.stdin.read()"
+    )
+    start = [sys.executable, "-c", program, str(port)]
+    pipe = subprocess.PIPE
+    with contextlib.ExitStack() as end:
+        pids = []
+        for _ in range(2):
+            one = end.enter_context(subprocess.Popen(start, stdin=pipe, stdout=pipe))
+            assert one.stdin is not None
+            assert one.stdout is not None
+            end.callback(one.stdin.close)
+            one.stdout.readline()
+            pids.append(one.pid)
+            assert sorted(ports.listeners(port)) == sorted(f"process {pid}" for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "told"),
+    [
+        (
+            ["--runner=PrismRunner", "--prism_location=/no/prism"],
+            "Prism",
+            "/no/prism: there is no such program",
+        ),
+        (
+            ["--environment_type=PROCESS", '--environment_config={"command":"/no/boot"}'],
+            "workers' command",
+            "/no/boot cannot be started here",
+        ),
+        (["--environment_type=PROCESS", "--environment_config={"], "workers' command", "no JSON"),
+        (["--environment_type=EXTERNAL", "--environment_config=here"], "worker pool", "is no address"),
+        (
+            ["--runner=dask", "--dask_client_address=tcp://127.0.0.1:9", "--dask_connection_timeout=1"],
+            "Dask",
+            "no answer from the scheduler at tcp://127.0.0.1:9",
+        ),
+        ([f"--temp_location={__file__}/here"], "--temp_location", "test_doctor.py is no folder"),
+    ],
+)
+def test_what_an_engine_lacks(args: list[str], flags: list[str], name: str, told: str) -> None:
+    runner = [] if any(flag.startswith("--runner") for flag in flags) else ["--runner=PortableRunner"]
+    endpoint = [] if "--runner=dask" in flags else [f"--job_endpoint=localhost:{free_port()}"]
+    checks = examined([*args, *runner, *endpoint, *flags])
+    assert checks[name].ok is False
+    assert told in checks[name].told
+    assert checks[name].fix
+
+
+GOOD = {
+    "package": "",
+    "digest": "aa",
+    "model": "",
+    "input": "",
+    "output": "",
+    "memory_bytes": 100,
+    "seen": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong", "told"),
+    [
+        ({}, None, ""),
+        ({"package": "ImportError: x"}, "workers: package", "w: ImportError: x"),
+        ({"digest": "bb"}, "workers: model", "w: SHA-256 bb…, here aa…"),
+        ({"model": "gone"}, "workers: model", "w: gone"),
+        ({"input": "gone"}, "workers: input", "w: gone"),
+        ({"output": "read-only"}, "workers: output", "w: read-only"),
+        ({"seen": False}, "workers: output", "w wrote a file that is not seen here"),
+        ({"memory_bytes": 19}, "workers: memory", "19 bytes are free on w, the model takes 10"),
+        # The kernel did not tell.
+        ({"memory_bytes": 0}, None, ""),
+        ({"versions": {"keras": "1.0"}}, "workers: versions", "w: keras 1.0, here "),
+        ({"versions": {"python": "3.99.1"}}, "workers: versions", "w: python 3.99.1, here 3."),
+    ],
+)
+def test_what_is_made_of_an_answer(answer: dict[str, object], wrong: str | None, told: str) -> None:
+    here = {"versions": asked.versions(["keras"])}
+    heard = workers.Heard([{"worker": "w", **GOOD, **here, **answer}], "", overdue=False)
+    checks = {check.name: check for check in workers.checks(heard, "the log", "aa", 10, 45)}
+    assert not_ok(checks) == ([wrong] if wrong else [])
+    assert wrong is None or told in checks[wrong].told
+
+
+def test_pythons_last_number_may_differ() -> None:
+    here = asked.versions([])["python"].rpartition(".")[0]
+    answer = {"worker": "w", **GOOD, "versions": {"python": f"{here}.999"}}
+    heard = workers.Heard([answer], "", overdue=False)
+    assert all(check.ok for check in workers.checks(heard, "the log", "aa", 10, 45))
