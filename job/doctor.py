@@ -23,8 +23,10 @@ from job.spec import ScoringSpec
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-# A listing of ten thousand shards, or a model of gigabytes in a bucket.
-_PLACES_S: Final = 60.0
+# A listing of ten thousand shards takes seconds, a model of gigabytes in a bucket longer.
+_PLACES_S: Final = 15.0
+_HUNG_S: Final = 1.0
+_MODEL_S: Final = 60.0
 _ENGINE_S: Final = 30.0
 # Its jobs take minutes to start, and are paid.
 _PAID: Final = "DataflowRunner"
@@ -72,15 +74,18 @@ def examine(
         # Of a store's client, without which nothing else can be looked at.
         yield of_error("credentials", e)
         return
-    with places.place_for_answers(night.spec) as folder:
-        writing = Look("output", lambda: places.write(folder, night.spec), limit_s=_PLACES_S)
+    place = places.PlaceForAnswers(night.spec)
+    try:
+        writing = Look("output", lambda: place.write(night.spec), limit_s=_PLACES_S)
         yield _this_machine(night.schemes, beam_args)
         options, checks = _engine(beam_args)
         yield from checks
         yield from night.checks(options)
         yield writing.check(lambda held: places.output_told(night.spec, held))
-        answers = all(map(is_well, checks))
-        yield from _workers(night, beam_args, options, folder, limit_s if answers else 0.0)
+        answers = all(map(is_well, checks)) and not anything_overdue()
+        yield from _workers(night, beam_args, options, place.folder, limit_s if answers else 0.0)
+    finally:
+        Look("removal", place.remove, limit_s=_HUNG_S if anything_overdue() else _PLACES_S).wait()
 
 
 class _Night:
@@ -97,7 +102,7 @@ class _Night:
         paths = (*(one.removeprefix("@") for one in spec.inputs), spec.model, spec.weights or "", spec.output)
         self.schemes = [one for one in objects.SCHEMES if any(path.startswith(f"{one}://") for path in paths)]
         self.listing = Look("input", lambda: places.shards(spec), limit_s=_PLACES_S)
-        self.model = Look("model", lambda: None if wrong_model else places.model(spec), limit_s=_PLACES_S)
+        self.model = Look("model", lambda: None if wrong_model else places.model(spec), limit_s=_MODEL_S)
 
     def checks(self, options: PipelineOptions | None) -> Iterator[Check]:
         """Wait for each, and for what follows from them."""
@@ -147,7 +152,7 @@ def _workers(
         yield Check("workers", None, "a job there takes minutes and is paid for, so none is run")
         return
     if not limit_s:
-        yield Check("workers", None, "they are asked when the engine's own lines are ok")
+        yield Check("workers", None, "they are asked when the lines above do not stand in the way")
         return
     shards, model = night.listing.value, night.model.value
     first = shards[0].path if shards else ""

@@ -19,7 +19,8 @@ from job.errors import JobError, one_line
 T = TypeVar("T")
 
 _LOG: Final = logging.getLogger(__name__)
-_overdue: Final[list[str]] = []
+_AFTER_ANOTHER_S: Final = 15.0
+_overdue: Final[list[threading.Thread]] = []
 
 
 class Look(Generic[T]):
@@ -48,10 +49,12 @@ class Look(Generic[T]):
 
     def wait(self) -> T | Check:
         """Return the value, or what went wrong."""
-        self._thread.join(max(0.0, self._began_s + self._limit_s - time.monotonic()))
+        # Where one did not come back, others that ask the same server need not be waited for any longer.
+        limit_s = min(self._limit_s, _AFTER_ANOTHER_S) if anything_overdue() else self._limit_s
+        self._thread.join(max(0.0, self._began_s + limit_s - time.monotonic()))
         if self._thread.is_alive():
-            _overdue.append(self.name)
-            told = f"no answer within {self._limit_s:.0f} s"
+            _overdue.append(self._thread)
+            told = f"no answer within {limit_s:.0f} s"
             return Check(self.name, False, told, "see whether it is up, and reached from here")
         if self.came:
             return self.value  # type: ignore[return-value]
@@ -66,8 +69,8 @@ class Look(Generic[T]):
 
 
 def anything_overdue() -> bool:
-    """Say whether threads were left behind, for which Python would wait at its end."""
-    return bool(_overdue)
+    """Say whether threads were left behind; Python would wait at its end for what they have begun."""
+    return any(thread.is_alive() for thread in _overdue)
 
 
 def of_error(name: str, error: JobError) -> Check:

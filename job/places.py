@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -74,35 +74,35 @@ def model_told(found: Model) -> Check:
     return Check("model", True, told)
 
 
-@contextmanager
-def place_for_answers(spec: ScoringSpec) -> Iterator[str]:
-    """Yield a new folder's path below staging, which is removed afterwards with those made for it."""
-    folder = staging.folder_of(spec.output, f"doctor-{uuid.uuid4().hex[:12]}")
-    top = None if storage.is_remote(folder) else _existing(storage.local(folder))
-    try:
-        yield folder
-    finally:
+class PlaceForAnswers:
+    """A new folder below staging: ``folder`` is its path. It is made by whoever writes there first."""
+
+    def __init__(self, spec: ScoringSpec) -> None:
+        self.folder = staging.folder_of(spec.output, f"doctor-{uuid.uuid4().hex[:12]}")
+        self._top = None if storage.is_remote(self.folder) else _existing(storage.local(self.folder))
+
+    def write(self, spec: ScoringSpec) -> str:
+        """Write a file, read it, remove it; return what is published at the output.
+
+        Raises:
+            StorageError: one of them fails.
+        """
+        path, content = storage.join(self.folder, "launcher"), os.urandom(16)
+        storage.make_folder(self.folder)
+        storage.write_atomic(path, content, durable=False)
+        if storage.read_bytes(path) != content:
+            raise StorageError(f"{path}: what is read is not what was written; see what file system it is")
+        storage.remove(path)
+        held = output.published(spec.output)
+        return str(held["run_id"]) if held else ""
+
+    def remove(self) -> None:
+        """Remove it, with the folders that were made for it."""
         # What cannot be written cannot be removed either; that is told already.
         with suppress(StorageError):
-            storage.remove_tree(folder)
-            if top is not None:
-                storage.remove_empty_parents(folder, top)
-
-
-def write(folder: str, spec: ScoringSpec) -> str:
-    """Write a file, read it, remove it; return what is published at the output.
-
-    Raises:
-        StorageError: one of them fails.
-    """
-    path, content = storage.join(folder, "launcher"), os.urandom(16)
-    storage.make_folder(folder)
-    storage.write_atomic(path, content, durable=False)
-    if storage.read_bytes(path) != content:
-        raise StorageError(f"{path}: what is read is not what was written; see what file system it is")
-    storage.remove(path)
-    held = output.published(spec.output)
-    return str(held["run_id"]) if held else ""
+            storage.remove_tree(self.folder)
+            if self._top is not None:
+                storage.remove_empty_parents(self.folder, self._top)
 
 
 def output_told(spec: ScoringSpec, held: str) -> Check:

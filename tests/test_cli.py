@@ -18,6 +18,7 @@ from job.spec import ScoringSpec
 from tests.test_report import REPORT
 
 ROOT = Path(__file__).parents[1]
+ALL = "score, doctor, report, verify, clean"
 REQUIRED = ("--input=a", "--model=m.keras", "--output=o")
 
 
@@ -82,11 +83,10 @@ def test_help_imports_nothing_slow(args: list[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no command; use one of score, doctor, report, verify, clean, or python -m job --help"),
+        ([], f"no command; use one of {ALL}, or python -m job --help"),
         (
             ["scoer"],
-            "unknown command 'scoer'; use one of score, doctor, report, verify, clean, "
-            "or python -m job --help",
+            f"unknown command 'scoer'; use one of {ALL}, or python -m job --help",
         ),
         (
             ["score", *REQUIRED, "--batch_size=0"],

@@ -7,18 +7,21 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from job import asked, doctor, options, ports, reached, workers
+from job import asked, doctor, looks, options, ports, reached, workers
 from job.checks import Check
 from job.errors import EngineError
 from job.looks import Look
 from tests.nights import Night, dense, features, saved
 from tests.pools import free_port
+from tests.servers import stores
+from tests.store_nights import until
 
 ROOT = Path(__file__).parents[1]
 # So that no worker is asked, where only the paths matter.
@@ -54,10 +57,11 @@ def hung() -> Iterator[int]:
         yield int(one.getsockname()[1])
 
 
-def command(*args: str) -> subprocess.CompletedProcess[str]:
+def command(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "job", "doctor", *args],
         cwd=ROOT,
+        env=env,
         capture_output=True,
         text=True,
         check=False,
@@ -162,12 +166,16 @@ def test_a_port_that_speaks_something_else() -> None:
 
 
 def test_a_look_that_does_not_come_back_is_told_in_time() -> None:
-    began_s = time.monotonic()
-    found = Look("a server", lambda: time.sleep(60), limit_s=0.2).wait()
+    began_s, end = time.monotonic(), threading.Event()
+    look = Look("a server", lambda: end.wait(60), limit_s=0.2)
+    found = look.wait()
     assert time.monotonic() - began_s < 5
-    assert found is not None
+    assert isinstance(found, Check)
     assert (found.ok, found.name) == (False, "a server")
     assert "no answer within" in found.told
+    assert looks.anything_overdue()
+    end.set()
+    until(lambda: not looks.anything_overdue())
 
 
 def test_who_listens_on_a_port_is_seen() -> None:
@@ -264,3 +272,17 @@ def test_pythons_last_number_may_differ() -> None:
     answer = {"worker": "w", **GOOD, "versions": {"python": f"{here}.999"}}
     heard = workers.Heard([answer], "", overdue=False)
     assert all(check.ok for check in workers.checks(heard, "the log", "aa", 10, 45))
+
+
+@pytest.mark.slow
+def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:
+    with hung() as port:
+        env = stores.environment(f"http://127.0.0.1:{port}", None)
+        places = ["--input=s3://b/in", "--model=s3://b/m.keras", "--output=s3://b/out"]
+        began_s = time.monotonic()
+        done = command(*places, env=env)
+    assert time.monotonic() - began_s < 40
+    assert (done.returncode, done.stderr) == (7, "")
+    wrong = [line for line in done.stdout.splitlines() if line.startswith("not ok")]
+    assert [line.partition(":")[0].split()[-1] for line in wrong] == ["input", "model", "output"]
+    assert all("no answer within" in line for line in wrong)
