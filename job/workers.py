@@ -26,6 +26,7 @@ MORE_S: Final = 15.0
 _PACKAGES: Final = (*(name for name, _ in host.versions()[1:]), "cloudpickle", "dask", "distributed")
 # Its variables, and once more while they are read.
 _MODEL_COPIES: Final = 2
+_TOLD: Final = 3
 _MARKED: Final = re.compile(rf"{asked.MARK}([A-Za-z0-9_=-]+):")
 
 Answer = Mapping[str, Any]
@@ -129,7 +130,7 @@ def _silent(heard: Heard, where: str, limit_s: float) -> Check:
 def _about(answers: Sequence[Answer], what: str, well: str, fix: str) -> Check:
     name = f"workers: {what}"
     wrong = [f"{one['worker']}: {one[what]}" for one in answers if one[what]]
-    return Check(name, False, "; ".join(wrong), fix) if wrong else Check(name, True, well)
+    return Check(name, False, _joined(wrong), fix) if wrong else Check(name, True, well)
 
 
 def _versions(answers: Sequence[Answer]) -> Check:
@@ -144,8 +145,14 @@ def _versions(answers: Sequence[Answer]) -> Check:
                     f"{one['worker']}: {package} {found or 'not installed'}, here {ours or 'not installed'}"
                 )
     if wrong:
-        return Check(name, False, "; ".join(wrong), "install the same on both sides, from requirements.lock")
+        return Check(name, False, _joined(wrong), "install the same on both sides, from requirements.lock")
     return Check(name, True, "the same as on this machine")
+
+
+def _joined(wrong: Sequence[str]) -> str:
+    """Return what is wrong with some workers, of many the first: it mostly is the same."""
+    more = len(wrong) - _TOLD
+    return "; ".join([*wrong[:_TOLD], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _compared(package: str, found: str) -> str:
@@ -159,7 +166,7 @@ def _model(answers: Sequence[Answer], digest: str) -> Check:
     wrong += [f"{one['worker']}: SHA-256 {one['digest'][:12]}…, here {digest[:12]}…" for one in other]
     if wrong:
         fix = "give them the launcher's file, and for a builder the same sources"
-        return Check("workers: model", False, "; ".join(wrong), fix)
+        return Check("workers: model", False, _joined(wrong), fix)
     return Check("workers: model", True, "they read the same bytes" if digest else "they can read it")
 
 
@@ -175,7 +182,7 @@ def _output(answers: Sequence[Answer]) -> Check:
         if not one["output"] and not one.get("seen")
     ]
     if wrong:
-        return Check(name, False, "; ".join(wrong), fix)
+        return Check(name, False, _joined(wrong), fix)
     return Check(name, True, "they can write it, and this machine sees it")
 
 
