@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
@@ -116,6 +117,9 @@ def test_an_engine_that_cannot_be_started(night: Night) -> None:
     path = saved(dense(4), night.folder / "m.keras")
     with pytest.raises(EngineError, match=r"--runner=PrismRunner: .*no_such_prism: there is no") as raised:
         night.score(path, "--keys=id", "--runner=PrismRunner", "--prism_location=no_such_prism")
+    assert raised.value.exit_code == 7
+    build = "go install github.com/apache/beam/sdks/v2/go/cmd/prism@v"
+    assert f"{build}{version('apache-beam')}`" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

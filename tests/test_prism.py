@@ -19,6 +19,7 @@ from tests.nights import Night, dense, features, saved
 from tests.pools import free_port, worker_pool
 from tests.servers import prism
 from tests.store_nights import until
+from tests.test_doctor import examined, not_ok
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ("--keys=id", "--split_rows=500", "--batch_size=500")
@@ -68,6 +69,10 @@ def test_prism_started_by_beam_and_as_a_service_makes_the_night_of_the_embedded_
     with prism.served(tmp_path) as port:
         service = ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}"]
         looped.score(model, *FLAGS, *service, "--environment_type=LOOPBACK")
+        # Its workers are asked as any engine's are.
+        checks = examined([*looped.args(model, *FLAGS), *service, "--environment_type=LOOPBACK"])
+    assert not_ok(checks) == []
+    assert checks["workers: model"].ok
     # In LOOPBACK the worker is this process.
     assert [int(worker.rpartition(":")[2]) for worker in report(looped)["workers"]] == [os.getpid()]
     for one, other in zip(night.files(), looped.files(), strict=True):
@@ -84,8 +89,7 @@ def test_a_worker_that_is_killed_ends_the_job_and_the_same_command_resumes(
     with prism.served(tmp_path) as port, worker_pool(tmp_path, pool_port) as pool:
         engine = ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}"]
         engine += ["--environment_type=EXTERNAL", f"--environment_config=localhost:{pool_port}"]
-        args = [*night.args(model, *FLAGS), *engine]
-        job = start(args, tmp_path / "log")
+        job = start([*night.args(model, *FLAGS), *engine], tmp_path / "log")
         until(lambda: len(list(night.output.glob("_staging/*/receipts/*.json"))) >= 5, within_s=100)
         (worker,) = psutil.Process(pool.pid).children()
         worker.send_signal(signal.SIGKILL)
@@ -97,18 +101,7 @@ def test_a_worker_that_is_killed_ends_the_job_and_the_same_command_resumes(
         assert sum(line.startswith("error: ") for line in said.splitlines()) == 1
         assert not (night.output / "_SUCCESS").exists()
         held = len(list(night.output.glob("_staging/*/receipts/*.json")))
-        again = start(args, tmp_path / "again")
-        assert again.wait(100) == 0, (tmp_path / "again").read_text()
-    told = report(night)
-    assert told["splits_reused"] >= held > 0
+        # The same job, from this process.
+        told = night.score(model, *FLAGS, *engine)
+    assert told.splits_reused >= held > 0
     check_as_embedded(night, model)
-
-
-def test_without_its_program_one_line_says_how_to_build_it(night: Night, tmp_path: Path) -> None:
-    night.shard("part", features(100))
-    args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")
-    job = start([*args, "--runner=PrismRunner", f"--prism_location={tmp_path}/no-prism"], tmp_path / "log")
-    assert job.wait(100) == 7
-    (line,) = (tmp_path / "log").read_text().splitlines()
-    assert f"{tmp_path}/no-prism" in line
-    assert f"go install github.com/apache/beam/sdks/v2/go/cmd/prism@v{prism.VERSION}" in line
