@@ -17,8 +17,8 @@ _given: Final[dict[str, dict[str, Any]]] = {}
 def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a worker has said ``about`` itself, and what it finds.
 
-    ``model``, ``input`` and ``output`` are what is wrong with each, empty where nothing is; ``digest`` is the
-    model's. All of it is written below staging, which is how ``output`` is found out.
+    ``model``, ``input`` and ``output`` are what is wrong with each, empty where nothing is and ``None`` where
+    nothing was asked; ``digest`` is the model's. All of it is written below staging, which is how ``output`` is found out.
     """
     folder = str(told["folder"])
     if folder in _given:
@@ -30,18 +30,18 @@ def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
         found["digest"] = artifact.digest(told["model"], told["weights"])
 
     def read_shard() -> None:
-        info = storage.describe(told["shard"]) if told["shard"] else None
-        if told["shard"] and info is None:
+        info = storage.describe(told["shard"])
+        if info is None:
             raise StorageError(f"{told['shard']}: there is no such file")
-        if info is not None:
-            planning.read_footer(planning.shard_of(info))
+        planning.read_footer(planning.shard_of(info))
 
     def write() -> None:
         storage.make_folder(folder)
         path = storage.join(folder, f"{found['worker']}.json")
         storage.write_atomic(path, json.dumps(found).encode(), durable=False)
 
-    found["model"], found["input"] = _wrong(read_model), _wrong(read_shard)
+    found["model"] = _wrong(read_model) if told["model"] else None
+    found["input"] = _wrong(read_shard) if told["shard"] else None
     found["output"] = _wrong(write)
     _given[folder] = found
     return found

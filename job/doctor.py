@@ -39,7 +39,7 @@ def lines(check: Check) -> Iterator[str]:
     """Return a check as lines of text, without secrets."""
     yield redaction.scrub(f"{_MARKS[check.ok]:<8}  {check.name}: {check.told}")
     if check.fix:
-        yield f"{'':<8}  → {check.fix}"
+        yield redaction.scrub(f"{'':<8}  → {check.fix}")
 
 
 def is_well(check: Check) -> bool:
@@ -122,7 +122,7 @@ class _Night:
 
 def _this_machine(schemes: Sequence[str], beam_args: Sequence[str]) -> Check:
     extras = [credentials.EXTRAS[scheme] for scheme in schemes]
-    if any("dask" in arg.lower() for arg in beam_args):
+    if any(arg.lower().startswith(("--dask_", "--runner=dask", "dask")) for arg in beam_args):
         extras.append("dask")
     look = Look("this machine", partial(reached.this_machine, extras), limit_s=_ENGINE_S)
     return look.check(_as_it_is)
@@ -155,10 +155,10 @@ def _workers(
         yield Check("workers", None, "they are asked when the lines above do not stand in the way")
         return
     shards, model = night.listing.value, night.model.value
-    first = shards[0].path if shards else ""
+    about = night.spec.model if model else "", shards[0].path if shards else ""
 
     def ask() -> workers.Heard:
-        return workers.ask(night.spec, beam_args, first, folder, limit_s=limit_s)
+        return workers.ask(night.spec, beam_args, *about, folder, limit_s=limit_s)
 
     heard = Look("workers", ask, limit_s=limit_s + 2 * workers.MORE_S)
     found: list[Check] = []

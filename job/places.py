@@ -31,11 +31,8 @@ class Model:
 def shards_told(shards: Sequence[Shard]) -> Check:
     """Say what was listed, and that the first footer can be read."""
     size = sum(shard.size_bytes for shard in shards)
-    return Check(
-        "input",
-        True,
-        f"{len(shards):,} {'shard' if len(shards) == 1 else 'shards'}, {size:,} bytes; the first can be read",
-    )
+    count = f"{len(shards):,} {'shard' if len(shards) == 1 else 'shards'}"
+    return Check("input", True, f"{count}, {size:,} bytes; the first can be read")
 
 
 def shards(spec: ScoringSpec) -> list[Shard]:

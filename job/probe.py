@@ -21,10 +21,11 @@ import os
 import sys
 from typing import Any, Final
 
-from job import asked, clusters, engines, quiet
+from job import asked, clusters, engines, quiet, redaction
 from job.errors import one_line
 
 _QUESTIONS: Final = 16
+_ENDS: Final = ("DONE", "FAILED", "CANCELLED")
 
 
 def source(function: str, told: dict[str, Any]) -> str:
@@ -55,6 +56,7 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
+    redaction.learn(request["beam_args"])
     quiet.hush(debug=request["debug"])
     try:
         with quiet.engine():
@@ -79,6 +81,8 @@ def _run(options: Any, request: dict[str, Any]) -> dict[str, Any]:
     with quiet.imports():
         import apache_beam as beam
 
+    # Asked first: portable runners take their name out of the options.
+    kept = engines.ended_on_failure(options)
     pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
     questions = Sent(f"[(number, b'') for number in range({_QUESTIONS})]")
     _ = (
@@ -88,11 +92,15 @@ def _run(options: Any, request: dict[str, Any]) -> dict[str, Any]:
         | "Spread them" >> beam.GroupByKey()
         | "Ask" >> beam.FlatMap(Sent(source("to_the_output", request["told"])))
     )
-    result = pipeline.run()
-    state = result.wait_until_finish(duration=int(request["limit_s"] * 1000))
-    if state not in ("DONE", "FAILED", "CANCELLED"):
-        # Else it would keep its place on the engine.
-        result.cancel()
+    try:
+        with kept:
+            result = pipeline.run()
+            state = result.wait_until_finish(duration=int(request["limit_s"] * 1000))
+            if state not in _ENDS:
+                # Else it would keep its place on the engine.
+                result.cancel()
+                raise TimeoutError
+    except TimeoutError:
         state = "RUNNING"
     return {"state": state, "error": ""}
 

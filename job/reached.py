@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import shutil
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packaging.requirements import Requirement
 
-from job import clusters, engines, host, ports, prism
+from job import clusters, engines, flink, host, ports, prism
 from job.checks import Check
 from job.errors import EngineError
 
@@ -73,8 +71,8 @@ def questions(options: PipelineOptions) -> dict[str, Callable[[], list[Check]]]:
         found["Dask"] = lambda: [_dask(options)]
     if name == engines.PRISM:
         found["Prism"] = lambda: [_prism(options)]
-    if name.startswith("Flink") and importlib.util.find_spec("job.flink"):
-        found["Flink"] = lambda: list(importlib.import_module("job.flink").checks(options))
+    if name == engines.FLINK:
+        found["Flink"] = lambda: flink.checks(options)
     endpoint = _portable(options).job_endpoint
     if endpoint and endpoint != "embed":
         found["job endpoint"] = lambda: [_endpoint(endpoint)]
@@ -163,9 +161,8 @@ def _command(config: str, *, here: bool) -> Check:
     except (ValueError, KeyError) as e:
         raise EngineError(f"--environment_config={config}: no JSON with a command; correct it") from e
     if not here:
-        return Check(
-            name, None, f"{command} is started on the engine's machines", "see below what they answer"
-        )
+        told = f"{command} is started on the engine's machines"
+        return Check(name, None, told, "see below what they answer")
     program = command if os.path.isabs(command) else shutil.which(command)
     if not program or not os.access(program, os.X_OK):
         raise EngineError(f"--environment_config: {command} cannot be started here; correct the path")

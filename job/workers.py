@@ -41,11 +41,16 @@ class Heard:
     overdue: bool
 
 
-def ask(spec: ScoringSpec, beam_args: Sequence[str], shard: str, folder: str, *, limit_s: float) -> Heard:
-    """Run the smallest job on the engine's workers and gather what they say."""
+def ask(
+    spec: ScoringSpec, beam_args: Sequence[str], model: str, shard: str, folder: str, *, limit_s: float
+) -> Heard:
+    """Run the smallest job on the engine's workers and gather what they say.
+
+    An empty ``model`` or ``shard`` is not asked about.
+    """
     told = {
         "packages": _PACKAGES,
-        "model": spec.model,
+        "model": model,
         "weights": spec.weights,
         "shard": shard,
         "folder": folder,
@@ -57,14 +62,18 @@ def ask(spec: ScoringSpec, beam_args: Sequence[str], shard: str, folder: str, *,
     for text in _MARKED.findall(said["error"]):
         answer = json.loads(base64.urlsafe_b64decode(text))
         found[answer["worker"]] = answer
+    for answer in _left_in(folder):
+        found[answer["worker"]] = {**answer, "seen": True}
     wrong = "" if found or said["state"] == "DONE" else str(said.get("told") or said["error"])
-    with suppress(StorageError):
-        for name in storage.names(folder):
-            answer = json.loads(storage.read_bytes(storage.join(folder, name)) or b"{}")
-            if answer.get("worker") not in found:
-                found[answer["worker"]] = answer
-            found[answer["worker"]] = {**found[answer["worker"]], "seen": True}
     return Heard([found[worker] for worker in sorted(found)], wrong, said["state"] == "RUNNING")
+
+
+def _left_in(folder: str) -> list[dict[str, Any]]:
+    with suppress(StorageError):
+        contents = [storage.read_bytes(storage.join(folder, name)) for name in storage.names(folder)]
+        # A file that is being written goes by another name.
+        return [json.loads(content) for content in contents if content and content.startswith(b"{")]
+    return []
 
 
 def _child(request: str, limit_s: float, *, shown: bool) -> dict[str, Any]:
@@ -95,22 +104,19 @@ def checks(heard: Heard, where: str, digest: str, model_bytes: int, limit_s: flo
     workers = [one for one in heard.answers if "package" in one]
     if not workers:
         return [_silent(heard, where, limit_s)]
-    found = [
-        Check("workers", True, f"{len(workers)} answered: {', '.join(one['worker'] for one in workers)}")
-    ]
-    found.append(
-        _about(
-            workers, "package", "they can import it", "put this package on the workers, see docs/engines.md"
-        )
-    )
-    able = [one for one in workers if not one["package"]]
+    names = ", ".join(one["worker"] for one in workers)
+    found = [Check("workers", True, f"{len(workers)} answered: {names}")]
+    fix = "put this package on the workers, see docs/engines.md"
+    found.append(_about(workers, "package", "they can import it", fix))
     found.append(_versions([one for one in heard.answers if "versions" in one]))
+    able = [one for one in workers if not one["package"]]
     if not able:
         return found
-    found.append(_model(able, digest))
-    found.append(
-        _about(able, "input", "they can read the first shard", "give them the launcher's path and rights")
-    )
+    if able[0]["model"] is not None:
+        found.append(_model(able, digest))
+    if able[0]["input"] is not None:
+        fix = "give them the launcher's path and rights"
+        found.append(_about(able, "input", "they can read the first shard", fix))
     found.append(_output(able))
     if any(one["memory_bytes"] for one in able):
         found.append(_memory(able, model_bytes))
@@ -141,9 +147,8 @@ def _versions(answers: Sequence[Answer]) -> Check:
         for package, found in one["versions"].items():
             ours = here.get(package)
             if ours is not None and _compared(package, found) != _compared(package, ours):
-                wrong.append(
-                    f"{one['worker']}: {package} {found or 'not installed'}, here {ours or 'not installed'}"
-                )
+                theirs, ours = (version or "not installed" for version in (found, ours))
+                wrong.append(f"{one['worker']}: {package} {theirs}, here {ours}")
     if wrong:
         return Check(name, False, _joined(wrong), "install the same on both sides, from requirements.lock")
     return Check(name, True, "the same as on this machine")
@@ -171,16 +176,11 @@ def _model(answers: Sequence[Answer], digest: str) -> Check:
 
 
 def _output(answers: Sequence[Answer]) -> Check:
-    name, fix = (
-        "workers: output",
-        "give an --output that all machines share, and the workers the right to write",
-    )
+    name = "workers: output"
+    fix = "give an --output that all machines share, and the workers the right to write there"
     wrong = [f"{one['worker']}: {one['output']}" for one in answers if one["output"]]
-    wrong += [
-        f"{one['worker']} wrote a file that is not seen here"
-        for one in answers
-        if not one["output"] and not one.get("seen")
-    ]
+    unseen = [one for one in answers if not one["output"] and not one.get("seen")]
+    wrong += [f"{one['worker']} wrote a file that is not seen here" for one in unseen]
     if wrong:
         return Check(name, False, _joined(wrong), fix)
     return Check(name, True, "they can write it, and this machine sees it")
