@@ -105,6 +105,14 @@ def _portable(options: PipelineOptions) -> Any:
     return options.view_as(PortableOptions)
 
 
+def _flink_master(options: PipelineOptions) -> str:
+    """Return where the cluster is, empty where it is started on this machine."""
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions
+
+    master = str(options.view_as(FlinkRunnerOptions).flink_master)
+    return "" if master.startswith("[") else master
+
+
 def _dask(options: PipelineOptions) -> Check:
     cluster = clusters.look(options)
     where = clusters.address(options)
@@ -126,9 +134,11 @@ def _endpoint(endpoint: str) -> Check:
 
 
 def _environment(options: PipelineOptions, kind: str) -> Check:
-    portable = _portable(options)
-    config = portable.environment_config or ""
-    here = not portable.job_endpoint or ports.is_here(portable.job_endpoint)
+    config = _portable(options).environment_config or ""
+    # Beside the workers' engine, not beside the job server, which may be two machines.
+    is_flink = engines.name(options) == engines.FLINK
+    where = _flink_master(options) if is_flink else _portable(options).job_endpoint
+    here = not where or ports.is_here(where)
     if kind == "EXTERNAL":
         return _pool(config, here=here)
     if kind == "PROCESS":

@@ -70,9 +70,10 @@ def ask(
 
 def _left_in(folder: str) -> list[dict[str, Any]]:
     with suppress(StorageError):
-        contents = [storage.read_bytes(storage.join(folder, name)) for name in storage.names(folder)]
-        # A file that is being written goes by another name.
-        return [json.loads(content) for content in contents if content and content.startswith(b"{")]
+        # A file that is being written has another ending.
+        names = [name for name in storage.names(folder) if name.endswith(".json")]
+        contents = [storage.read_bytes(storage.join(folder, name)) for name in names]
+        return [json.loads(content) for content in contents if content]
     return []
 
 

@@ -249,6 +249,8 @@ GOOD = {
         ({"output": "read-only"}, "workers: output", "w: read-only"),
         ({"seen": False}, "workers: output", "w wrote a file that is not seen here"),
         ({"memory_bytes": 19}, "workers: memory", "19 bytes are free on w, the model takes 10"),
+        # Not asked: there is none.
+        ({"model": None, "input": None}, None, ""),
         # The kernel did not tell.
         ({"memory_bytes": 0}, None, ""),
         ({"versions": {"keras": "1.0"}}, "workers: versions", "w: keras 1.0, here "),
