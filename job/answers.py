@@ -18,7 +18,7 @@ def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a worker has said ``about`` itself, and what it finds.
 
     ``model``, ``input`` and ``output`` are what is wrong with each, empty where nothing is and ``None`` where
-    nothing was asked; ``digest`` is the model's. All of it is written below staging: so ``output`` is found out.
+    nothing was asked; ``digest`` is the model's. All of it is written below staging, which shows ``output``.
     """
     folder = str(told["folder"])
     if folder in _given:
