@@ -31,7 +31,7 @@ def split(address: str) -> tuple[str, int]:
 
 def is_here(address: str) -> bool:
     """Say whether an address is this machine's own, seen from itself."""
-    with suppress(OSError):
+    with suppress(OSError, EngineError):
         found = socket.getaddrinfo(*split(address), type=socket.SOCK_STREAM)
         return all(str(one[4][0]).startswith("127.") or one[4][0] == "::1" for one in found)
     return False

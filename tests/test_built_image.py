@@ -17,8 +17,8 @@ import pytest
 
 from tests import images
 from tests.nights import Night, dense, features, saved
+from tests.pools import free_port, listens
 from tests.store_nights import until
-from tests.test_portable import free_port, listens
 from tests.test_rooms import pins
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
