@@ -26,7 +26,11 @@ _ENVIRONMENTS: Final = {"EXTERNAL": "worker pool", "PROCESS": "workers' command"
 def this_machine(extras: Sequence[str]) -> Check:
     """Say what runs here, and whether it is what the package asks for."""
     told = f"{engines.cores()} cores; {', '.join(' '.join(one) for one in host.versions())}"
-    wrong = [line for line in _unmet(extras) if line]
+    try:
+        wrong = _unmet(extras)
+    except PackageNotFoundError:
+        # Run from its sources, it does not say what it needs.
+        return Check("this machine", None, f"{told}; {_DISTRIBUTION} is not installed", "pip install it")
     if wrong:
         fix = f"pip install '{_DISTRIBUTION}{'[' + ','.join(extras) + ']' if extras else ''}'"
         return Check("this machine", False, f"{told}; but {', '.join(wrong)}", fix)
