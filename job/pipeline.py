@@ -5,6 +5,7 @@
     plan.jsonl ▶ Read the plan      PlanSlice → Split     tens of bytes each
                ▶ Spread the splits  Split     → Split     the only shuffle; no row is in it
                ▶ Score the splits   Split     → Receipt   read ▶ bind ▶ predict ▶ write, in one place
+               ▶ Count the splits   Receipt   → Receipt   for the engine's own metrics
                ▶ Gather             Receipt   → [Receipt] hundreds of bytes each
                ▶ Publish            [Receipt] → str       the report, as JSON; _SUCCESS is written last
 
@@ -20,6 +21,7 @@ import apache_beam as beam
 
 from job import commit, objects, staging
 from job.errors import JobError
+from job.metrics import CountReceipts
 from job.spec import Receipt, Run
 from job.task import ScoringTask
 from job.worker import PlanSlice, ReadPlan, ScoreSplits
@@ -46,6 +48,7 @@ class ScoreParquet(beam.PTransform):
             | "Read the plan" >> beam.FlatMap(ReadPlan(self.task.run))
             | "Spread the splits" >> beam.Reshuffle()
             | "Score the splits" >> beam.ParDo(ScoreSplits(self.task, self.overlaps))
+            | "Count the splits" >> beam.ParDo(CountReceipts())
             | "Gather" >> beam.WithKeys(0)
             | "Gather all receipts" >> beam.GroupByKey()
             | "Publish" >> beam.MapTuple(Publish(self.task.run))

@@ -56,6 +56,7 @@ def test_the_steps_are_those_that_the_page_draws(night: Night) -> None:
         "Read the plan",
         "Spread the splits",
         "Score the splits",
+        "Count the splits",
         "Gather",
         "Gather all receipts",
         "Publish",
