@@ -17,6 +17,7 @@ import pytest
 from tests.nights import Night
 
 if TYPE_CHECKING:
+    from tests.killing import Zygote
     from tests.remote import Remote
 
 
@@ -51,6 +52,18 @@ def as_loud_as_before() -> Iterator[None]:
 def night(tmp_path: Path) -> Night:
     """A folder for shards, a model and an output, and the job to run on them."""
     return Night(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Zygote]:
+    """What forks jobs that have imported everything already; they find no store that is not told to them."""
+    # Only here: most tests need no process of their own.
+    from tests.killing import zygote
+    from tests.servers import stores
+
+    clients = ("job.s3", "job.gcs", "tests.servers.descriptions")
+    with zygote(stores.environment(None, None), clients) as one:
+        yield one
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])

@@ -1,4 +1,7 @@
-"""A real Dask cluster for a test: a scheduler and workers, each a process of its own on loopback."""
+"""A real Dask cluster for a test: a scheduler and workers, each a process of its own on loopback.
+
+With a zygote these are forked from it; else each imports what it needs by itself, for seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,35 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+
+from tests.killing import Job, Zygote
 
 ROOT = Path(__file__).parents[1]
 START_S = 60
+_IMPORTS = (
+    "distributed.cli.dask_worker",
+    "distributed.cli.dask_scheduler",
+    "apache_beam.runners.dask.dask_runner",
+)
+
+
+class Process(Protocol):
+    """What of a process is used here."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code, if it has ended."""
+        ...
+
+    def kill(self) -> None:
+        """Kill it."""
+        ...
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        ...
 
 
 @dataclass
@@ -22,24 +51,41 @@ class Cluster:
 
     folder: Path
     env: dict[str, str]
-    scheduler: subprocess.Popen[bytes]
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    path: Path | None
+    warm: Zygote | None
+    processes: list[Process] = field(default_factory=list)
+
+    @property
+    def scheduler(self) -> Process:
+        return self.processes[0]
+
+    @property
+    def workers(self) -> list[Process]:
+        return self.processes[1:]
 
     @property
     def address(self) -> str:
         """``tcp://HOST:PORT`` of the scheduler."""
         return str(json.loads((self.folder / "scheduler.json").read_text())["address"])
 
-    def add_worker(self) -> subprocess.Popen[bytes]:
+    def add_worker(self) -> Process:
         """Start a worker of one thread; it registers within seconds."""
-        number = len(self.workers)
-        log = (self.folder / f"worker{number}.log").open("wb")
-        command = ["-m", "distributed.cli.dask_worker", self.address, "--nthreads=1", "--no-dashboard"]
-        command += ["--host=127.0.0.1", "--no-nanny", f"--local-directory={self.folder / f'worker{number}'}"]
-        with log:
-            worker = _start(command, self.env, log.fileno())
-        self.workers.append(worker)
-        return worker
+        name = f"worker{len(self.workers)}"
+        args = (self.address, "--nthreads=1", "--no-nanny", f"--local-directory={self.folder / name}")
+        return self.start("distributed.cli.dask_worker", name, *args)
+
+    def start(self, module: str, name: str, *args: str) -> Process:
+        """Start ``python -m MODULE``, as the others of the cluster; its log has that name."""
+        args, log = (*args, "--host=127.0.0.1", "--no-dashboard"), self.folder / f"{name}.log"
+        process: Process
+        if self.warm is not None:
+            process = self.warm.process(Job(args, str(log), module=module, path=str(self.path or "")))
+        else:
+            with log.open("wb") as out:
+                command = [sys.executable, "-m", module, *args]
+                process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=out, stderr=out)
+        self.processes.append(process)
+        return process
 
     def wait_for(self, workers: int) -> None:
         """Return when so many workers have registered."""
@@ -49,21 +95,21 @@ class Cluster:
             client.wait_for_workers(workers, timeout=START_S)
 
 
-def _start(command: list[str], env: dict[str, str], log: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=log)
-
-
 @contextlib.contextmanager
-def dask_cluster(folder: Path, workers: int = 2, path: Path | None = None) -> Iterator[Cluster]:
+def dask_cluster(
+    folder: Path, workers: int = 2, path: Path | None = None, warm: Zygote | None = None
+) -> Iterator[Cluster]:
     """A scheduler and its workers, which find modules in ``path`` too; ``folder`` gets what they log."""
     folder.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, (ROOT, path))))}
     told = folder / "scheduler.json"
-    command = ["-m", "distributed.cli.dask_scheduler", "--host=127.0.0.1", "--port=0", "--no-dashboard"]
-    with (folder / "scheduler.log").open("wb") as log:
-        scheduler = _start([*command, f"--scheduler-file={told}"], env, log.fileno())
-    cluster = Cluster(folder, env, scheduler)
+    if warm is not None:
+        warm.import_too(*_IMPORTS)
+    cluster = Cluster(folder, env, path, warm)
     try:
+        scheduler = cluster.start(
+            "distributed.cli.dask_scheduler", "scheduler", "--port=0", f"--scheduler-file={told}"
+        )
         give_up_s = time.monotonic() + START_S
         while not told.exists():
             assert scheduler.poll() is None, (folder / "scheduler.log").read_text()
@@ -75,6 +121,6 @@ def dask_cluster(folder: Path, workers: int = 2, path: Path | None = None) -> It
             cluster.wait_for(workers)
         yield cluster
     finally:
-        for process in (*cluster.workers, cluster.scheduler):
+        for process in reversed(cluster.processes):
             process.kill()
             process.wait()

@@ -1,4 +1,4 @@
-"""Imported by a zygote: the leases of its jobs expire in less than a second."""
+"""Imported by a job of a zygote: its leases expire in less than a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases that expire in less than a second. A zygote that imports this has jobs with such leases."""
+"""Leases that expire in less than a second. Jobs import ``expiring_soon``."""
 
 from __future__ import annotations
 

@@ -6,9 +6,7 @@ import errno
 import inspect
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import pytest
 from job import commit, hashing, inputs, output, staging, storage
 from job.errors import JobError, StorageError
 from job.scoring import score_split
-from tests.killing import ROOT, Job, Zygote, zygote
+from tests.killing import Job, Zygote
 from tests.nights import Night, Planned, dense, features, saved
 from tests.test_kills import files, is_whole
 
@@ -172,12 +170,6 @@ def test_an_old_night_is_untouched_until_the_mark(planned: Planned, for_good: bo
             at += 1 + at // 4
 
 
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Zygote]:
-    with zygote() as one:
-        yield one
-
-
 @pytest.fixture
 def full(night: Night) -> Night:
     for i in range(2):
@@ -219,33 +211,17 @@ def test_the_real_command_on_a_disk_that_fails(full: Night, warm: Zygote, number
     assert told > 3
 
 
-def test_a_file_that_cannot_grow_is_one_line(full: Night) -> None:
+def test_a_file_that_cannot_grow_is_one_line(full: Night, warm: Zygote) -> None:
     """A real limit of the system's: no file of more than a few kilobytes."""
-    program = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); from job import cli; "
-    )
-    program += "sys.exit(cli.main())"
     wide = {f"f{i}": np.random.default_rng(i).normal(size=5000).astype(np.float32) for i in range(4)}
     full.shard("part-9", pa.table({"id": np.arange(5000), **wide}))
-    done = subprocess.run(
-        [sys.executable, "-c", program, *command(full).args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    (done,) = warm.run(command(full, imports=("tests.small_files",)))
+    assert done.code == 1, done.text
+    (line,) = [line for line in done.text.splitlines() if line.startswith("error: ")]
     assert "File too large" in line
     assert not full.files()
-    again = subprocess.run(
-        [sys.executable, "-m", "job", *command(full).args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
+    (again,) = warm.run(command(full))
+    assert again.code == 0, again.text
     report = json.loads((full.output / "_report.json").read_text())
     assert report["rows_scored"] == 5400
     assert report["splits_reused"] > 0

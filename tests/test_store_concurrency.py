@@ -18,8 +18,7 @@ import pytest
 from job.errors import OutputConflictError
 from job.report import RunReport
 from tests import short_leases
-from tests.killing import Job, Zygote, zygote
-from tests.servers import stores
+from tests.killing import Job, Zygote
 from tests.servers.clients import BUCKET
 from tests.servers.proxy import Fault
 from tests.store_nights import SCHEMES, StoreNight, held, kind, store_night, until, until_held
@@ -30,13 +29,6 @@ CHANGES = r"^(PUT|POST|DELETE|PATCH) (?!.*_staging(/|%2F)lease)(?!.*ifGeneration
 OTHER = "--row_group_rows=30"
 REPLACE = "--if_exists=replace"
 _outputs = (f"out{number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Zygote]:
-    """Its jobs' leases expire in less than a second."""
-    with zygote(stores.environment(None, None), ("job.s3", "job.gcs", "tests.expiring_soon")) as one:
-        yield one
 
 
 @pytest.fixture(scope="module", params=SCHEMES)
@@ -52,7 +44,9 @@ def night(shared: StoreNight) -> StoreNight:
 
 
 def job(night: StoreNight, name: str, *flags: str, log: str = "log") -> Job:
-    return Job(("score", *night.args(name, *flags)), str(night.folder / log), env=night.env)
+    """Its lease expires in less than a second."""
+    args, soon = ("score", *night.args(name, *flags)), ("tests.expiring_soon",)
+    return Job(args, str(night.folder / log), env=night.env, imports=soon)
 
 
 def errors(text: str) -> list[str]:

@@ -15,21 +15,15 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from job import leases
-from tests.killing import Done, Job, Zygote, zygote
-from tests.servers import stores
+from tests.killing import Done, Job, Zygote
 from tests.servers.proxy import Entry, Fault
 from tests.store_nights import MUTATES, SCHEMES, SPLITS, StoreNight, kind, store_night, until
 
 KILLED = -9
 ATTEMPT = {"s3": "POST uploads files", "gs": "POST attempts"}
 Point = tuple[int, bool]
+Whole = tuple[dict[str, str], list[Entry]]
 _outputs = (f"out{number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Zygote]:
-    with zygote(stores.environment(None, None), ("job.s3", "job.gcs")) as one:
-        yield one
 
 
 @pytest.fixture(scope="module", params=SCHEMES)
@@ -46,7 +40,8 @@ def run(night: StoreNight, warm: Zygote, name: str) -> Done:
     return warm.run(job(night, name))[0]
 
 
-def uninterrupted(night: StoreNight, warm: Zygote) -> tuple[dict[str, str], list[Entry]]:
+@pytest.fixture(scope="module")
+def whole(night: StoreNight, warm: Zygote) -> Whole:
     """The night as it must be, and the requests that made it."""
     night.way.proxy.reset()
     name = next(_outputs)
@@ -90,7 +85,7 @@ def kill(night: StoreNight, warm: Zygote, name: str, point: Point, matches: str 
 def check_the_same_command(night: StoreNight, name: str, wanted: dict[str, str]) -> None:
     """Look at what a killed job left, run it again, and compare with the uninterrupted night."""
     files = night.files(name)
-    whole = "_SUCCESS" in files
+    is_whole = "_SUCCESS" in files
     receipts = sum("/receipts/" in path for path in files)
     start_s = time.monotonic()
     report = night.score(name)
@@ -98,7 +93,7 @@ def check_the_same_command(night: StoreNight, name: str, wanted: dict[str, str])
     assert time.monotonic() - start_s < leases.EXPIRES_S / 3
     assert night.check(name) == wanted
     assert report.splits == SPLITS
-    if not whole:
+    if not is_whole:
         assert report.splits_reused == receipts
 
 
@@ -109,9 +104,9 @@ def check_all(night: StoreNight, warm: Zygote, wanted: dict[str, str], points: S
         check_the_same_command(night, name, wanted)
 
 
-def test_the_requests_are_those_of_the_protocol(night: StoreNight, warm: Zygote) -> None:
+def test_the_requests_are_those_of_the_protocol(night: StoreNight, warm: Zygote, whole: Whole) -> None:
     """One lease, one plan, attempts before receipts, the mark, the files, ``_SUCCESS``, clean staging."""
-    _, requests = uninterrupted(night, warm)
+    _, requests = whole
     found = kinds(requests)
     put = {"s3": "PUT", "gs": "POST"}[night.scheme]
     # These two are sent at once, and arrive in any order.
@@ -133,8 +128,8 @@ def test_the_requests_are_those_of_the_protocol(night: StoreNight, warm: Zygote)
     assert len(found[ATTEMPT[night.scheme]]) >= SPLITS
 
 
-def test_killed_at_each_kind_of_request(night: StoreNight, warm: Zygote) -> None:
-    wanted, requests = uninterrupted(night, warm)
+def test_killed_at_each_kind_of_request(night: StoreNight, warm: Zygote, whole: Whole) -> None:
+    wanted, requests = whole
     points = some(requests)
     assert {done for _, done in points} == {False, True}
     assert len(points) >= 16
@@ -142,15 +137,15 @@ def test_killed_at_each_kind_of_request(night: StoreNight, warm: Zygote) -> None
 
 
 @pytest.mark.slow
-def test_killed_at_every_other_request(night: StoreNight, warm: Zygote) -> None:
-    wanted, requests = uninterrupted(night, warm)
+def test_killed_at_every_other_request(night: StoreNight, warm: Zygote, whole: Whole) -> None:
+    wanted, requests = whole
     every = itertools.product(range(len(requests)), (False, True))
     check_all(night, warm, wanted, sorted({*every} - {*some(requests)}))
 
 
-def test_killed_again_and_again(night: StoreNight, warm: Zygote) -> None:
+def test_killed_again_and_again(night: StoreNight, warm: Zygote, whole: Whole) -> None:
     """Whatever each try leaves, the last one ends with the same night, and no upload of an earlier one."""
-    wanted, _ = uninterrupted(night, warm)
+    wanted, _ = whole
     name = next(_outputs)
     for at in (4, 6, 8, 6):
         kill(night, warm, name, (at, True))
@@ -159,12 +154,12 @@ def test_killed_again_and_again(night: StoreNight, warm: Zygote) -> None:
 
 
 def test_what_a_first_try_left_goes_though_a_second_is_killed_when_the_night_is_whole(
-    night: StoreNight, warm: Zygote
+    night: StoreNight, warm: Zygote, whole: Whole
 ) -> None:
-    wanted, requests = uninterrupted(night, warm)
+    wanted, requests = whole
     name, found = next(_outputs), kinds(requests)
     kill(night, warm, name, (found[ATTEMPT[night.scheme]][0], True))
-    whole = {"s3": "^PUT .*/_SUCCESS", "gs": "^DELETE .*/_staging/"}[night.scheme]
-    kill(night, warm, name, (0, True), whole)
+    marked = {"s3": "^PUT .*/_SUCCESS", "gs": "^DELETE .*/_staging/"}[night.scheme]
+    kill(night, warm, name, (0, True), marked)
     assert "_SUCCESS" in night.files(name)
     check_the_same_command(night, name, wanted)
