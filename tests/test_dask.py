@@ -19,6 +19,7 @@ import pytest
 
 from job import clusters
 from tests.dask_cluster import ROOT, Cluster, dask_cluster
+from tests.killing import Done, Forked, Job, Zygote
 from tests.nights import Night, dense, features, matrix, saved
 from tests.store_nights import until
 
@@ -49,26 +50,21 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Iterator[Cluster]:
-    with dask_cluster(tmp_path_factory.mktemp("cluster"), path=library) as one:
+def cluster(tmp_path_factory: pytest.TempPathFactory, library: Path, warm: Zygote) -> Iterator[Cluster]:
+    with dask_cluster(tmp_path_factory.mktemp("cluster"), path=library, warm=warm) as one:
         yield one
 
 
-def command(args: list[str], address: str) -> list[str]:
-    engine = ["--runner=DaskRunner", f"--dask_client_address={address}", "--dask_connection_timeout=20"]
-    return [sys.executable, "-m", "job", "score", *args, *engine]
+def started(night: Night, args: list[str], cluster: Cluster, warm: Zygote) -> Forked:
+    """The command, on its way."""
+    engine = (f"--dask_client_address={cluster.address}", "--dask_connection_timeout=20")
+    log, out = str(night.folder / "log"), str(night.folder / "out.log")
+    command = ("score", *args, "--runner=DaskRunner", *engine)
+    return warm.process(Job(command, log, out=out, module="job", path=str(cluster.path or "")))
 
 
-def run(args: list[str], cluster: Cluster) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(args, cluster.address),
-        cwd=ROOT,
-        env=cluster.env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+def run(night: Night, args: list[str], cluster: Cluster, warm: Zygote) -> Done:
+    return started(night, args, cluster, warm).done
 
 
 def report(night: Night) -> dict[str, Any]:
@@ -84,15 +80,17 @@ def check_rows(night: Night, model: Any, shards: list[pa.Table]) -> None:
 
 
 @pytest.mark.slow
-def test_four_million_rows_are_those_of_the_embedded_engine(night: Night, cluster: Cluster) -> None:
+def test_four_million_rows_are_those_of_the_embedded_engine(
+    night: Night, cluster: Cluster, warm: Zygote
+) -> None:
     shards = [features(500_000, seed=day, first_id=day * 500_000) for day in range(8)]
     for day, table in enumerate(shards):
         night.shard(f"part-{day}", table, group_rows=50_000)
     model = dense()
     path = saved(model, night.folder / "m.keras")
     flags = ("--keys=id", "--split_rows=100000", "--batch_size=8192")
-    done = run(night.args(path, *flags), cluster)
-    assert done.returncode == 0, done.stderr
+    done = run(night, night.args(path, *flags), cluster, warm)
+    assert done.code == 0, done.text
     told = report(night)
     # Each process has loaded it once, though the engine sets a DoFn up for every partition.
     assert len(told["loads"]) == len(told["workers"]) == 2
@@ -132,10 +130,10 @@ def check_slow_night(night: Night, library: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_nothing_but_time(
-    night: Night, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+    night: Night, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch, warm: Zygote
 ) -> None:
-    with dask_cluster(tmp_path / "cluster", path=library) as cluster:
-        job = subprocess.Popen(command(slow_night(night), cluster.address), cwd=ROOT, env=cluster.env)
+    with dask_cluster(tmp_path / "cluster", path=library, warm=warm) as cluster:
+        job = started(night, slow_night(night), cluster, warm)
         until(lambda: len(receipts(night)) >= 8, within_s=100)
         per_worker = Counter(receipt["worker"] for receipt in receipts(night))
         cluster.workers[0].kill()
@@ -151,58 +149,53 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(
 
 @pytest.mark.slow
 def test_a_scheduler_that_is_killed_ends_the_job_and_the_same_command_completes_the_night(
-    night: Night, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster
+    night: Night,
+    tmp_path: Path,
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: Cluster,
+    warm: Zygote,
 ) -> None:
     args = slow_night(night)
-    with dask_cluster(tmp_path / "cluster", path=library) as doomed:
-        log = tmp_path / "log"
-        with log.open("wb") as out:
-            job = subprocess.Popen(
-                command(args, doomed.address), cwd=ROOT, env=doomed.env, stdout=out, stderr=out
-            )
+    with dask_cluster(tmp_path / "cluster", path=library, warm=warm) as doomed:
+        job = started(night, args, doomed, warm)
         until(lambda: len(receipts(night)) >= 4, within_s=100)
         doomed.scheduler.kill()
-        assert job.wait(60) in (1, 7), log.read_text()
-    said = log.read_text()
+        assert job.wait(60) in (1, 7), job.done.text
+    said = job.done.text
     assert "Traceback" not in said, said
     assert sum(line.startswith("error: ") for line in said.splitlines()) == 1
     assert not (night.output / "_SUCCESS").exists()
     # Its workers may still finish the splits that they are at.
     held = len(receipts(night))
-    done = run(args, cluster)
-    assert done.returncode == 0, done.stderr
+    done = run(night, args, cluster, warm)
+    assert done.code == 0, done.text
     assert report(night)["splits_reused"] >= held > 0
     check_slow_night(night, library, monkeypatch)
 
 
-def test_a_scheduler_that_does_not_answer_is_told_in_one_line(night: Night) -> None:
+def test_a_scheduler_that_does_not_answer_is_told_in_one_line(night: Night, warm: Zygote) -> None:
     night.shard("part", features(100))
     args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")
     start_s = time.monotonic()
     engine = ["--runner=dask", "--dask_client_address=tcp://127.0.0.1:9", "--dask_connection_timeout=2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "job", "score", *args, *engine],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    out = str(night.folder / "out.log")
+    (done,) = warm.run(Job(("score", *args, *engine), str(night.folder / "log"), out=out, module="job"))
     assert time.monotonic() - start_s < 60
-    assert done.returncode == 7
-    (line,) = done.stderr.splitlines()
+    assert done.code == 7
+    (line,) = done.text.splitlines()
     assert "tcp://127.0.0.1:9" in line
     assert "dask scheduler" in line
     assert not (night.output / "_SUCCESS").exists()
 
 
-def test_a_cluster_without_workers_is_told(night: Night, tmp_path: Path) -> None:
+def test_a_cluster_without_workers_is_told(night: Night, tmp_path: Path, warm: Zygote) -> None:
     night.shard("part", features(100))
     args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")
-    with dask_cluster(tmp_path / "cluster", workers=0) as empty:
-        done = run(args, empty)
-    assert done.returncode == 7
-    assert "has no workers" in done.stderr
+    with dask_cluster(tmp_path / "cluster", workers=0, warm=warm) as empty:
+        done = run(night, args, empty, warm)
+    assert done.code == 7
+    assert "has no workers" in done.text
 
 
 def test_without_dask_the_extra_is_named(night: Night) -> None:
