@@ -17,6 +17,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -43,12 +44,16 @@ import keras
 
 
 def build():
-    """Return dense layers with {UNITS} units, and weights that are the same each time."""
-    keras.utils.set_random_seed(0)
+    """Return dense layers with {UNITS} units, and weights that are the same each time.
+
+    By seeds of their own: other threads of a worker draw from the process's.
+    """
     given = x = keras.Input((10,), name="x")
-    for _ in range({LAYERS}):
-        x = keras.layers.Dense({UNITS}, activation="relu")(x)
-    return keras.Model(given, keras.layers.Dense(1, name="score")(x))
+    for number in range({LAYERS}):
+        drawn = keras.initializers.GlorotUniform(seed=number)
+        x = keras.layers.Dense({UNITS}, activation="relu", kernel_initializer=drawn)(x)
+    drawn = keras.initializers.GlorotUniform(seed={LAYERS})
+    return keras.Model(given, keras.layers.Dense(1, kernel_initializer=drawn, name="score")(x))
 '''
 
 # The model's matrix products alone, as long as told, by one thread; prints how many there were.
@@ -101,7 +106,9 @@ def _clusters(root: Path) -> Iterator[dict[int, Cluster]]:
     with ExitStack() as stack:
         found = {}
         for count in (1, 2):
-            cluster = stack.enter_context(dask_cluster(root / f"dask-{count}", workers=0, path=library))
+            # A new one: what tells of an earlier scheduler would lead to nobody.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root)))
+            cluster = stack.enter_context(dask_cluster(folder, workers=0, path=library))
             for number in range(count):
                 worker = cluster.add_worker()
                 # Before it has threads: those that it starts have the same.

@@ -6,6 +6,7 @@ The protocol they serve is told in ``job.commit``.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -37,8 +38,8 @@ def write_plan(output: str, run: str, splits: Iterable[Split]) -> str:
     return path
 
 
-def read_plan(path: str) -> Iterator[Split]:
-    """Yield the splits of a plan file.
+def read_plan(path: str, first: int = 0, step: int = 1) -> Iterator[Split]:
+    """Yield the splits of a plan file, or every ``step``-th of them from number ``first`` on.
 
     Raises:
         StateUnknownError: it is gone.
@@ -46,7 +47,8 @@ def read_plan(path: str) -> Iterator[Split]:
     content = storage.read_bytes(path)
     if content is None:
         raise _gone(path)
-    for line in content.splitlines():
+    # Made out only where they are wanted: thousands of slices of a million lines each add up.
+    for line in itertools.islice(content.splitlines(), first, None, step):
         yield _split(json.loads(line))
 
 

@@ -6,7 +6,6 @@ then, and every step does nothing.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -48,7 +47,7 @@ class ReadPlan:
         """Yield the splits, none where the run is published."""
         try:
             objects.configure(self.run.stores)
-            yield from itertools.islice(staging.read_plan(some.path), some.first, None, some.step)
+            yield from staging.read_plan(some.path, some.first, some.step)
         except StateUnknownError as e:
             if not output.is_published(self.run.output, self.run.run_id):
                 staging.write_failure(self.run.output, self.run.run_id, "", e)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from importlib.metadata import version
 
@@ -126,17 +123,3 @@ def test_an_engine_that_cannot_be_started(night: Night) -> None:
 def test_a_worker_that_fails_is_no_engine_that_fails() -> None:
     error = RuntimeError("from a worker")
     assert engines.told("FnApiRunner", error) is error
-
-
-@pytest.mark.slow
-def test_worker_processes_are_silent_and_their_rows_are_seen(night: Night) -> None:
-    night.shard("a", features(2000), group_rows=1000)
-    path = saved(dense(4), night.folder / "m.keras")
-    flags = ["--keys=id", "--split_rows=1000", "--direct_running_mode=multi_processing"]
-    command = [sys.executable, "-m", "job", "score", *night.args(path, *flags, "--direct_num_workers=2")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert (done.returncode, night.scored().num_rows) == (0, 2000), done.stderr
-    # Under a load the run may take long enough for lines of progress.
-    assert [line for line in done.stderr.splitlines() if " rows (" not in line] == []
-    report = json.loads((night.output / "_report.json").read_text())
-    assert str(os.getpid()) not in {worker.rpartition(":")[2] for worker in report["workers"]}

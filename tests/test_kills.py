@@ -18,6 +18,7 @@ import pytest
 from job import launch, options
 from tests.killing import Done, Job, Zygote, kinds
 from tests.nights import Night, dense, features, saved
+from tests.store_nights import until
 
 SPLITS = 12
 KILLED = -9
@@ -217,8 +218,11 @@ def test_killed_with_worker_processes(killed: Killed) -> None:
     wanted, run_id, _ = uninterrupted(alone)
     shutil.rmtree(killed.night.output)
     both = Killed(killed.night, killed.warm, (*killed.flags, *processes))
+    launcher = killed.warm.process(both.job())
     # Receipts are written by the workers; the launcher waits for them.
-    assert both.run(kill_after_s=9.0).code in (KILLED, 0)
+    until(lambda: receipts(killed.night.output, run_id), within_s=100)
+    launcher.kill()
+    assert launcher.wait() in (KILLED, 0)
     check_the_same_command(alone, wanted, run_id)
 
 

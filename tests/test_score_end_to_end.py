@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import pytest
 from job import launch, options
 from job.errors import ModelError, OutputConflictError
 from job.output import published
+from tests.killing import Job, Zygote
 from tests.nights import Array, Night, dense, features, matrix, saved
 
 ROOT = Path(__file__).parents[1]
@@ -237,18 +237,18 @@ def test_another_run_is_refused_until_it_may_replace(night: Night) -> None:
     assert not (night.output / "_staging").exists()
 
 
-def test_a_killed_run_resumes_and_keeps_what_it_had(night: Night) -> None:
+def test_a_killed_run_resumes_and_keeps_what_it_had(night: Night, warm: Zygote) -> None:
     table = features(60_000)
     night.shard("part", table, group_rows=150)
     plain = dense()
     path = saved(plain, night.folder / "m.keras")
     args = night.args(path, "--keys=id", "--split_rows=150", "--batch_size=150")
-    killed = subprocess.Popen([sys.executable, "-m", "job", "score", *args], cwd=ROOT, start_new_session=True)
+    killed = warm.process(Job(("score", *args), str(night.folder / "log"), module="job"))
     deadline = time.monotonic() + 100
     while len(list(night.output.glob("_staging/*/receipts/*.json"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
     receipts = {file.stem: file for file in night.output.glob("_staging/*/receipts/*.json")}
     assert 5 <= len(receipts) < 400, "the run was to be killed half way"
     assert night.files() == []
@@ -273,7 +273,7 @@ def test_a_killed_run_resumes_and_keeps_what_it_had(night: Night) -> None:
 
 
 @pytest.mark.slow
-def test_processes_load_once_each_and_make_the_same_night(night: Night) -> None:
+def test_processes_load_once_each_are_silent_and_make_the_same_night(night: Night, warm: Zygote) -> None:
     table = features(2000)
     night.shard("part", table, group_rows=50)
     plain = dense()
@@ -281,12 +281,16 @@ def test_processes_load_once_each_and_make_the_same_night(night: Night) -> None:
         saved(plain, night.folder / "m.keras"), "--keys=id", "--split_rows=50", "--batch_size=50"
     )
     engine = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    command = [sys.executable, "-m", "job", "score", *args, *engine]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
-    assert done.returncode == 0, done.stderr
+    log, out = str(night.folder / "log"), str(night.folder / "out.log")
+    launcher = warm.process(Job(("score", *args, *engine), log, out=out, module="job"))
+    done = launcher.done
+    assert done.code == 0, done.text
+    # Under a load the run may take long enough for lines of progress.
+    assert [line for line in done.text.splitlines() if " rows (" not in line] == []
     report = json.loads((night.output / "_report.json").read_text())
     assert report["splits"] == 40
     assert 1 <= len(report["loads"]) == len(report["workers"]) <= 2
+    assert str(launcher.pid) not in {worker.rpartition(":")[2] for worker in report["workers"]}
     assert report["traces"] == len(report["loads"])
     scored = night.scored()
     assert scored.column("id").to_pylist() == list(range(2000))

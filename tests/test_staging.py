@@ -20,6 +20,9 @@ def test_a_plan_comes_back_as_it_was_written(tmp_path: Path) -> None:
     splits = [*map(split, NAMES), Split("empty", Shard("/in/e", 1, "2"), (), 0, 0)]
     path = staging.write_plan(str(tmp_path), RUN_ID, splits)
     assert list(staging.read_plan(path)) == splits
+    slices = [list(staging.read_plan(path, first, 2)) for first in range(2)]
+    assert slices == [splits[0::2], splits[1::2]]
+    assert all(slices)
     assert staging.write_plan(str(tmp_path), RUN_ID, splits) == path
 
 
