@@ -18,7 +18,9 @@ from tests.nights import Night
 
 if TYPE_CHECKING:
     from tests.killing import Zygote
+    from tests.lease_places import Clock, Place
     from tests.remote import Remote
+    from tests.store_nights import StoreNight
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -87,3 +89,40 @@ def bucket(empty_store: Remote) -> Remote:
 def top(bucket: Remote) -> str:
     """A folder there that no other test uses."""
     return bucket.path(f"top-{uuid.uuid4().hex}")
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def night_in_store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StoreNight]:
+    """A night's shards and model in either store, which the tests of a module share."""
+    from tests.store_nights import store_night
+
+    with store_night(request.param, tmp_path_factory.mktemp("night")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def lease_place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """A bucket of either store for outputs with leases."""
+    from tests.lease_places import place
+
+    with place(request.param) as one:
+        yield one
+
+
+@pytest.fixture
+def place(lease_place: Place) -> Place:
+    """An output there that no other test uses."""
+    return lease_place.fresh
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time that leases go by, which passes when the test says so."""
+    from job import leases
+    from tests.lease_places import Clock
+
+    one = Clock()
+    monkeypatch.setattr(leases, "time", one)
+    return one

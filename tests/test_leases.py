@@ -15,31 +15,11 @@ import pytest
 
 from job import files, leases, objects
 from job.errors import OutputConflictError, StateUnknownError
-from tests import lease_places
 from tests.killing import ROOT
 from tests.lease_places import OTHER, Clock, Place
-from tests.store_nights import SCHEMES
 
 RENEW_S, EXPIRES_S, LOOK_S = leases.RENEW_S, leases.EXPIRES_S, leases._LOOK_EVERY_S
 HOST = leases._process(os.getpid())["host"]
-
-
-@pytest.fixture(scope="module", params=SCHEMES)
-def shared(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with lease_places.place(request.param) as one:
-        yield one
-
-
-@pytest.fixture
-def place(shared: Place) -> Place:
-    return shared.fresh
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    one = Clock()
-    monkeypatch.setattr(leases, "time", one)
-    return one
 
 
 def test_a_lease_is_there_in_the_body_and_gone_afterwards(place: Place) -> None:

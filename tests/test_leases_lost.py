@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,30 +12,11 @@ import pytest
 
 from job import leases, objects, retrying, storage
 from job.errors import StateUnknownError, StorageError
-from tests import lease_places
 from tests.lease_places import OTHER, Clock, Place
 from tests.servers.proxy import Fault
-from tests.store_nights import SCHEMES, until
+from tests.store_nights import until
 
 RENEW_S, EXPIRES_S = leases.RENEW_S, leases.EXPIRES_S
-
-
-@pytest.fixture(scope="module", params=SCHEMES)
-def shared(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with lease_places.place(request.param) as one:
-        yield one
-
-
-@pytest.fixture
-def place(shared: Place) -> Place:
-    return shared.fresh
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    one = Clock()
-    monkeypatch.setattr(leases, "time", one)
-    return one
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -18,23 +17,17 @@ from job.task import ScoringTask
 from job.worker import ScoreSplits
 from tests.nights import Night, Planned
 from tests.servers.proxy import Fault
-from tests.store_nights import SCHEMES, StoreNight, held, store_night
+from tests.store_nights import StoreNight, held
 
 OTHER = ("--row_group_rows=30", "--split_rows=30")
 REPLACE = "--if_exists=replace"
 _outputs = (f"out{number}" for number in itertools.count())
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreNight]:
-    with store_night(request.param, tmp_path_factory.mktemp("night")) as one:
-        yield one
-
-
 @pytest.fixture
-def night(shared: StoreNight) -> StoreNight:
-    shared.way.proxy.reset()
-    return shared
+def night(night_in_store: StoreNight) -> StoreNight:
+    night_in_store.way.proxy.reset()
+    return night_in_store
 
 
 @dataclass(frozen=True, eq=False)

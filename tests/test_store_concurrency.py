@@ -21,7 +21,7 @@ from tests import short_leases
 from tests.killing import Job, Zygote
 from tests.servers.clients import BUCKET
 from tests.servers.proxy import Fault
-from tests.store_nights import SCHEMES, StoreNight, held, kind, store_night, until, until_held
+from tests.store_nights import StoreNight, held, kind, until, until_held
 
 # Requests that change something, but for those that keep a lease or let go of it: these come at any time.
 CHANGES = r"^(PUT|POST|DELETE|PATCH) (?!.*_staging(/|%2F)lease)(?!.*ifGenerationMatch=[1-9])"
@@ -31,16 +31,10 @@ REPLACE = "--if_exists=replace"
 _outputs = (f"out{number}" for number in itertools.count())
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreNight]:
-    with store_night(request.param, tmp_path_factory.mktemp("night")) as one:
-        yield one
-
-
 @pytest.fixture
-def night(shared: StoreNight) -> StoreNight:
-    shared.way.proxy.reset()
-    return shared
+def night(night_in_store: StoreNight) -> StoreNight:
+    night_in_store.way.proxy.reset()
+    return night_in_store
 
 
 def job(night: StoreNight, name: str, *flags: str, log: str = "log") -> Job:
@@ -141,13 +135,13 @@ ON = {"s3": ("mark", "publish", "manifest"), "gs": ("receipt", "unmark", "publis
 
 
 @pytest.fixture(scope="module")
-def steps(shared: StoreNight) -> dict[str, int]:
+def steps(night_in_store: StoreNight) -> dict[str, int]:
     """The numbers of these requests, of those that change something, in any run."""
-    shared.way.proxy.reset()
-    shared.score(next(_outputs))
+    night_in_store.way.proxy.reset()
+    night_in_store.score(next(_outputs))
     requests = [
         kind(one)
-        for one in shared.way.proxy.counts().requests
+        for one in night_in_store.way.proxy.counts().requests
         if one.key.startswith(BUCKET) and re.search(CHANGES, f"{one.method} {one.target}")
     ]
     return {

@@ -15,7 +15,7 @@ import pytest
 from job import gcs, retrying, s3, storage, uploads
 from tests.nights import run_cli
 from tests.servers.proxy import Fault
-from tests.store_nights import SCHEMES, SPLITS, StoreNight, own_clients, store_night
+from tests.store_nights import SPLITS, StoreNight, own_clients
 
 # What a store is asked: by its request, as the proxy sees it.
 S3_REQUESTS = {
@@ -78,20 +78,14 @@ READ_S = 0.25
 _outputs = (f"out{number}" for number in itertools.count())
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreNight]:
-    with store_night(request.param, tmp_path_factory.mktemp("night")) as one:
-        yield one
-
-
 @pytest.fixture
-def night(shared: StoreNight, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreNight]:
+def night(night_in_store: StoreNight, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreNight]:
     """A night whose requests are repeated in milliseconds, by a client that has no copy of the model yet."""
-    shared.way.proxy.reset()
+    night_in_store.way.proxy.reset()
     monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(retrying, "LONGEST_PAUSE_S", 0.05)
     with own_clients():
-        yield shared
+        yield night_in_store
 
 
 @pytest.fixture

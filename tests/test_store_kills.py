@@ -10,14 +10,14 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from job import leases
 from tests.killing import Done, Job, Zygote
 from tests.servers.proxy import Entry, Fault
-from tests.store_nights import MUTATES, SCHEMES, SPLITS, StoreNight, kind, store_night, until
+from tests.store_nights import MUTATES, SPLITS, StoreNight, kind, until
 
 KILLED = -9
 ATTEMPT = {"s3": "POST uploads files", "gs": "POST attempts"}
@@ -26,10 +26,9 @@ Whole = tuple[dict[str, str], list[Entry]]
 _outputs = (f"out{number}" for number in itertools.count())
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
-def night(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreNight]:
-    with store_night(request.param, tmp_path_factory.mktemp("night")) as one:
-        yield one
+@pytest.fixture(scope="module")
+def night(night_in_store: StoreNight) -> StoreNight:
+    return night_in_store
 
 
 def job(night: StoreNight, name: str) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import pytest
@@ -13,16 +13,15 @@ import pytest
 from job import gcs, together
 from job.report import RunReport
 from tests.servers.proxy import Fault
-from tests.store_nights import MUTATES, SCHEMES, StoreNight, held, store_night, until_held
+from tests.store_nights import MUTATES, StoreNight, held, until_held
 
 # A night with other files, of the same names and of others.
 OTHER = ("--row_group_rows=30", "--split_rows=30")
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
-def night(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreNight]:
-    with store_night(request.param, tmp_path_factory.mktemp("night")) as one:
-        yield one
+@pytest.fixture(scope="module")
+def night(night_in_store: StoreNight) -> StoreNight:
+    return night_in_store
 
 
 Look = Callable[[str], bytes | None]
