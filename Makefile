@@ -10,8 +10,10 @@ INSTALLED := $(VENV)/.installed
 FEATURES := data/features/_made
 FLIGHTS := data/models/flights.keras
 CHECKED := job models benchmarks deploy tests
-# A file's tests share what they start, so they stay together.
-IN_PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# For two cores: tests wait for servers, leases and engines. A file's tests share what they start, so they stay
+# together.
+PROCESSES ?= 3
+IN_PARALLEL := --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help install demo servers test test-fast lint format bench lock clean flink-up flink-down flink-test
 
