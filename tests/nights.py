@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,6 +116,19 @@ class Night:
 
     def manifest(self) -> dict[str, Any]:
         return dict(json.loads((self.output / "_manifest.json").read_text()))
+
+
+def kept(night: Night) -> Path:
+    """Copy a night's folder aside, for :func:`put_back`."""
+    return Path(shutil.copytree(night.folder, night.folder.with_name(f"{night.folder.name}-kept")))
+
+
+def put_back(aside: Path) -> Night:
+    """The night where it was scored: whatever a test has done to it is undone."""
+    night = Night(aside.with_name(aside.name.removesuffix("-kept")))
+    shutil.rmtree(night.folder)
+    shutil.copytree(aside, night.folder)
+    return night
 
 
 def visible(folder: Path) -> list[Path]:

@@ -5,23 +5,31 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.nights import Night, dense, features, run_cli, saved
+from tests.nights import Night, dense, features, kept, put_back, run_cli, saved
 
 
-@pytest.fixture
-def published(night: Night) -> Night:
+@pytest.fixture(scope="module")
+def aside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a night of two shards in splits, with words among the keys."""
+    night = Night(tmp_path_factory.mktemp("told") / "night")
     for i in range(2):
         words = pa.array([f"w{j % 7}" for j in range(300)]).dictionary_encode()
         table = features(300, seed=i, first_id=1000 * i).append_column("word", words)
         night.shard(f"part-{i}", table, group_rows=100)
     night.score(saved(dense(), night.folder / "m.keras"), "--keys=id,word", "--split_rows=200")
-    return night
+    return kept(night)
+
+
+@pytest.fixture
+def published(aside: Path) -> Night:
+    return put_back(aside)
 
 
 def with_prediction(table: pa.Table, row: int, more: float) -> pa.Table:
