@@ -66,6 +66,7 @@ class Zygote:
     def __init__(self, env: Mapping[str, str] | None = None, modules: Sequence[str] = ()) -> None:
         """Start it, in this environment if one is given; ``modules`` are imported too, once for all jobs."""
         self._jobs: dict[int, Job] = {}
+        self._last: tuple[int, ...] = ()
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from tests.zygote import serve; serve()", *modules],
             cwd=ROOT,
@@ -83,11 +84,12 @@ class Zygote:
         """Start jobs together; returns the process group of each. ``wait`` must follow, for each."""
         pids = [int(pid) for pid in self._ask({"start": [asdict(job) for job in jobs]})]
         self._jobs.update(zip(pids, jobs, strict=True))
+        self._last = tuple(pids)
         return pids
 
     def wait(self, *pids: int) -> list[Done]:
-        """Wait for jobs that were started; all of them if none is named."""
-        pids = pids or tuple(self._jobs)
+        """Wait for jobs that were started; those that were started last if none is named."""
+        pids = pids or self._last
         codes = self._ask({"wait": pids})
         jobs = [self._jobs.pop(pid) for pid in pids]
         return [Done(code, _text(job.log), _steps(job.log)) for job, code in zip(jobs, codes, strict=True)]
@@ -109,7 +111,9 @@ class Zygote:
         return list(json.loads(self._process.stdout.readline()))
 
     def close(self) -> None:
-        """End it."""
+        """End it, and what a test that failed has left."""
+        for pid in self._jobs:
+            kill_group(pid)
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(30)
