@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import cases, data, receipts, reference, run
+from benchmarks import cases, data, receipts, reference, run, scaling, sizes
 from benchmarks.cases import RECEIPTS_S, Bench, Finding
 from benchmarks.compare import UnequalOutputsError, equal_outputs
 from benchmarks.data import Dataset
 from benchmarks.measure import CommandFailedError, Measured, alternate, environment, process, python
-from job import staging
+from job import planning, staging
 from tests.receipts import RUN_ID, receipt, split
 
 SCALARS = Dataset("rows", "columns", shards=3, shard_rows=1_000, width=4)
@@ -243,3 +244,26 @@ def test_receipts_are_all_read_or_that_is_told(
         seconds, read = capsys.readouterr().out.split()
         assert int(read) == i + 1
         assert 0 < float(seconds) < RECEIPTS_S
+
+
+def test_sizes_are_those_of_the_files_that_a_run_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sizes.main(["--splits=100"]) == 0
+    told = {line[:46].strip(): line[46:].split() for line in capsys.readouterr().out.splitlines()[1:]}
+    assert len(told) == 20
+    shards, groups = [sizes._shard(i) for i in range(100)], [sizes._groups(i) for i in range(100)]
+    splits = planning.plan(shards, groups, 2_000_000)
+    plan = Path(staging.write_plan(str(tmp_path), RUN_ID, splits)).stat().st_size
+    assert told["file: plan.jsonl"][0] == f"{plan / 100:.0f}"
+    staging.write_receipt(str(tmp_path), replace(sizes._receipt(splits[7], 7), run_id=RUN_ID))
+    (path,) = tmp_path.rglob("receipts/**/*.json")
+    mean = float(told["file: receipts, one a split"][0].replace(",", ""))
+    assert path.stat().st_size == pytest.approx(mean, rel=0.02)
+
+
+def test_an_engine_that_is_not_there_is_told_to_have_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaling._flink(Bench(tmp_path, 1, 1.0, lambda *_: None), None)
+    assert capsys.readouterr().out == "flink: not run (give --flink_job_server_jar)\n"
