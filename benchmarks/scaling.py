@@ -5,6 +5,8 @@ be; TensorFlow gets one thread. The model is bound by the processor: dense layer
 files and scheduling hardly count. Both clusters, of one worker and of two, stand all the time and take turns.
 What is compared is the time past the first batch: start-up is neither's.
 
+On Flink, where Beam's job server is at hand, the cluster has one core or two; this has never been run.
+
 Beside it stands what the machine itself gives: the same matrix products in one process and in two at once,
 without the job. Where two cores share a memory bus, or a neighbour, that is less than 2.
 
@@ -18,10 +20,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -29,7 +31,7 @@ from typing import Final
 from benchmarks.cases import TINY, Bench, first_batch_s
 from benchmarks.data import Dataset, first
 from benchmarks.measure import process, python
-from tests.dask_cluster import Cluster, dask_cluster
+from tests.dask_cluster import ROOT, Cluster, dask_cluster
 
 LEAST_SPEEDUP: Final = 1.8
 # Forty splits: five for each of the eight slices that two threads get.
@@ -123,7 +125,7 @@ class Side:
     """How a job is started on an engine; ``env`` is where it runs."""
 
     flags: tuple[str, ...]
-    env: dict[str, str]
+    env: Mapping[str, str]
 
     @classmethod
     def dask(cls, cluster: Cluster) -> Side:
@@ -132,9 +134,13 @@ class Side:
         return cls(flags, cluster.env)
 
 
+@contextmanager
+def _on_dask(cluster: Cluster) -> Iterator[Side]:
+    yield Side.dask(cluster)
+
+
 def _workers(bench: Bench, clusters: dict[int, Cluster]) -> bool:
-    sides = {count: Side.dask(cluster) for count, cluster in clusters.items()}
-    found = _speedup(bench, sides)
+    found = _speedup(bench, {count: partial(_on_dask, cluster) for count, cluster in clusters.items()})
     machine = _machine(bench.runs)
     print(
         f"dask: two workers over one {found:.2f} × (limit {LEAST_SPEEDUP}); the machine alone "
@@ -143,18 +149,19 @@ def _workers(bench: Bench, clusters: dict[int, Cluster]) -> bool:
     return found >= LEAST_SPEEDUP
 
 
-def _speedup(bench: Bench, sides: dict[int, Side]) -> float:
+def _speedup(bench: Bench, sides: Mapping[int, Callable[[], AbstractContextManager[Side]]]) -> float:
     """Return how much faster two workers score than one, past the first batch."""
     shards = bench.data(HEAVY)
     seconds: dict[int, list[float]] = {count: [] for count in sides}
     # Once more than it counts: workers import TensorFlow on their first job.
     for run in range(bench.runs + 1):
-        for count, side in sides.items():
+        for count, start in sides.items():
             output = bench.output(f"workers-{count}-{run}-{os.getpid()}")
             features = ",".join(f"f{i}" for i in range(HEAVY.width))
             cut = (f"--batch_size={BATCH_ROWS}", f"--split_rows={HEAVY.shard_rows}")
-            flags = (f"--features={features}", *cut, *side.flags)
-            wall_s = _score(shards, "heavy_model:build", output, flags, side.env)
+            flags = (f"--features={features}", *cut)
+            with start() as side:
+                wall_s = _score(shards, "heavy_model:build", output, (*flags, *side.flags), side.env)
             past_s = wall_s - first_batch_s(output)
             print(f"{count} worker(s), run {run}: {wall_s:.1f} s, {past_s:.1f} s past the first batch")
             if run:
@@ -162,12 +169,18 @@ def _speedup(bench: Bench, sides: dict[int, Side]) -> float:
     return median(seconds[1]) / median(seconds[2])
 
 
-def _score(shards: Path, model: str, output: Path, flags: Sequence[str], env: dict[str, str]) -> float:
+def _score(shards: Path, model: str, output: Path, flags: Sequence[str], env: Mapping[str, str]) -> float:
     command = ("-m", "job", "score", "--input", str(shards), "--model", model, "--output", str(output))
+    with _environment(env):
+        return process(python(*command, *flags)).wall_s
+
+
+@contextmanager
+def _environment(env: Mapping[str, str]) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(env)
     try:
-        return process(python(*command, *flags)).wall_s
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -226,18 +239,34 @@ def _splits(bench: Bench, cluster: Cluster) -> None:
 
 
 def _flink(bench: Bench, jar: str | None) -> None:
-    """Print the same of Flink's own small cluster, within the job server."""
+    """Print the same of a Flink cluster that has one core, or two, and as many slots in use."""
     if jar is None:
         print("flink: not run (give --flink_job_server_jar)")
         return
-    common = ("--runner=FlinkRunner", f"--flink_job_server_jar={jar}", "--environment_type=PROCESS")
-    command = '--environment_config={"command": "%s -m apache_beam.runners.worker.worker_pool_main"}'
-    begin = time.perf_counter()
-    sides = {
-        count: Side((*common, command % sys.executable, f"--parallelism={count}"), {}) for count in (1, 2)
-    }
-    found = _speedup(bench, sides)
-    print(f"flink: two slots over one {found:.2f} × in {time.perf_counter() - begin:.0f} s")
+    found = _speedup(bench, {count: partial(_on_flink, bench.root, jar, count) for count in (1, 2)})
+    print(f"flink: two workers over one {found:.2f} ×; load {os.getloadavg()[0]:.1f}")
+
+
+@contextmanager
+def _on_flink(root: Path, jar: str, cores: int) -> Iterator[Side]:
+    from deploy.flink.__main__ import flags
+    from deploy.flink.cluster import Cluster as Flink
+    from deploy.flink.cluster import free_port
+
+    every, env = os.sched_getaffinity(0), {"PYTHONPATH": os.pathsep.join((str(ROOT), str(root / "library")))}
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        flink = Flink(Path(folder))
+        try:
+            # What is started now has them, the Python workers too; and the job asks Flink how many there are.
+            os.sched_setaffinity(0, sorted(every)[:cores])
+            with _environment(env):
+                flink.up(free_port())
+            os.sched_setaffinity(0, every)
+            given = (f"--flink_job_server_jar={jar}", f"--parallelism={cores}")
+            yield Side((*flags(flink), *given), env)
+        finally:
+            os.sched_setaffinity(0, every)
+            flink.down()
 
 
 if __name__ == "__main__":
