@@ -241,7 +241,7 @@ def test_a_reader_never_accepts_a_mix(full: Night, warm: Zygote) -> None:
             except FileNotFoundError:
                 torn += 1
             # Without it, the reader would take the core that the nights are made on.
-            time.sleep(0.002)
+            time.sleep(0.01)
 
     thread = threading.Thread(target=loop)
     thread.start()
