@@ -84,9 +84,11 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --
 
 lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	test -x $(BIN)/uv || $(MAKE) install
-	$(COMPILE) --extra gcs --extra s3 --extra dask --extra demo --extra dev --output-file requirements.lock
+	$(COMPILE) --extra gcs --extra s3 --extra dask --extra dataflow --extra demo --extra dev --output-file requirements.lock
 	$(COMPILE) --extra gcs --extra s3 --constraint requirements.lock --output-file requirements-worker.lock
 	$(COMPILE) --extra gcs --extra s3 --extra gpu --constraint requirements.lock --output-file requirements-worker-gpu.lock
+	$(COMPILE) --extra gcs --extra s3 --extra dataflow --constraint requirements.lock \
+	  --output-file deploy/dataflow/requirements.lock
 
 clean: ## remove what the chores made, except .venv and data
 	if test -d build/flink/run; then $(BIN)/python -m deploy.flink down; fi

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from job import output, staging, storage
+from job import handover, output, staging, storage
 from job.errors import UsageError
 
 
@@ -52,6 +52,17 @@ def clean(folder: str, *, older_than_s: float, dry_run: bool, clock: Callable[[]
                 if not one.kept:
                     output.remove_staging(folder, one.run_id)
     return found
+
+
+def release(folder: str, job: str) -> None:
+    """Free an output from the job with this id, and remove nothing else: the same run may be resumed.
+
+    Raises:
+        UsageError: another job has it, or none.
+    """
+    lease = output.lease_path(folder)
+    handover.check_named(folder, handover.job_of(folder, lease), job)
+    handover.give_back(folder, lease, lambda found, _: found.id == job)
 
 
 def _look_at(folder: str, run_id: str, now_s: float, older_than_s: float, published: str | None) -> Leftover:

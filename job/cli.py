@@ -94,6 +94,10 @@ def _score(args: Sequence[str]) -> int:
     from job import launch
 
     outcome = launch.score(spec, beam_args, announce=progress.say)
+    if outcome.job is not None:
+        told = f"the night is at {spec.output} when it is there: `{PROGRAM} report {spec.output}`"
+        _print(f"submitted: run {outcome.job.run[:12]} as {outcome.job}; {told}\n")
+        return 0
     report = outcome.report
     if outcome.already_published:
         _print(f"already published: run {report.run_id[:12]} at {report.output}: nothing to do\n")
@@ -161,6 +165,10 @@ def _clean(args: Sequence[str]) -> int:
     _configure_stores(given)
     age_s = flags.age_s("older_than", given.older_than)
     output = storage.absolute(given.output)
+    if given.release_job:
+        cleaning.release(output, given.release_job)
+        _print(f"{output}: job {given.release_job} has it no more; the command of its run resumes it\n")
+        return 0
     found = cleaning.clean(output, older_than_s=age_s, dry_run=given.dry_run, clock=time.time)
     done = "would be removed" if given.dry_run else "removed"
     for one in found:
@@ -176,6 +184,8 @@ def _clean_parser() -> argparse.ArgumentParser:
     parser = _parser("clean", told, "the folder that runs were to publish at")
     _flag(parser, "kms_key", "KEY", None, "encrypt the lease that is written to a bucket with this key")
     _flag(parser, "older_than", "AGE", "0h", "as in 90m, 12h or 7d")
+    told = "only free the output from this job, submitted with --no_wait, that has ended or was cancelled"
+    _flag(parser, "release_job", "ID", None, told)
     parser.add_argument("--dry_run", action="store_true", help="only say what would be removed")
     return parser
 

@@ -33,7 +33,8 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
   under its final name was renamed by the other. At worst they leave the state *unmarked*.
 * A publisher that outlives its launcher may find that another run has published. It ends there, before it
   removes anything of that night; at worst its ``_SUCCESS``, which the other run's command puts back.
-* A second command is refused while the lease is held. The system frees the lease of one that died.
+* A second command is refused while the lease is held. The system frees the lease of one that died. One that
+  ends before its job hands it over, see ``job.handover``.
 * A full disk, or one that turns read-only, fails a step; the state before it is still there.
 * No state depends on a clock.
 
@@ -115,6 +116,8 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
     if seen.published is not None and seen.published["run_id"] == run.run_id:
         # Engines may repeat a step when they have lost its outcome.
         output.remove_staging(run.output, run.run_id)
+        if run.handed:
+            output.give_back(run.output, run.run_id, run.lease)
         return output.read_report(run.output)
     with output.watched(run.output, run.lease):
         return _publish(run, receipts, seen, clock)
@@ -178,6 +181,8 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
 
     # The staging last: as long as it is there, the next command knows that there may be more to sweep.
     output.remove_staging(run.output, run.run_id, first=lambda: storage.sweep(run.output, of_others))
+    if run.handed:
+        output.give_back(run.output, run.run_id, run.lease)
     return report
 
 

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from job import clusters, flink, prism, quiet
+from job import clusters, dataflow, flink, prism, quiet
 from job.clusters import cores as cores
 from job.errors import EngineError, JobError, UsageError, one_line
 
@@ -124,12 +124,14 @@ class Fit:
     """How the pipeline is fitted to an engine.
 
     ``threads``: TensorFlow's, within one operation, so that all workers together use every core once; 0
-    leaves it to TensorFlow. ``slices`` and ``overlaps``: see ``pipeline.ScoreParquet``.
+    leaves it to TensorFlow. ``slices`` and ``overlaps``: see ``pipeline.ScoreParquet``. ``here`` says that
+    rows are scored in this process.
     """
 
     threads: int
     slices: int = 1
     overlaps: bool = True
+    here: bool = False
 
 
 def fit(options: PipelineOptions) -> Fit:
@@ -143,10 +145,20 @@ def fit(options: PipelineOptions) -> Fit:
         flink.refuse(options)
         return Fit(flink.threads(options))
     if name(options) != DASK:
-        return Fit(tensorflow_threads(options))
+        return Fit(tensorflow_threads(options), here=scores_here(options))
     cluster = clusters.look(options)
     slices = clusters.SLICES_PER_THREAD * cluster.threads
     return Fit(cluster.cores_per_thread, slices, overlaps=False)
+
+
+def check_visible(options: PipelineOptions, paths: Sequence[str]) -> None:
+    """Refuse paths that workers cannot see.
+
+    Raises:
+        UsageError: a path is on this machine's disk, and no worker is.
+    """
+    if name(options) == dataflow.NAME:
+        dataflow.check_visible(paths)
 
 
 def runner(options: PipelineOptions) -> Any:
@@ -227,6 +239,8 @@ def tensorflow_threads(options: PipelineOptions) -> int:
     """
     from apache_beam.options.pipeline_options import DirectOptions
 
+    if name(options) == dataflow.NAME:
+        return dataflow.tensorflow_threads(options)
     if name(options) != EMBEDDED:
         return 0
     direct = options.view_as(DirectOptions)

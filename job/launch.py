@@ -7,14 +7,14 @@ Keras nor Beam has been imported. Else load the model, read every footer, bind, 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from job import (
     artifact,
     commit,
+    dataflow,
     engines,
     host,
     inputs,
@@ -26,15 +26,15 @@ from job import (
     quiet,
     staging,
     storage,
+    waiting,
 )
-from job.errors import DataError, EngineError, JobError, StateUnknownError, StorageError, UsageError, in_text
+from job.errors import DataError, JobError, StateUnknownError, StorageError, UsageError
+from job.handover import Job
 from job.report import RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 from job.together import ahead, together
 
 if TYPE_CHECKING:
-    from apache_beam.options.pipeline_options import PipelineOptions
-
     from job.pipeline import ScoreParquet
     from job.task import ScoringTask
 
@@ -43,10 +43,21 @@ _WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENA
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``score`` ends with; ``already_published`` when the same run was there before."""
+    """What ``score`` ends with; ``already_published`` when the same run was there before.
 
-    report: RunReport
+    ``job`` is what was submitted and not waited for; then there is no report yet.
+    """
+
+    published: RunReport | None
     already_published: bool
+    job: Job | None = None
+
+    @property
+    def report(self) -> RunReport:
+        """The report of the night that is published."""
+        if self.published is None:
+            raise StateUnknownError(f"{self.job} was not waited for: there is no report yet")
+        return self.published
 
 
 def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[str], None]) -> Outcome:
@@ -61,7 +72,7 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
         JobError: with the exit code that fits.
     """
     objects.configure(spec.stores)
-    spec = inputs.absolute(spec)
+    spec = waiting.checked(inputs.absolute(spec), beam_args)
     shards, reference, held = together(
         spec.output,
         lambda: inputs.list_shards(spec),
@@ -76,7 +87,8 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     _make_output(spec.output)
     # While a bucket is asked for this and that.
     transform = ahead(spec.output, _load_transform)
-    with output.lease(spec.output, announce) as lease:
+    ended = waiting.has_ended(beam_args, announce)
+    with output.lease(spec.output, announce, ended) as lease:
         # Once more: another run may have ended between the look above and the lease.
         seen = output.look(spec.output, run_id)
         if (done := _done_before(spec, run_id, seen.published)) is not None:
@@ -135,8 +147,9 @@ def _run(
         shards[0].path, loaded, lambda: _read_footers(spec, shards, run_id, beam_args)
     )
     options = engines.beam_options(beam_args)
+    engines.check_visible(options, [shard.path for shard in shards])
     fit = engines.fit(options)
-    task, splits = _prepare(spec, shards, footers, reference, run_id, lease, fit.threads, announce)
+    task, splits = _prepare(spec, shards, footers, reference, run_id, lease, fit, announce)
     _, plan, finished = together(
         spec.output,
         lambda: staging.clear_failures(spec.output, run_id),
@@ -152,10 +165,12 @@ def _run(
     def finished_rows() -> int:
         return rows_of(staging.finished(spec.output, run_id))
 
-    polled = None if engines.scores_here(options) else finished_rows
+    polled = None if fit.here else finished_rows
     with progress.shown(task.run.rows, rows_of(finished), finished_rows=polled):
         try:
-            _wait(options, transform(plan, task, min(fit.slices, len(splits)), fit.overlaps), task.run)
+            scoring = transform(plan, task, min(fit.slices, len(splits)), fit.overlaps)
+            if (job := waiting.run(options, scoring, task.run, announce)) is not None:
+                return Outcome(None, already_published=False, job=job)
         except JobError as e:
             # The engine may have lost what it had done; the output says whether the night is there.
             if not output.is_published(spec.output, run_id):
@@ -185,10 +200,11 @@ def _read_footers(
 
     # Of its own: portable runners take their name out of those that they are given.
     options = engines.beam_options(beam_args)
-    if engines.scores_here(options):
+    if engines.scores_here(options) or engines.name(options) == dataflow.NAME:
+        # On Dataflow a job of its own would take minutes to start.
         return inputs.read_footers(shards)
     staging.clear_failures(spec.output, run_id)
-    with _workers_errors(options, spec.output, run_id):
+    with waiting.workers_errors(options, spec.output, run_id):
         return footers.read_on_workers(shards, spec.output, run_id, options, spec.stores)
 
 
@@ -199,13 +215,15 @@ def _prepare(
     reference: ModelReference,
     run_id: str,
     lease: str,
-    threads: int,
+    fit: engines.Fit,
     announce: Callable[[str], None],
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
     from job.rejects import RowPolicy
     from job.task import ScoringTask
 
-    ready = preflight.check(spec, shards, footers, reference, threads)
+    # The launcher need not have the workers' GPU.
+    device = spec.device if fit.here else "auto"
+    ready = preflight.check(replace(spec, device=device), shards, footers, reference, fit.threads)
     groups = [footer.group_rows for footer in footers]
     splits = planning.plan(shards, groups, spec.split_rows, ready.refused)
     run = Run(
@@ -222,6 +240,7 @@ def _prepare(
         versions=host.versions(),
         scoring=preflight.scoring_text(spec, ready.binding, [field.name for field in ready.predictions]),
         lease=lease,
+        handed=not spec.wait,
         stores=spec.stores,
     )
     _check_refused(run, splits, ready.told)
@@ -237,7 +256,7 @@ def _prepare(
         row_group_rows=spec.row_group_rows,
         compression=spec.compression,
         device=spec.device,
-        threads=threads,
+        threads=fit.threads,
         weights_digest=ready.weights_digest,
         on_bad_shard=spec.on_bad_shard,
     )
@@ -253,32 +272,6 @@ def _check_refused(run: Run, splits: Sequence[Split], told: str) -> None:
             f"bad shards hold {share:.2%} of the rows, more than --max_rejected={run.max_rejected}; nothing "
             f"was scored: {told}"
         )
-
-
-def _wait(options: PipelineOptions, scoring: ScoreParquet, run: Run) -> None:
-    import apache_beam as beam
-
-    with _workers_errors(options, run.output, run.run_id), engines.ended_on_failure(options):
-        pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
-        pipeline | "Score Parquet" >> scoring
-        state = pipeline.run().wait_until_finish()
-    if state not in (None, "DONE"):
-        left = staging.failure(run.output, run.run_id)
-        raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
-
-
-@contextmanager
-def _workers_errors(options: PipelineOptions, folder: str, run_id: str) -> Iterator[None]:
-    """Turn what an engine raises into the error that a worker left, where there is one: it says more."""
-    # Asked first: portable runners take their name out of the options.
-    name = engines.name(options)
-    try:
-        with quiet.engine():
-            yield
-    except JobError:
-        raise
-    except Exception as e:
-        raise (staging.failure(folder, run_id) or in_text(str(e)) or engines.told(name, e)) from e
 
 
 def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:

@@ -10,6 +10,9 @@ A process that stood still and goes on may find the lease another's. Its own clo
 before each request about the output, also one that is sent again, ``EXPIRES_S / 2`` after it last wrote the
 lease, it must write it once more. So it changes nothing of what the next owner does; what is left is a
 request that was sent at once and arrives half a minute late.
+
+A process that ends before its job hands the lease over, see ``job.handover``: then nobody renews it and it
+does not expire. The job is told by the same token.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from job import files, objects
+from job import files, handover, objects
 from job.errors import JobError, OutputConflictError, StateUnknownError
 from job.retrying import guarded
 
@@ -34,19 +37,25 @@ RENEW_S: Final = 10.0
 EXPIRES_S: Final = 60.0
 _LOOK_EVERY_S: Final = 2.0
 
-# Of the leases that this process holds.
-_tokens: set[str] = set()
+# Those that this process holds, by their tokens.
+_held: dict[str, _Lease] = {}
+
+
+def _never(_: handover.Job) -> bool:
+    return False
 
 
 @contextmanager
-def held(path: str, announce: Callable[[str], None]) -> Iterator[str]:
+def held(path: str, announce: Callable[[str], None], ended: handover.Ended = _never) -> Iterator[str]:
     """Hold a lease while the body runs, and remove it afterwards; yields what ``check`` needs.
+
+    ``ended`` is asked about a job that has the lease.
 
     Raises:
         OutputConflictError: somebody else holds it.
     """
     lease = _Lease(objects.store(path.partition("://")[0]), path)
-    lease.take(announce)
+    lease.take(announce, ended)
     lease.keep()
     with ExitStack() as end:
         end.callback(lease.let_go)
@@ -56,6 +65,16 @@ def held(path: str, announce: Callable[[str], None]) -> Iterator[str]:
             # Threads of the engine go on until the process has ended: until then the lease is theirs.
             end.pop_all()
             raise
+
+
+def hand_over(token: str, job: handover.Job) -> None:
+    """Leave a lease of this process to a job, also when the body of ``held`` has ended.
+
+    Raises:
+        StateUnknownError: it is another's, or gone.
+        StorageError: it cannot be written; the job has it all the same for as long as nobody takes it over.
+    """
+    _held[token].hand_over(job)
 
 
 def check(path: str, token: str) -> None:
@@ -75,7 +94,7 @@ def watched(path: str, token: str) -> Iterator[None]:
 
     For a process that publishes for the owner; in the owner's own nothing needs to be done.
     """
-    if token in _tokens:
+    if token in _held:
         yield
         return
     looked_s = -math.inf
@@ -95,7 +114,7 @@ def watched(path: str, token: str) -> Iterator[None]:
 
 
 def _lost(path: str, owner: dict[str, Any]) -> str:
-    told = f"{_who(owner)} has it now" if owner else "it is gone"
+    told = f"{handover.of(json.dumps(owner).encode()) or _who(owner)} has it now" if owner else "it is gone"
     return (
         f"{path}: this run's lease expired while the machine stood still: {told}; nothing more was "
         f"published, run again to see what is there"
@@ -114,10 +133,11 @@ class _Lease:
         self._written_s = 0.0
         self._writing = threading.Lock()
         self._ended = threading.Event()
+        self._job: handover.Job | None = None
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._unguard: Callable[[], None] = lambda: None
 
-    def take(self, announce: Callable[[str], None]) -> None:
+    def take(self, announce: Callable[[str], None], ended: handover.Ended) -> None:
         """Become the owner.
 
         Raises:
@@ -127,7 +147,11 @@ class _Lease:
             found = self._store.read_stamped(self._path)
             stamp = "" if found is None else found[1]
             if found is not None:
-                self._wait(_parsed(found[0]), stamp, announce)
+                job = handover.of(found[0])
+                if job is None:
+                    self._wait(_parsed(found[0]), stamp, announce)
+                else:
+                    handover.check_ended(_output(self._path), job, ended)
             self._written_s = time.monotonic()
             new = self._store.write_if(self._path, self._content(), stamp)
             if new is not None:
@@ -159,15 +183,25 @@ class _Lease:
     def keep(self) -> None:
         """Renew the lease from now on, and let no request about its output pass that might come too late."""
         self._unguard = guarded(_output(self._path, "/"), self._path, self.assure)
-        _tokens.add(self.token)
+        _held[self.token] = self
         self._thread.start()
 
+    def hand_over(self, job: handover.Job) -> None:
+        """Write the job down as the owner; from then on the lease is not renewed, and not removed."""
+        self._ended.set()
+        self._thread.join()
+        self._job = job
+        with self._writing:
+            self._write()
+
     def let_go(self) -> None:
-        """Remove the lease if it is still one's own."""
-        _tokens.remove(self.token)
+        """Remove the lease if it is still one's own, and not handed over."""
+        del _held[self.token]
         self._unguard()
         self._ended.set()
         self._thread.join()
+        if self._job is not None:
+            return
         # One that stays behind expires; what the body ended with matters more.
         with suppress(JobError):
             self._store.remove([self._path], self._stamp)
@@ -211,7 +245,8 @@ class _Lease:
 
     def _content(self) -> bytes:
         own = {"token": self.token, "since": self._since, "renewals": self._renewals}
-        return json.dumps({**own, **_process(os.getpid())}).encode()
+        job = {} if self._job is None else handover.fields(self._job)
+        return json.dumps({**own, **_process(os.getpid()), **job}).encode()
 
 
 def _process(pid: int) -> dict[str, Any]:

@@ -139,6 +139,10 @@ def _add_running_flags(parser: argparse.ArgumentParser) -> None:
     _add(group, "device", "|".join(get_args(Device)), "where the model runs")
     _add(group, "requester_pays", "PROJECT", "pay for requests to buckets that ask for it (S3: any word)")
     _add(group, "kms_key", "KEY", "encrypt what is written to a bucket with this key")
+    _switch(group, "wait", "wait for the night to be published (default); Ctrl-C then cancels the job")
+    group.add_argument(
+        "--no_wait", action="store_true", help="submit the job, which publishes by itself, and end"
+    )
     _switch(group, "debug", "show tracebacks and everything that TensorFlow and the engine say")
 
 
@@ -150,7 +154,7 @@ def _add(group: argparse._ArgumentGroup, name: str, metavar: str, text: str) -> 
 
 
 def _switch(group: argparse._ArgumentGroup, name: str, text: str) -> None:
-    group.add_argument(f"--{name}", action="store_true", default=DEFAULTS[name], help=text)
+    group.add_argument(f"--{name}", action="store_true", help=text)
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -161,6 +165,8 @@ def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _spec(given: argparse.Namespace) -> ScoringSpec:
     _check_required(given)
+    if given.wait and given.no_wait:
+        raise UsageError("--wait and --no_wait are both given; leave one of them out")
     model = flags.one(given, "model")
     spec = ScoringSpec(
         inputs=flags.inputs(given.input),
@@ -187,6 +193,7 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         row_group_rows=flags.count_of_rows(given, "row_group_rows"),
         requester_pays=flags.one(given, "requester_pays"),
         kms_key=flags.one(given, "kms_key"),
+        wait=not given.no_wait,
         debug=given.debug,
     )
     _check_no_clash(spec)

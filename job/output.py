@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from job import leases, staging, storage
+from job import handover, leases, staging, storage
 from job.errors import OutputConflictError, StorageError
 from job.locking import held
 from job.manifest import check_inside, entries, parse
@@ -117,9 +117,7 @@ def mark_again(output: str, run: str, seen: Seen | None = None) -> bool:
     """
     seen = seen or look(output, run)
     manifest = None if seen.marker is not None else seen.manifest
-    if manifest is None or manifest["run_id"] != run:
-        return False
-    if damaged(output, manifest):
+    if manifest is None or manifest["run_id"] != run or damaged(output, manifest):
         return False
     for entry in entries(manifest):
         if storage.sha256(storage.join(output, entry["path"])) != entry["sha256"]:
@@ -129,16 +127,22 @@ def mark_again(output: str, run: str, seen: Seen | None = None) -> bool:
 
 
 @contextmanager
-def lease(output: str, announce: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+def lease(
+    output: str,
+    announce: Callable[[str], None] = lambda _: None,
+    ended: handover.Ended = lambda _: False,
+) -> Iterator[str]:
     """Be the only run that works on an output while the body runs; a dead owner's lease becomes free.
 
-    Yields what ``check_lease`` needs, empty for a local output: its lease cannot get lost.
+    So does that of a job whose run is published, or that has ``ended``. Yields what ``check_lease`` needs,
+    empty for a local output: its lease cannot get lost.
 
     Raises:
         OutputConflictError: another run is at work on it.
     """
+    over = handover.either(lambda job: is_published(output, job.run), ended)
     if storage.is_remote(output):
-        with leases.held(storage.join(output, STAGING, LEASE), announce) as token:
+        with leases.held(lease_path(output), announce, over) as token:
             yield token
         return
     folder = storage.join(output, STAGING)
@@ -151,9 +155,33 @@ def lease(output: str, announce: Callable[[str], None] = lambda _: None) -> Iter
                 raise OutputConflictError(
                     f"{output}: another run is at work on it ({other}); run again when it has ended"
                 )
+            if (job := handover.job_of(output, lease_path(output))) is not None:
+                handover.check_ended(output, job, over)
+                handover.forget(folder)
             yield ""
     finally:
         storage.remove_empty_folder(folder)
+
+
+def lease_path(output: str) -> str:
+    """Return the path of an output's lease."""
+    return storage.join(output, STAGING, LEASE)
+
+
+def hand_over(output: str, token: str, job: handover.Job) -> None:
+    """Leave an output whose lease this process holds to a job, beyond the end of the process."""
+    if storage.is_remote(output):
+        leases.hand_over(token, job)
+    else:
+        handover.note(storage.join(output, STAGING), job)
+    if is_published(output, job.run):
+        # The job was faster, and found nothing to give back.
+        give_back(output, job.run, token)
+
+
+def give_back(output: str, run: str, token: str) -> None:
+    """Make an output free that was handed to a job for this run."""
+    handover.give_back(output, lease_path(output), lambda job, of: (job.run, of) == (run, token))
 
 
 def check_lease(output: str, token: str) -> None:
@@ -163,7 +191,7 @@ def check_lease(output: str, token: str) -> None:
         StateUnknownError: it has.
     """
     if token:
-        leases.check(storage.join(output, STAGING, LEASE), token)
+        leases.check(lease_path(output), token)
 
 
 @contextmanager
@@ -172,7 +200,7 @@ def watched(output: str, token: str) -> Iterator[None]:
 
     Requests then raise ``StateUnknownError``.
     """
-    with leases.watched(storage.join(output, STAGING, LEASE), token) if token else nullcontext():
+    with leases.watched(lease_path(output), token) if token else nullcontext():
         yield
 
 
@@ -236,7 +264,8 @@ def marker_path(output: str, run: str) -> str:
 
 def leftovers(output: str, run: str) -> list[str]:
     """Return the ids of other runs that left something in staging."""
-    return [name for name in storage.names(storage.join(output, STAGING)) if name not in (run, LEASE)]
+    aside = (run, LEASE, handover.NOTE)
+    return [name for name in storage.names(storage.join(output, STAGING)) if name not in aside]
 
 
 def remove_staging(output: str, run: str, *, first: Callable[[], None] = lambda: None) -> None:
@@ -257,7 +286,7 @@ def remove_rest(output: str, run: str) -> None:
     with suppress(StorageError):
         if not storage.is_remote(output):
             remove_staging(output, run)
-            if storage.exists(storage.join(output, STAGING, LEASE)):
+            if {LEASE, handover.NOTE} & set(storage.names(storage.join(output, STAGING))):
                 with suppress(OutputConflictError), lease(output):
                     pass
         else:

@@ -64,6 +64,7 @@ class ScoringSpec:
     row_group_rows: int = 262_144
     requester_pays: str = ""
     kms_key: str = ""
+    wait: bool = True
     debug: bool = False
 
     @property
@@ -203,7 +204,8 @@ class Run:
     ``started_unix_s`` is when the launching process began. ``versions`` are those of the packages on the
     launcher. ``signature`` is the model's inputs and outputs as text. ``scoring`` is, as JSON, what is
     needed to score a row again. ``lease`` is what the launcher wrote into the output's lease, empty where no
-    other machine could hold it. ``stores`` says how object stores are asked.
+    other machine could hold it; ``handed`` says that the job has it when the launcher has ended. ``stores``
+    says how object stores are asked.
     """
 
     run_id: str
@@ -219,6 +221,7 @@ class Run:
     versions: tuple[tuple[str, str], ...]
     scoring: str = "{}"
     lease: str = ""
+    handed: bool = False
     stores: StoreOptions = StoreOptions()
 
     def share_rejected(self, rows: int, unreadable: int) -> float:

@@ -64,6 +64,8 @@ def test_defaults_are_the_specs_own() -> None:
         (["--device=gpu", "--device=gpu"], {"device": "gpu"}),
         (["--compression=none"], {"compression": "none"}),
         ([f"--model_sha256={SHA.upper()}"], {"model_sha256": SHA}),
+        (["--wait"], {}),
+        (["--no_wait"], {"wait": False}),
         (["--trust_model", "--debug"], {"trust_model": True, "debug": True}),
     ],
 )
@@ -117,6 +119,10 @@ def test_weights_with_anything_else_are_refused(model: str) -> None:
 def test_a_wrong_value_is_refused_with_flag_value_and_what_is_allowed(flag: str, parts: list[str]) -> None:
     message = refusal(*REQUIRED, flag)
     assert [part for part in parts if part not in message] == []
+
+
+def test_wait_and_no_wait_exclude_each_other() -> None:
+    assert refusal(*REQUIRED, "--wait", "--no_wait").startswith("--wait and --no_wait are both given")
 
 
 def test_a_prediction_may_not_take_a_keys_name() -> None:
@@ -227,6 +233,7 @@ def test_every_field_of_the_spec_has_its_flag_and_the_other_way_round() -> None:
     flags = {name.removeprefix("--") for name in options.build_parser()._option_string_actions} - {
         "-h",
         "help",
+        "no_wait",
     }
     renamed = {"inputs": "input", "casts": "cast"}
     assert flags == {renamed.get(name, name) for name in ScoringSpec.__dataclass_fields__}

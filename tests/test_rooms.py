@@ -21,8 +21,11 @@ ORDER = (
     ("cli",),
     ("options", "flags"),
     ("doctor", "workers", "probe", "reached", "places", "credentials", "looks", "ports"),
-    ("launch", "preflight", "footers", "inputs", "host", "verify", "rescoring"),
-    ("engines", "flink", "flink_checks", "flink_jar", "flink_rest", "clusters", "prism", "checks"),
+    ("launch", "waiting", "preflight", "footers", "inputs", "host", "verify", "rescoring"),
+    (
+        *("engines", "flink", "flink_checks", "flink_jar", "flink_rest"),
+        *("clusters", "dataflow", "prism", "checks"),
+    ),
     ("boot",),
     ("asked", "answers"),
     ("pipeline",),
@@ -34,7 +37,18 @@ ORDER = (
     ("predictions",),
     ("columns",),
     ("model", "backend", "saved_model", "step", "artifact", "archive", "batching"),
-    ("commit", "counting", "cleaning", "output", "manifest", "staging", "locking", "leases", "together"),
+    (
+        "commit",
+        "counting",
+        "cleaning",
+        "output",
+        "manifest",
+        "staging",
+        "locking",
+        "leases",
+        "handover",
+        "together",
+    ),
     (
         "hashing",
         "storage",
@@ -68,10 +82,18 @@ LOCAL = {"job", "models", "benchmarks"}
 DISTRIBUTION = {
     "apache_beam": "apache-beam",
     "google": "protobuf",
+    "google_auth_httplib2": "google-auth-httplib2",
     "ml_dtypes": "ml-dtypes",
 }
 # Modules of an extra of their own.
-EXTRAS = {"s3": "s3", "s3_errors": "s3", "gcs": "gcs", "gcs_errors": "gcs", "clusters": "dask"}
+EXTRAS = {
+    "s3": "s3",
+    "s3_errors": "s3",
+    "gcs": "gcs",
+    "gcs_errors": "gcs",
+    "clusters": "dask",
+    "dataflow": "dataflow",
+}
 MODULE_LINES = 300
 FUNCTION_LINES = 50
 
@@ -217,5 +239,5 @@ def test_every_import_is_declared(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
     third_party = used - LOCAL - set(sys.stdlib_module_names)
     # Google's packages share one name.
-    google = {"google": "google-cloud-storage"} if EXTRAS.get(path.stem) == "gcs" else {}
+    google = {"google": "google-cloud-storage"} if EXTRAS.get(path.stem) in ("gcs", "dataflow") else {}
     assert {{**DISTRIBUTION, **google}.get(name, name) for name in third_party} <= declared

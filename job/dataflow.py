@@ -1,0 +1,170 @@
+"""What Google's Dataflow needs to be told, found out before anything slow.
+
+A job that cannot run fails there only after minutes, on machines that cost money. Dataflow keeps a job's
+options, the command's flags for Beam among them, and shows them to whoever may see the job: so flags that
+hold a secret are refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from job import artifact, quiet, storage
+from job.errors import EngineError, JobError, UsageError
+from job.handover import Job
+from job.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+NAME: Final = "DataflowRunner"
+_CONSOLE: Final = "https://console.cloud.google.com/dataflow/jobs"
+_SECRETS: Final = ("s3_secret_access_key", "s3_session_token", "azure_connection_string")
+_PACKAGED_BY: Final = (
+    *("sdk_container_image", "setup_file", "extra_packages", "requirements_file"),
+    *("prebuild_sdk_container_engine",),
+)
+# States in which nothing of a job goes on. One that is being cancelled is not among them.
+_ENDED: Final = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
+
+
+def check(spec: ScoringSpec, options: PipelineOptions) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        EngineError: packages are missing here, or a bucket for Dataflow's own files cannot be had.
+        UsageError: flags are missing, or ask for what Dataflow's workers cannot do.
+    """
+    _check_installed()
+    given = options.get_all_options(drop_default=True)
+    _check_flags(given)
+    artifacts = () if artifact.kind_of(spec.model) == "builder" else (spec.model,)
+    weights = (spec.weights,) if spec.weights else ()
+    inputs = [path for path in spec.inputs if not path.startswith("@")]
+    check_visible([*inputs, spec.output, *artifacts, *weights])
+    if spec.device == "gpu" and not _asks_for_gpu(given):
+        raise UsageError(
+            "--device=gpu: the workers have no GPU; add --dataflow_service_options="
+            "'worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver'"
+        )
+    for flag in ("temp_location", "staging_location"):
+        if flag in given:
+            _check_bucket(flag, given[flag])
+
+
+def check_visible(paths: Iterable[str]) -> None:
+    """Refuse paths that workers cannot see.
+
+    Raises:
+        UsageError: a path is on this machine's disk.
+    """
+    local = [path for path in paths if not storage.is_remote(path)]
+    if local:
+        raise UsageError(
+            f"{local[0]}: on this machine's disk, which Dataflow's workers cannot see; copy it to a bucket "
+            f"and give its gs:// path"
+        )
+
+
+def tensorflow_threads(options: PipelineOptions) -> int:
+    """Return TensorFlow's threads: 1 where each core has a process, 0 (all cores) where a machine has one."""
+    from apache_beam.options.pipeline_options import DebugOptions
+
+    experiments = options.view_as(DebugOptions).experiments or []
+    return 0 if "no_use_multiple_sdk_containers" in experiments else 1
+
+
+def name_job(options: PipelineOptions, run_id: str) -> None:
+    """Name a job after its run, where it has no name: Dataflow lets no two jobs of one name be active."""
+    from apache_beam.options.pipeline_options import GoogleCloudOptions
+
+    asked = options.view_as(GoogleCloudOptions)
+    asked.job_name = asked.job_name or f"scoring-job-{run_id[:16]}"
+
+
+def is_template(options: PipelineOptions) -> bool:
+    """Say whether the job is only written down, for somebody else to start it: a Flex Template's launcher."""
+    from apache_beam.options.pipeline_options import GoogleCloudOptions
+
+    return bool(options.view_as(GoogleCloudOptions).template_location)
+
+
+def job(options: PipelineOptions, result: Any, run_id: str) -> Job:
+    """Return what was submitted; a job of a template has no number yet and is known by its name."""
+    from apache_beam.options.pipeline_options import GoogleCloudOptions
+
+    asked = options.view_as(GoogleCloudOptions)
+    if not result.has_job:
+        return Job(run_id, NAME, asked.job_name, f"{_CONSOLE}?project={asked.project}")
+    number = result.job_id()
+    link = f"{_CONSOLE}/{asked.region}/{number}?project={asked.project}"
+    where = json.dumps({"project": asked.project, "region": asked.region})
+    return Job(run_id, NAME, number, link, where)
+
+
+def has_ended(job: Job, beam_args: Sequence[str]) -> bool:
+    """Ask Dataflow whether a job has ended, for whatever reason.
+
+    Raises:
+        Exception: it does not tell.
+    """
+    if not job.where:
+        return False
+    _check_installed()
+    with quiet.imports():
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.dataflow.internal.apiclient import DataflowApplicationClient
+    options = PipelineOptions(list(beam_args), **json.loads(job.where))
+    state = DataflowApplicationClient(options, "").get_job(job.id).current_state.name
+    return state.removeprefix("JOB_STATE_") in _ENDED
+
+
+def _check_installed() -> None:
+    try:
+        with quiet.imports():
+            # Without the last of them Beam asks without credentials.
+            for module in ("google.cloud.storage", "google.cloud.dataflow", "google_auth_httplib2"):
+                importlib.import_module(module)
+    except ImportError as e:
+        raise EngineError(
+            f"--runner={NAME} needs packages that are not installed: pip install 'scoring-job[dataflow]'"
+        ) from e
+
+
+def _check_flags(given: dict[str, Any]) -> None:
+    missing = [f"--{name}" for name in ("project", "region", "temp_location") if not given.get(name)]
+    if missing:
+        raise UsageError(f"--runner={NAME} needs {', '.join(missing)} as well")
+    for name in ("temp_location", "staging_location"):
+        if not str(given.get(name, "gs://")).startswith("gs://"):
+            raise UsageError(f"--{name}={given[name]}: must be in a bucket, as in gs://bucket/temp")
+    shown = [f"--{name}" for name in _SECRETS if given.get(name)]
+    if shown:
+        raise UsageError(
+            f"{', '.join(shown)}: Dataflow would keep and show it with the job; let the workers' image or "
+            f"service account bring the credentials"
+        )
+    if not any(given.get(name) for name in _PACKAGED_BY):
+        raise UsageError(
+            f"--runner={NAME}: its workers would not have this package; give --sdk_container_image=IMAGE, "
+            f"made from the Dockerfile, or --setup_file=./setup.py"
+        )
+
+
+def _asks_for_gpu(given: dict[str, Any]) -> bool:
+    asked = [*given.get("dataflow_service_options", []), *given.get("experiments", [])]
+    hints = given.get("resource_hints") or []
+    return any(one.startswith("worker_accelerator=") for one in asked) or any(
+        "accelerator" in one for one in hints
+    )
+
+
+def _check_bucket(flag: str, path: str) -> None:
+    # Beam would repeat itself for minutes.
+    try:
+        storage.size_bytes(storage.join(path, "_"))
+    except JobError as e:
+        raise EngineError(f"--{flag}={path}: {e}") from e

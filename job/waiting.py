@@ -1,0 +1,178 @@
+"""A pipeline from its submission to its end: waited for, cancelled, or left to itself with its lease.
+
+``--wait`` is the default. Then the job is part of the command: it has the command's lease, and Ctrl-C cancels
+it, so that nothing goes on that costs money and works on an output that others may take. With ``--no_wait``
+the job is on its own: the lease is handed over to it (see ``job.handover``), and it publishes by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from job import dataflow, engines, output, quiet, staging
+from job.errors import EngineError, JobError, UsageError, in_text, one_line
+from job.handover import Ended, Job
+from job.spec import Run, ScoringSpec
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from job.pipeline import ScoreParquet
+
+# Flink needs a few seconds to cancel; a job server of our own must not end before that.
+_CANCELLED_S: Final = 30.0
+_LOOK_EVERY_S: Final = 0.5
+_ANSWER_S: Final = 10.0
+
+
+def checked(spec: ScoringSpec, beam_args: Sequence[str]) -> ScoringSpec:
+    """Return the spec as the engine can carry it out; ``spec`` has absolute paths.
+
+    Raises:
+        UsageError: the engine's flags and ours do not go together.
+        EngineError: something that the engine needs is missing here.
+    """
+    if not beam_args:
+        if not spec.wait:
+            raise _no_wait(engines.EMBEDDED)
+        return spec
+    with quiet.imports():
+        from apache_beam.options.pipeline_options import PipelineOptions
+    options = PipelineOptions(list(beam_args))
+    name = engines.name(options)
+    if name == dataflow.NAME:
+        dataflow.check(spec, options)
+        # Who starts the job may wait for it.
+        return replace(spec, wait=False) if dataflow.is_template(options) else spec
+    if not spec.wait and not _endpoint(options):
+        raise _no_wait(name)
+    return spec
+
+
+def _no_wait(name: str) -> UsageError:
+    return UsageError(
+        f"--no_wait: the job would end with this command, because --runner={name} needs it; leave --no_wait "
+        f"out, or give --runner={dataflow.NAME}, or the --job_endpoint of a job server"
+    )
+
+
+def _endpoint(options: PipelineOptions) -> str:
+    """Return the address of a job server that is there without us."""
+    from apache_beam.options.pipeline_options import PortableOptions
+
+    asked = options.view_as(PortableOptions)
+    # Workers that are threads of this process.
+    here = asked.job_endpoint == "embed" or asked.environment_type == "LOOPBACK"
+    return "" if here else asked.job_endpoint or ""
+
+
+def run(
+    options: PipelineOptions, scoring: ScoreParquet, run: Run, announce: Callable[[str], None]
+) -> Job | None:
+    """Run a pipeline to its end; or, with a run that is to be handed over, submit it and return the job.
+
+    Raises:
+        JobError: what a worker left, or the engine said.
+    """
+    import apache_beam as beam
+
+    # Asked first: portable runners take their name out of the options.
+    name, endpoint = engines.name(options), _endpoint(options)
+    if name == dataflow.NAME:
+        dataflow.name_job(options, run.run_id)
+    with workers_errors(options, run.output, run.run_id):
+        pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
+        pipeline | "Score Parquet" >> scoring
+        result = pipeline.run()
+        job = _job(name, endpoint, options, result, run.run_id)
+        if job is not None:
+            announce(f"run {run.run_id[:12]} was submitted as {job}")
+        if job is not None and run.handed:
+            output.hand_over(run.output, run.lease, job)
+            return job
+        state = _wait(result, job, announce)
+    if state not in (None, "DONE"):
+        left = staging.failure(run.output, run.run_id)
+        raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
+    return None
+
+
+def _job(name: str, endpoint: str, options: PipelineOptions, result: Any, run_id: str) -> Job | None:
+    """Return what was submitted, ``None`` where the engine is in this process or is not told of jobs."""
+    if name == dataflow.NAME:
+        return dataflow.job(options, result, run_id)
+    number = str(getattr(result, "_job_id", ""))
+    return Job(run_id, name, number, where=endpoint) if number else None
+
+
+def _wait(result: Any, job: Job | None, announce: Callable[[str], None]) -> Any:
+    try:
+        return result.wait_until_finish()
+    except KeyboardInterrupt:
+        if job is not None:
+            _cancel(result, job, announce)
+        raise
+
+
+def _cancel(result: Any, job: Job, announce: Callable[[str], None]) -> None:
+    from apache_beam.runners.runner import PipelineState
+
+    announce(f"cancelling {job}; Ctrl-C once more leaves it as it is")
+    give_up_s = time.monotonic() + _CANCELLED_S
+    try:
+        result.cancel()
+        while not PipelineState.is_terminal(state := result.state) and time.monotonic() < give_up_s:
+            time.sleep(_LOOK_EVERY_S)
+    except Exception as e:  # noqa: BLE001 - whatever the engine's client raises, a person must be told
+        announce(f"{job} may still run, cancel it there: {one_line(e)}")
+    else:
+        announce(f"{job} is {state}")
+
+
+def has_ended(beam_args: Sequence[str], announce: Callable[[str], None]) -> Ended:
+    """Return what asks the engine whether a job that was not waited for has ended."""
+
+    def ask(job: Job) -> bool:
+        try:
+            if job.engine == dataflow.NAME:
+                ended = dataflow.has_ended(job, beam_args)
+            else:
+                ended = _has_ended_at(job.where, job.id)
+        except Exception as e:  # noqa: BLE001 - then it may still run
+            announce(f"{job}: its engine does not tell whether it has ended: {one_line(e)}")
+            return False
+        if ended:
+            announce(f"{job} has ended without publishing: its output is free")
+        return ended
+
+    return ask
+
+
+def _has_ended_at(endpoint: str, number: str) -> bool:
+    if not endpoint:
+        return False
+    with quiet.imports():
+        from apache_beam.portability.api import beam_job_api_pb2
+        from apache_beam.runners.portability.job_server import ExternalJobServer
+        from apache_beam.runners.portability.portable_runner import TERMINAL_STATES
+    service = ExternalJobServer(endpoint, timeout=_ANSWER_S).start()
+    request = beam_job_api_pb2.GetJobStateRequest(job_id=number)
+    return service.GetState(request, timeout=_ANSWER_S).state in TERMINAL_STATES
+
+
+@contextmanager
+def workers_errors(options: PipelineOptions, folder: str, run_id: str) -> Iterator[None]:
+    """Turn what an engine raises into the error that a worker left, where there is one: it says more."""
+    # Asked first: portable runners take their name out of the options.
+    name = engines.name(options)
+    try:
+        with quiet.engine():
+            yield
+    except JobError:
+        raise
+    except Exception as e:
+        raise (staging.failure(folder, run_id) or in_text(str(e)) or engines.told(name, e)) from e
