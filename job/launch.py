@@ -221,9 +221,7 @@ def _prepare(
     from job.rejects import RowPolicy
     from job.task import ScoringTask
 
-    # The launcher need not have the workers' GPU.
-    device = spec.device if fit.here else "auto"
-    ready = preflight.check(replace(spec, device=device), shards, footers, reference, fit.threads)
+    ready = preflight.check(_here(spec, fit), shards, footers, reference, fit.threads)
     groups = [footer.group_rows for footer in footers]
     splits = planning.plan(shards, groups, spec.split_rows, ready.refused)
     run = Run(
@@ -261,6 +259,11 @@ def _prepare(
         on_bad_shard=spec.on_bad_shard,
     )
     return task, splits
+
+
+def _here(spec: ScoringSpec, fit: engines.Fit) -> ScoringSpec:
+    """Return the spec for the launcher, which need not have the workers' GPU."""
+    return spec if fit.here else replace(spec, device="auto")
 
 
 def _check_refused(run: Run, splits: Sequence[Split], told: str) -> None:

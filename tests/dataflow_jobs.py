@@ -1,0 +1,118 @@
+"""A stand-in for Dataflow, what was submitted to it, and the job's pipeline run in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.servers import stores
+from tests.store_nights import StoreNight
+
+ROOT = Path(__file__).parents[1]
+IMAGE = "europe-docker.pkg.dev/p/r/scoring-job:1"
+TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Dataflow:
+    """Dataflow's folder, see ``tests.servers.dataflowd``, and a night in Cloud Storage."""
+
+    folder: Path
+    proxy: str
+    night: StoreNight
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What leads a command to both, and nowhere else."""
+        return {
+            **self.night.env,
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(self.folder / "ca.pem"),
+            "https_proxy": self.proxy,
+            "no_proxy": "127.0.0.1,localhost",
+        }
+
+    def args(self, name: str, *flags: str) -> list[str]:
+        """The command for an output, with what Dataflow needs."""
+        usual = {
+            "--project": "my-project",
+            "--region": "europe-west1",
+            "--temp_location": self.night.path("temp"),
+            "--sdk_container_image": IMAGE,
+        }
+        given = {flag.partition("=")[0] for flag in flags}
+        needed = [f"{flag}={value}" for flag, value in usual.items() if flag not in given]
+        return [*self.night.args(name, *flags), "--runner=DataflowRunner", *needed]
+
+    def start(self, name: str, *flags: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "job", "score", *self.args(name, *flags)]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def score(self, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(name, *flags)
+        try:
+            out, err = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def tell(self, **files: str) -> None:
+        """Let the service answer so from now on."""
+        for name, content in files.items():
+            (self.folder / name).write_text(content)
+
+    def requests(self, kind: str) -> dict[str, bytes]:
+        """What was asked, by the job's number, in its order."""
+        found = sorted(self.folder.glob(f"*.{kind}"), key=lambda path: path.stat().st_mtime_ns)
+        return {path.stem: path.read_bytes() for path in found}
+
+    def run(self, job: Any) -> subprocess.CompletedProcess[str]:
+        """Run what a job would, from the graph that was staged for it; workers are threads of a process."""
+        url = job.environment.sdk_pipeline_options["options"]["pipelineUrl"]
+        key = url.removeprefix(self.night.path(""))
+        graph = self.folder / "pipeline.pb"
+        graph.write_bytes(self.night.bucket.files(key)[""])
+        command = [sys.executable, "-m", "tests.dataflow_jobs", str(graph)]
+        return subprocess.run(
+            command, cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        )
+
+
+def created(content: bytes) -> Any:
+    """The job of a request."""
+    dataflow: Any = importlib.import_module("google.cloud.dataflow")
+    return dataflow.CreateJobRequest.deserialize(content).job
+
+
+@contextlib.contextmanager
+def dataflow(folder: Path, night: StoreNight) -> Iterator[Dataflow]:
+    """A Dataflow for a night."""
+    env: Mapping[str, str] = stores.environment(None, None)
+    command = [sys.executable, "-m", "tests.servers.dataflowd", str(folder)]
+    with stores.served(command, env) as (proxy, _):
+        yield Dataflow(folder, proxy, night)
+
+
+def run_graph(path: Path) -> None:
+    """Run a pipeline whose workers are to be containers in threads of this process instead."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.portability.api import beam_runner_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.transforms.environments import EmbeddedPythonEnvironment
+
+    pipeline = beam_runner_api_pb2.Pipeline.FromString(path.read_bytes())
+    here = EmbeddedPythonEnvironment.default().to_runner_api(None)
+    for environment in pipeline.components.environments.values():
+        environment.CopyFrom(here)
+    FnApiRunner().run_via_runner_api(pipeline, PipelineOptions([])).wait_until_finish()
+
+
+if __name__ == "__main__":
+    run_graph(Path(sys.argv[1]))
