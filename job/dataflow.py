@@ -7,6 +7,7 @@ hold a secret are refused.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from job import artifact, quiet, storage
 from job.errors import EngineError, JobError, UsageError
 from job.handover import Job
-from job.spec import ScoringSpec
+from job.spec import Run, ScoringSpec
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -27,6 +28,7 @@ _PACKAGED_BY: Final = (
     *("sdk_container_image", "setup_file", "extra_packages", "requirements_file"),
     *("prebuild_sdk_container_engine",),
 )
+_ANSWER_S: Final = 30.0
 # States in which nothing of a job goes on. One that is being cancelled is not among them.
 _ENDED: Final = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
 
@@ -77,12 +79,13 @@ def tensorflow_threads(options: PipelineOptions) -> int:
     return 0 if "no_use_multiple_sdk_containers" in experiments else 1
 
 
-def name_job(options: PipelineOptions, run_id: str) -> None:
-    """Name a job after its run, where it has no name: Dataflow lets no two jobs of one name be active."""
+def name_job(options: PipelineOptions, run: Run) -> None:
+    """Name a job after what it does, where it has no name: Dataflow lets no two of one name be active."""
     from apache_beam.options.pipeline_options import GoogleCloudOptions
 
     asked = options.view_as(GoogleCloudOptions)
-    asked.job_name = asked.job_name or f"scoring-job-{run_id[:16]}"
+    told = hashlib.sha256(f"{run.run_id} {run.output}".encode()).hexdigest()
+    asked.job_name = asked.job_name or f"scoring-job-{run.run_id[:12]}-{told[:8]}"
 
 
 def is_template(options: PipelineOptions) -> bool:
@@ -101,7 +104,7 @@ def job(options: PipelineOptions, result: Any, run_id: str) -> Job:
         return Job(run_id, NAME, asked.job_name, f"{_CONSOLE}?project={asked.project}")
     number = result.job_id()
     link = f"{_CONSOLE}/{asked.region}/{number}?project={asked.project}"
-    where = json.dumps({"project": asked.project, "region": asked.region})
+    where = json.dumps({"project_id": asked.project, "location": asked.region})
     return Job(run_id, NAME, number, link, where)
 
 
@@ -115,18 +118,28 @@ def has_ended(job: Job, beam_args: Sequence[str]) -> bool:
         return False
     _check_installed()
     with quiet.imports():
-        from apache_beam.options.pipeline_options import PipelineOptions
-        from apache_beam.runners.dataflow.internal.apiclient import DataflowApplicationClient
-    options = PipelineOptions(list(beam_args), **json.loads(job.where))
-    state = DataflowApplicationClient(options, "").get_job(job.id).current_state.name
+        from apache_beam.internal.gcp.auth import get_service_credentials
+        from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+        from google.cloud.dataflow import JobsV1Beta3Client
+    # Not by Beam's own client, which repeats itself for minutes.
+    asked = PipelineOptions(list(beam_args)).view_as(GoogleCloudOptions)
+    endpoint = {"api_endpoint": asked.dataflow_endpoint.removeprefix("https://")}
+    client = JobsV1Beta3Client(credentials=get_service_credentials(asked), client_options=endpoint)
+    request = {**json.loads(job.where), "job_id": job.id}
+    state = client.get_job(request, timeout=_ANSWER_S).current_state.name
     return state.removeprefix("JOB_STATE_") in _ENDED
 
 
 def _check_installed() -> None:
     try:
         with quiet.imports():
-            # Without the last of them Beam asks without credentials.
-            for module in ("google.cloud.storage", "google.cloud.dataflow", "google_auth_httplib2"):
+            # Without httplib2's Beam asks without credentials, without apitools it repeats what is refused.
+            for module in (
+                "google.cloud.storage",
+                "google.cloud.dataflow",
+                "google_auth_httplib2",
+                "apitools",
+            ):
                 importlib.import_module(module)
     except ImportError as e:
         raise EngineError(

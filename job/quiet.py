@@ -34,7 +34,9 @@ _ERRORS_ONLY: Final = ("absl", "apache_beam", "google", "grpc", "tensorflow", "u
 
 # A failing element is logged by the worker, with its traceback, several times over, and then
 # raised on the launcher, where it becomes the one line that a person needs.
-_RAISED_ANYWAY: Final = ("apache_beam.runners.common", "apache_beam.runners.worker")
+_RAISED_ANYWAY: Final = (
+    *("apache_beam.runners.common", "apache_beam.runners.worker", "apache_beam.runners.dataflow"),
+)
 
 _capturing = threading.Lock()
 
@@ -57,7 +59,8 @@ def hush(*, debug: bool) -> None:
     for name in _ERRORS_ONLY:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in _RAISED_ANYWAY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        # Even what they call fatal.
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 

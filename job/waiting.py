@@ -7,10 +7,13 @@ the job is on its own: the lease is handed over to it (see ``job.handover``), an
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from job import dataflow, engines, output, quiet, staging
@@ -83,18 +86,20 @@ def run(
     # Asked first: portable runners take their name out of the options.
     name, endpoint = engines.name(options), _endpoint(options)
     if name == dataflow.NAME:
-        dataflow.name_job(options, run.run_id)
+        dataflow.name_job(options, run)
     with workers_errors(options, run.output, run.run_id):
         pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
         pipeline | "Score Parquet" >> scoring
-        result = pipeline.run()
+        # Where the pipeline is run by others, the call only submits it.
+        with undisturbed(name == dataflow.NAME or bool(endpoint)) as interrupted:
+            result = pipeline.run()
         job = _job(name, endpoint, options, result, run.run_id)
         if job is not None:
             announce(f"run {run.run_id[:12]} was submitted as {job}")
-        if job is not None and run.handed:
+        if job is not None and run.handed and not interrupted:
             output.hand_over(run.output, run.lease, job)
             return job
-        state = _wait(result, job, announce)
+        state = _wait(result, job, bool(interrupted), announce)
     if state not in (None, "DONE"):
         left = staging.failure(run.output, run.run_id)
         raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
@@ -109,8 +114,33 @@ def _job(name: str, endpoint: str, options: PipelineOptions, result: Any, run_id
     return Job(run_id, name, number, where=endpoint) if number else None
 
 
-def _wait(result: Any, job: Job | None, announce: Callable[[str], None]) -> Any:
+@contextmanager
+def undisturbed(asked: bool) -> Iterator[list[int]]:
+    """Keep a first Ctrl-C until the body has ended, and yield where it then is; if that is ``asked`` for.
+
+    A job that is just being submitted can be cancelled only when it is known.
+    """
+    came: list[int] = []
+    if not asked or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
     try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _wait(result: Any, job: Job | None, interrupted: bool, announce: Callable[[str], None]) -> Any:
+    try:
+        if interrupted:
+            raise KeyboardInterrupt
         return result.wait_until_finish()
     except KeyboardInterrupt:
         if job is not None:

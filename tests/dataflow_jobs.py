@@ -6,11 +6,14 @@ import contextlib
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from job.launch import Outcome
 from tests.servers import stores
 from tests.store_nights import StoreNight
 
@@ -26,6 +29,7 @@ class Dataflow:
     folder: Path
     proxy: str
     night: StoreNight
+    said: list[str] = field(default_factory=list)
 
     @property
     def env(self) -> dict[str, str]:
@@ -50,35 +54,40 @@ class Dataflow:
         return [*self.night.args(name, *flags), "--runner=DataflowRunner", *needed]
 
     def start(self, name: str, *flags: str) -> subprocess.Popen[str]:
+        """The command, in a process of its own."""
         command = [sys.executable, "-m", "job", "score", *self.args(name, *flags)]
         return subprocess.Popen(
             command, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def score(self, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(name, *flags)
-        try:
-            out, err = process.communicate(timeout=TIMEOUT_S)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    def score(self, name: str, *flags: str) -> Outcome:
+        """The same in this process, which keeps what is said; errors are raised as they are."""
+        from job import launch, options
+
+        spec, beam_args = options.parse(self.args(name, *flags))
+        return launch.score(spec, beam_args, announce=self.said.append)
 
     def tell(self, **files: str) -> None:
         """Let the service answer so from now on."""
         for name, content in files.items():
             (self.folder / name).write_text(content)
 
+    def reset(self) -> None:
+        """Let it answer as in the beginning, and forget what was asked."""
+        self.said.clear()
+        for path in self.folder.iterdir():
+            if path.name != "ca.pem":
+                path.unlink()
+
     def requests(self, kind: str) -> dict[str, bytes]:
-        """What was asked, by the job's number, in its order."""
-        found = sorted(self.folder.glob(f"*.{kind}"), key=lambda path: path.stat().st_mtime_ns)
-        return {path.stem: path.read_bytes() for path in found}
+        """What was asked, by the job's number."""
+        return {path.stem: path.read_bytes() for path in sorted(self.folder.glob(f"*.{kind}"))}
 
     def run(self, job: Any) -> subprocess.CompletedProcess[str]:
         """Run what a job would, from the graph that was staged for it; workers are threads of a process."""
         url = job.environment.sdk_pipeline_options["options"]["pipelineUrl"]
-        key = url.removeprefix(self.night.path(""))
         graph = self.folder / "pipeline.pb"
-        graph.write_bytes(self.night.bucket.files(key)[""])
+        graph.write_bytes(self.night.bucket.files(url.removeprefix(self.night.path("")))[""])
         command = [sys.executable, "-m", "tests.dataflow_jobs", str(graph)]
         return subprocess.run(
             command, cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
@@ -93,11 +102,15 @@ def created(content: bytes) -> Any:
 
 @contextlib.contextmanager
 def dataflow(folder: Path, night: StoreNight) -> Iterator[Dataflow]:
-    """A Dataflow for a night."""
-    env: Mapping[str, str] = stores.environment(None, None)
+    """A Dataflow for a night, to which this process is led as well."""
     command = [sys.executable, "-m", "tests.servers.dataflowd", str(folder)]
-    with stores.served(command, env) as (proxy, _):
-        yield Dataflow(folder, proxy, night)
+    with (
+        stores.served(command, stores.environment(None, None)) as (proxy, _),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        one = Dataflow(folder, proxy, night)
+        stores.apply(patch, one.env)
+        yield one
 
 
 def run_graph(path: Path) -> None:

@@ -82,18 +82,10 @@ LOCAL = {"job", "models", "benchmarks"}
 DISTRIBUTION = {
     "apache_beam": "apache-beam",
     "google": "protobuf",
-    "google_auth_httplib2": "google-auth-httplib2",
     "ml_dtypes": "ml-dtypes",
 }
 # Modules of an extra of their own.
-EXTRAS = {
-    "s3": "s3",
-    "s3_errors": "s3",
-    "gcs": "gcs",
-    "gcs_errors": "gcs",
-    "clusters": "dask",
-    "dataflow": "dataflow",
-}
+EXTRAS = {"s3": "s3", "s3_errors": "s3", "gcs": "gcs", "gcs_errors": "gcs", "clusters": "dask"}
 MODULE_LINES = 300
 FUNCTION_LINES = 50
 
@@ -239,5 +231,5 @@ def test_every_import_is_declared(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
     third_party = used - LOCAL - set(sys.stdlib_module_names)
     # Google's packages share one name.
-    google = {"google": "google-cloud-storage"} if EXTRAS.get(path.stem) in ("gcs", "dataflow") else {}
+    google = {"google": "google-cloud-storage"} if EXTRAS.get(path.stem) == "gcs" else {}
     assert {{**DISTRIBUTION, **google}.get(name, name) for name in third_party} <= declared

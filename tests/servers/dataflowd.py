@@ -119,7 +119,7 @@ class Service:
         aside.replace(self._folder / name)
 
 
-class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Methods(grpc.GenericRpcHandler):
     """Finds a service's method by the path of a request."""
 
     def __init__(self, service: Service) -> None:

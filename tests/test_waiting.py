@@ -1,0 +1,213 @@
+"""Jobs that are waited for, and jobs that have the output when their command has ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from job import cleaning, handover, leases, options, output, storage, waiting
+from job.errors import OutputConflictError, StateUnknownError, UsageError
+from job.handover import Job
+from tests import lease_places
+from tests.lease_places import Place
+from tests.nights import Night, dense, features, saved
+from tests.store_nights import SCHEMES
+
+RUN = "a" * 64
+JOB = Job(RUN, "FlinkRunner", "job-7", "http://flink/7", "flink:8099")
+
+
+@pytest.fixture(scope="module", params=["disk", *SCHEMES])
+def shared(request: pytest.FixtureRequest) -> Iterator[Place | None]:
+    if request.param == "disk":
+        yield None
+        return
+    with lease_places.place(request.param) as one:
+        yield one
+
+
+@pytest.fixture
+def folder(shared: Place | None, tmp_path: Path) -> str:
+    """An output with nothing in it."""
+    return str(tmp_path) if shared is None else shared.fresh.output
+
+
+def handed(folder: str, job: Job = JOB) -> str:
+    """Hand an output over as a command that ends; returns what its workers know it by."""
+    with output.lease(folder) as token:
+        output.hand_over(folder, token, job)
+    return token
+
+
+def published(folder: str, run: str) -> None:
+    """Let an output hold a night of this run, as far as a lease's owner looks."""
+    content = {"run_id": run, "files": [], "rejected_files": []}
+    storage.write_atomic(storage.join(folder, output.MANIFEST), json.dumps(content).encode())
+    storage.write_atomic(storage.join(folder, output.SUCCESS), b"")
+
+
+def staged(folder: str) -> list[str]:
+    return storage.names(storage.join(folder, "_staging"))
+
+
+def test_what_was_handed_over_refuses_others_at_once_with_the_way_out(folder: str) -> None:
+    token = handed(folder)
+    # Without a wait: nobody renews it.
+    told: list[str] = []
+    with pytest.raises(OutputConflictError) as refused, output.lease(folder, told.append):
+        pytest.fail("it was not refused")
+    assert told == []
+    assert str(refused.value) == (
+        f"{folder}: run {RUN[:12]} was submitted as job job-7 of FlinkRunner, see http://flink/7; "
+        f"wait for it or cancel it there; `job clean {folder} --release_job=job-7` frees the output of a job "
+        f"that has ended"
+    )
+    with output.watched(folder, token):
+        output.check_lease(folder, token)
+    with pytest.raises(OutputConflictError):
+        cleaning.clean(folder, older_than_s=0, dry_run=False, clock=lambda: 0.0)
+
+
+def test_the_publisher_gives_it_back_and_only_its_own(folder: str) -> None:
+    token = handed(folder)
+    output.give_back(folder, "b" * 64, token)
+    if token:
+        output.give_back(folder, RUN, "another")
+    assert staged(folder) != []
+    output.give_back(folder, RUN, token)
+    assert staged(folder) == []
+    with output.lease(folder):
+        pass
+
+
+def test_a_job_that_was_faster_than_its_command_leaves_nothing(folder: str) -> None:
+    published(folder, RUN)
+    handed(folder)
+    assert staged(folder) == []
+
+
+def test_what_a_killed_publisher_kept_is_free_once_its_run_is_published(folder: str) -> None:
+    handed(folder)
+    published(folder, RUN)
+    # The same command again tidies up; so does another run's.
+    output.remove_rest(folder, RUN)
+    assert staged(folder) == []
+    handed(folder, Job("b" * 64, "FlinkRunner", "job-8"))
+    published(folder, "b" * 64)
+    with output.lease(folder):
+        pass
+    assert staged(folder) == []
+
+
+def test_what_the_engine_says_has_ended_is_free_and_the_job_is_locked_out(folder: str) -> None:
+    token = handed(folder)
+    asked: list[Job] = []
+
+    def ended(job: Job) -> bool:
+        asked.append(job)
+        return True
+
+    with output.lease(folder, ended=ended) as other:
+        if token:
+            with pytest.raises(StateUnknownError, match="has it now"):
+                output.check_lease(folder, token)
+        output.check_lease(folder, other)
+    assert asked == [JOB]
+    assert staged(folder) == []
+
+
+def test_a_person_frees_it_by_the_jobs_name(folder: str) -> None:
+    with pytest.raises(UsageError, match=r"--release_job=job-7: no job has it"):
+        cleaning.release(folder, "job-7")
+    with output.lease(folder), pytest.raises(UsageError, match="no job has it"):
+        cleaning.release(folder, "job-7")
+    token = handed(folder)
+    with pytest.raises(UsageError, match=r"--release_job=7: job job-7 of FlinkRunner.* has it"):
+        cleaning.release(folder, "7")
+    cleaning.release(folder, "job-7")
+    if token:
+        with pytest.raises(StateUnknownError, match="it is gone"):
+            output.check_lease(folder, token)
+    with output.lease(folder):
+        pass
+
+
+def test_a_note_is_no_run_that_was_left(folder: str) -> None:
+    handed(folder)
+    assert output.leftovers(folder, "") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"job": 7}', b'{"job": {"id": "x"}}', b"\xff"])
+def test_whatever_else_lies_there_is_no_job(content: bytes) -> None:
+    assert handover.of(content) is None
+
+
+def test_a_lease_that_was_lost_is_not_handed_over(folder: str) -> None:
+    with output.lease(folder) as token:
+        if not token:
+            # A lock on a disk cannot get lost.
+            return
+        storage.write_atomic(output.lease_path(folder), b'{"token": "other", "process": 7, "host": "h"}')
+        with pytest.raises(StateUnknownError, match="process 7 on h"):
+            leases.hand_over(token, JOB)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([], "FnApiRunner"),
+        (["--direct_running_mode=multi_processing"], "FnApiRunner"),
+        (["--runner=DirectRunner"], "DirectRunner"),
+        (["--runner=PrismRunner"], "PrismRunner"),
+        (["--runner=DaskRunner", "--dask_client_address=tcp://h:1"], "DaskRunner"),
+        (["--runner=FlinkRunner"], "FlinkRunner"),
+        (["--runner=PortableRunner", "--job_endpoint=embed"], "PortableRunner"),
+        (["--runner=PortableRunner", "--job_endpoint=h:1", "--environment_type=LOOPBACK"], "PortableRunner"),
+    ],
+)
+def test_a_job_that_would_end_with_its_command_must_be_waited_for(flags: list[str], name: str) -> None:
+    spec, beam_args = options.parse(["--input=a", "--model=m.keras", "--output=o", "--no_wait", *flags])
+    with pytest.raises(UsageError, match=rf"^--no_wait: .*because --runner={name} needs it") as told:
+        waiting.checked(spec, beam_args)
+    assert told.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["PortableRunner", "FlinkRunner", "SparkRunner"])
+def test_a_job_server_elsewhere_goes_on_without_us(name: str) -> None:
+    flags = [f"--runner={name}", "--job_endpoint=h:1", "--no_wait"]
+    spec, beam_args = options.parse(["--input=a", "--model=m.keras", "--output=o", *flags])
+    assert waiting.checked(spec, beam_args) == spec
+
+
+def test_a_first_ctrl_c_waits_until_the_job_is_known() -> None:
+    with waiting.undisturbed(True) as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with waiting.undisturbed(False) as interrupted, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert interrupted == []
+
+
+def test_an_engine_that_does_not_answer_has_not_said_that_the_job_has_ended() -> None:
+    said: list[str] = []
+    ended = waiting.has_ended([], said.append)
+    assert not ended(Job(RUN, "FlinkRunner", "job-7"))
+    assert said == []
+
+
+def test_an_output_on_a_disk_that_a_job_has_is_refused_to_the_same_command(night: Night) -> None:
+    night.shard("a", features(30))
+    path = saved(dense(), night.folder / "m.keras")
+    handed(str(night.output), Job(RUN, "FlinkRunner", "job-7"))
+    with pytest.raises(OutputConflictError, match=r"--release_job=job-7"):
+        night.score(path, "--keys=id")
+    cleaning.release(str(night.output), "job-7")
+    assert night.score(path, "--keys=id").rows_scored == 30
+    assert not (night.output / "_staging").exists()
