@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from job import handover, output, staging, storage
-from job.errors import UsageError
+from job.errors import OutputConflictError, StorageError, UsageError
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,38 @@ def release(folder: str, job: str) -> None:
     lease = output.lease_path(folder)
     handover.check_named(folder, handover.job_of(folder, lease), job)
     handover.give_back(folder, lease, lambda found, _: found.id == job)
+
+
+def remove_rest(folder: str, run: str) -> None:
+    """Remove what a published run left when it was killed: its staging, and a lease that nobody holds."""
+    # The night is there. On a disk that is read-only by now, say, the rest stays.
+    with suppress(StorageError):
+        if not storage.is_remote(folder):
+            output.remove_staging(folder, run)
+            left = storage.names(storage.join(folder, staging.STAGING))
+            if output.LEASE in left or handover.NOTE in left:
+                with suppress(OutputConflictError), output.lease(folder):
+                    pass
+        else:
+            _remove_rest_in_bucket(folder, run)
+
+
+def _remove_rest_in_bucket(folder: str, run: str) -> None:
+    with suppress(OutputConflictError), ExitStack() as alone:
+
+        def kept() -> set[str]:
+            alone.enter_context(output.lease(folder))
+            if not output.is_published(folder, run):
+                raise OutputConflictError(f"{folder}: another run has begun to replace it")
+            return staging.handles_of(folder, output.leftovers(folder, run))
+
+        if storage.names(storage.join(folder, staging.STAGING)):
+            handles = kept()
+            storage.sweep(folder, lambda: handles)
+            output.remove_staging(folder, run)
+        else:
+            # An attempt that came too late may be an upload, of which no name in staging tells.
+            storage.sweep(folder, kept)
 
 
 def _look_at(folder: str, run_id: str, now_s: float, older_than_s: float, published: str | None) -> Leftover:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from job import (
     artifact,
+    cleaning,
     commit,
     dataflow,
     engines,
@@ -23,7 +24,6 @@ from job import (
     planning,
     preflight,
     progress,
-    quiet,
     staging,
     storage,
     waiting,
@@ -119,7 +119,7 @@ def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) ->
             f"{spec.output}: this run is published, but {len(wrong)} of its files are gone or changed, first "
             f"{wrong[0]}; find out why, or score it anew with --if_exists=replace"
         )
-    output.remove_rest(spec.output, run_id)
+    cleaning.remove_rest(spec.output, run_id)
     return Outcome(output.read_report(spec.output), already_published=True)
 
 

@@ -6,13 +6,13 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from job import handover, leases, staging, storage
-from job.errors import OutputConflictError, StorageError
+from job.errors import OutputConflictError
 from job.locking import held
 from job.manifest import check_inside, entries, parse
 from job.report import RunReport
@@ -278,37 +278,6 @@ def remove_staging(output: str, run: str, *, first: Callable[[], None] = lambda:
     first()
     storage.remove_tree(folder)
     storage.remove_empty_folder(storage.join(output, STAGING))
-
-
-def remove_rest(output: str, run: str) -> None:
-    """Remove what a published run left when it was killed: its staging, and a lease that nobody holds."""
-    # The night is there. On a disk that is read-only by now, say, the rest stays.
-    with suppress(StorageError):
-        if not storage.is_remote(output):
-            remove_staging(output, run)
-            if {LEASE, handover.NOTE} & set(storage.names(storage.join(output, STAGING))):
-                with suppress(OutputConflictError), lease(output):
-                    pass
-        else:
-            _remove_rest_in_bucket(output, run)
-
-
-def _remove_rest_in_bucket(output: str, run: str) -> None:
-    with suppress(OutputConflictError), ExitStack() as alone:
-
-        def kept() -> set[str]:
-            alone.enter_context(lease(output))
-            if not is_published(output, run):
-                raise OutputConflictError(f"{output}: another run has begun to replace it")
-            return staging.handles_of(output, leftovers(output, run))
-
-        if storage.names(storage.join(output, STAGING)):
-            handles = kept()
-            storage.sweep(output, lambda: handles)
-            remove_staging(output, run)
-        else:
-            # An attempt that came too late may be an upload, of which no name in staging tells.
-            storage.sweep(output, kept)
 
 
 def _is_hidden(path: str, output: str) -> bool:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import commit, hashing, inputs, output, staging, storage
+from job import cleaning, commit, hashing, inputs, output, staging, storage
 from job.errors import JobError, StorageError
 from job.scoring import score_split
 from tests.killing import Job, Zygote
@@ -131,7 +131,7 @@ def test_each_call_fails(planned: Planned, seam: tuple[Any, str], for_good: bool
             break
         if output.published(str(folder)) is None:
             whole_night(planned)
-        output.remove_rest(str(folder), planned.task.run.run_id)
+        cleaning.remove_rest(str(folder), planned.task.run.run_id)
         assert files(folder) == expected
         at += 1
     assert files(folder) == expected

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from job import commit, leases, output, staging, storage
+from job import cleaning, commit, leases, staging, storage
 from job.errors import JobError, StateUnknownError
 from job.overlap import Overlap
 from job.scoring import score_split
@@ -187,5 +187,5 @@ def test_the_rest_of_a_run_that_is_not_published_by_now_stays(night: StoreNight)
     """Between the look at a published night and the lease, others may have worked on the output."""
     folder = night.path(next(_outputs))
     plan = staging.write_plan(folder, "a" * 64, [])
-    output.remove_rest(folder, "a" * 64)
+    cleaning.remove_rest(folder, "a" * 64)
     assert storage.exists(plan)

@@ -95,7 +95,7 @@ def test_what_a_killed_publisher_kept_is_free_once_its_run_is_published(folder: 
     handed(folder)
     published(folder, RUN)
     # The same command again tidies up; so does another run's.
-    output.remove_rest(folder, RUN)
+    cleaning.remove_rest(folder, RUN)
     assert staged(folder) == []
     handed(folder, Job("b" * 64, "FlinkRunner", "job-8"))
     published(folder, "b" * 64)
