@@ -222,8 +222,7 @@ def _prepare(
     from job.task import ScoringTask
 
     ready = preflight.check(_here(spec, fit), shards, footers, reference, fit.threads)
-    groups = [footer.group_rows for footer in footers]
-    splits = planning.plan(shards, groups, spec.split_rows, ready.refused)
+    splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused)
     run = Run(
         run_id=run_id,
         output=spec.output,
@@ -241,9 +240,7 @@ def _prepare(
         handed=not spec.wait,
         stores=spec.stores,
     )
-    _check_refused(run, splits, ready.told)
-    if ready.told:
-        announce(f"shards to be rejected: {ready.told}")
+    _check_refused(run, splits, ready.told, announce)
     task = ScoringTask(
         run=run,
         binding=ready.binding,
@@ -266,7 +263,7 @@ def _here(spec: ScoringSpec, fit: engines.Fit) -> ScoringSpec:
     return spec if fit.here else replace(spec, device="auto")
 
 
-def _check_refused(run: Run, splits: Sequence[Split], told: str) -> None:
+def _check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callable[[str], None]) -> None:
     refused = [split for split in splits if split.refused]
     rows = sum(split.rows for split in refused)
     share = run.share_rejected(rows, sum(not split.row_groups for split in refused))
@@ -275,6 +272,8 @@ def _check_refused(run: Run, splits: Sequence[Split], told: str) -> None:
             f"bad shards hold {share:.2%} of the rows, more than --max_rejected={run.max_rejected}; nothing "
             f"was scored: {told}"
         )
+    if told:
+        announce(f"shards to be rejected: {told}")
 
 
 def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:
