@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from job.handover import Job
 from tests import lease_places
 from tests.lease_places import Place
 from tests.nights import Night, dense, features, saved
-from tests.store_nights import SCHEMES
+from tests.store_nights import SCHEMES, until
+from tests.test_portable import ROOT, service
 
 RUN = "a" * 64
 JOB = Job(RUN, "FlinkRunner", "job-7", "http://flink/7", "flink:8099")
@@ -211,3 +214,34 @@ def test_an_output_on_a_disk_that_a_job_has_is_refused_to_the_same_command(night
     cleaning.release(str(night.output), "job-7")
     assert night.score(path, "--keys=id").rows_scored == 30
     assert not (night.output / "_staging").exists()
+
+
+@pytest.mark.slow
+def test_a_job_server_publishes_without_the_command_and_is_told_of_ctrl_c(
+    night: Night, tmp_path: Path
+) -> None:
+    night.shard("a", features(60_000), group_rows=100)
+    path = saved(dense(), night.folder / "m.keras")
+    args = night.args(path, "--keys=id", "--split_rows=100", "--batch_size=100")
+    command = [sys.executable, "-m", "job", "score", *args]
+    with service(tmp_path) as one:
+        process = subprocess.Popen(
+            [*command, *one.flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            until(lambda: list(night.output.glob("_staging/*/receipts/*.json")), within_s=100)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == 130, said
+        assert "of PortableRunner; Ctrl-C once more leaves it as it is" in said
+        assert "of PortableRunner is CANCELLED" in said
+
+        args = ["--split_rows=60000", "--no_wait", f"--output={night.folder}/alone"]
+        alone = [*(one for one in command if not one.startswith(("--output=", "--split_rows="))), *args]
+        done = subprocess.run([*alone, *one.flags], cwd=ROOT, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert "of PortableRunner; the night is at" in done.stdout
+        until(lambda: output.published(str(night.folder / "alone")), within_s=60)
+        until(lambda: not (night.folder / "alone" / "_staging").exists())
