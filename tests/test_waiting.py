@@ -229,7 +229,7 @@ def test_a_job_server_publishes_without_the_command_and_is_told_of_ctrl_c(
             [*command, *one.flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            until(lambda: list(night.output.glob("_staging/*/receipts/*.json")), within_s=100)
+            until(lambda: list(night.output.glob("_staging/*/receipts/*.json")), within_s=200)
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=60)
         finally:
@@ -240,7 +240,7 @@ def test_a_job_server_publishes_without_the_command_and_is_told_of_ctrl_c(
 
         args = ["--split_rows=60000", "--no_wait", f"--output={night.folder}/alone"]
         alone = [*(one for one in command if not one.startswith(("--output=", "--split_rows="))), *args]
-        done = subprocess.run([*alone, *one.flags], cwd=ROOT, capture_output=True, text=True, timeout=100)
+        done = subprocess.run([*alone, *one.flags], cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         assert "of PortableRunner; the night is at" in done.stdout
         until(lambda: output.published(str(night.folder / "alone")), within_s=60)
