@@ -165,7 +165,9 @@ def _clean(args: Sequence[str]) -> int:
     _configure_stores(given)
     age_s = flags.age_s("older_than", given.older_than)
     output = storage.absolute(given.output)
-    if given.release_job:
+    if given.release_job is not None:
+        if given.dry_run:
+            raise UsageError("--release_job and --dry_run exclude each other; leave one of them out")
         cleaning.release(output, given.release_job)
         _print(f"{output}: job {given.release_job} has it no more; the command of its run resumes it\n")
         return 0

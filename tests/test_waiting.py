@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from job import cleaning, handover, leases, options, output, storage, waiting
+from job import cleaning, cli, handover, leases, options, output, storage, waiting
 from job.errors import OutputConflictError, StateUnknownError, UsageError
 from job.handover import Job
 from tests import lease_places
@@ -138,6 +138,20 @@ def test_a_person_frees_it_by_the_jobs_name(folder: str) -> None:
             output.check_lease(folder, token)
     with output.lease(folder):
         pass
+
+
+def test_the_command_that_frees_an_output_frees_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path)
+    handed(folder)
+    storage.write_atomic(f"{folder}/_staging/{RUN}/plan.jsonl", b"")
+    for flags in (["--release_job="], ["--release_job=other"], ["--release_job=job-7", "--dry_run"]):
+        assert cli.main(["clean", folder, *flags]) == 2
+    assert handover.job_of(folder, output.lease_path(folder)) == JOB
+    assert cli.main(["clean", folder, "--release_job=job-7"]) == 0
+    assert "job job-7 has it no more" in capsys.readouterr().out
+    assert staged(folder) == [RUN]
 
 
 def test_a_note_is_no_run_that_was_left(folder: str) -> None:
