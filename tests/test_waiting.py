@@ -145,7 +145,7 @@ def test_the_command_that_frees_an_output_frees_nothing_else(
 ) -> None:
     folder = str(tmp_path)
     handed(folder)
-    storage.write_atomic(f"{folder}/_staging/{RUN}/plan.jsonl", b"")
+    storage.make_folder(f"{folder}/_staging/{RUN}")
     for flags in (["--release_job="], ["--release_job=other"], ["--release_job=job-7", "--dry_run"]):
         assert cli.main(["clean", folder, *flags]) == 2
     assert handover.job_of(folder, output.lease_path(folder)) == JOB
