@@ -87,7 +87,7 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     _make_output(spec.output)
     # While a bucket is asked for this and that.
     transform = ahead(spec.output, _load_transform)
-    ended = waiting.has_ended(beam_args, announce)
+    ended = waiting.has_ended(beam_args, announce, transform)
     with output.lease(spec.output, announce, ended) as lease:
         # Once more: another run may have ended between the look above and the lease.
         seen = output.look(spec.output, run_id)

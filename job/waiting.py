@@ -90,16 +90,18 @@ def run(
     with workers_errors(options, run.output, run.run_id):
         pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
         pipeline | "Score Parquet" >> scoring
-        # Where the pipeline is run by others, the call only submits it.
-        with undisturbed(name == dataflow.NAME or bool(endpoint)) as interrupted:
-            result = pipeline.run()
-        job = _job(name, endpoint, options, result, run.run_id)
-        if job is not None:
-            announce(f"run {run.run_id[:12]} was submitted as {job}")
-        if job is not None and run.handed and not interrupted:
-            output.hand_over(run.output, run.lease, job)
-            return job
-        state = _wait(result, job, bool(interrupted), announce)
+        with _cancelled_by_ctrl_c(announce) as submitted:
+            # Where the pipeline is run by others, the call only submits it.
+            with undisturbed(name == dataflow.NAME or bool(endpoint)):
+                result = pipeline.run()
+                job = _job(name, endpoint, options, result, run.run_id)
+                if job is not None:
+                    submitted.append((result, job))
+                    announce(f"run {run.run_id[:12]} was submitted as {job}")
+            if job is not None and run.handed:
+                output.hand_over(run.output, run.lease, job)
+                return job
+            state = result.wait_until_finish()
     if state not in (None, "DONE"):
         left = staging.failure(run.output, run.run_id)
         raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
@@ -115,15 +117,15 @@ def _job(name: str, endpoint: str, options: PipelineOptions, result: Any, run_id
 
 
 @contextmanager
-def undisturbed(asked: bool) -> Iterator[list[int]]:
-    """Keep a first Ctrl-C until the body has ended, and yield where it then is; if that is ``asked`` for.
+def undisturbed(asked: bool) -> Iterator[None]:
+    """Raise a first Ctrl-C only when the body has ended, if that is ``asked`` for.
 
     A job that is just being submitted can be cancelled only when it is known.
     """
-    came: list[int] = []
     if not asked or threading.current_thread() is not threading.main_thread():
-        yield came
+        yield
         return
+    came: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         if came:
@@ -132,18 +134,21 @@ def undisturbed(asked: bool) -> Iterator[list[int]]:
 
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield came
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
-def _wait(result: Any, job: Job | None, interrupted: bool, announce: Callable[[str], None]) -> Any:
+@contextmanager
+def _cancelled_by_ctrl_c(announce: Callable[[str], None]) -> Iterator[list[tuple[Any, Job]]]:
+    """Cancel what the body has put into the list that it is given, if Ctrl-C ends it."""
+    submitted: list[tuple[Any, Job]] = []
     try:
-        if interrupted:
-            raise KeyboardInterrupt
-        return result.wait_until_finish()
+        yield submitted
     except KeyboardInterrupt:
-        if job is not None:
+        for result, job in submitted:
             _cancel(result, job, announce)
         raise
 
@@ -163,11 +168,17 @@ def _cancel(result: Any, job: Job, announce: Callable[[str], None]) -> None:
         announce(f"{job} is {state}")
 
 
-def has_ended(beam_args: Sequence[str], announce: Callable[[str], None]) -> Ended:
-    """Return what asks the engine whether a job that was not waited for has ended."""
+def has_ended(
+    beam_args: Sequence[str], announce: Callable[[str], None], loaded: Callable[[], object]
+) -> Ended:
+    """Return what asks the engine whether a job that was not waited for has ended.
+
+    It waits for what is being ``loaded``: two threads that import Beam at a time get half of it.
+    """
 
     def ask(job: Job) -> bool:
         try:
+            loaded()
             if job.engine == dataflow.NAME:
                 ended = dataflow.has_ended(job, beam_args)
             else:

@@ -53,12 +53,17 @@ class Dataflow:
         needed = [f"{flag}={value}" for flag, value in usual.items() if flag not in given]
         return [*self.night.args(name, *flags), "--runner=DataflowRunner", *needed]
 
-    def start(self, name: str, *flags: str) -> subprocess.Popen[str]:
-        """The command, in a process of its own."""
+    @contextlib.contextmanager
+    def start(self, name: str, *flags: str) -> Iterator[subprocess.Popen[str]]:
+        """The command, in a process that ends with the body at the latest."""
         command = [sys.executable, "-m", "job", "score", *self.args(name, *flags)]
-        return subprocess.Popen(
+        with subprocess.Popen(
             command, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def score(self, name: str, *flags: str) -> Outcome:
         """The same in this process, which keeps what is said; errors are raised as they are."""

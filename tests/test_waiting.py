@@ -201,20 +201,27 @@ def test_a_job_server_elsewhere_goes_on_without_us(name: str) -> None:
     assert waiting.checked(spec, beam_args) == spec
 
 
-def test_a_first_ctrl_c_waits_until_the_job_is_known() -> None:
-    with waiting.undisturbed(True) as interrupted:
+@pytest.mark.parametrize(("asked", "times", "went_on"), [(True, 1, 1), (True, 2, 1), (False, 1, 0)])
+def test_a_first_ctrl_c_waits_until_the_job_is_known(asked: bool, times: int, went_on: int) -> None:
+    passed = []
+
+    def submit() -> None:
+        with waiting.undisturbed(asked):
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+                passed.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        submit()
+    assert len(passed) == went_on
+    # Afterwards it is as ever.
+    with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupted == [signal.SIGINT]
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    with waiting.undisturbed(False) as interrupted, pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-    assert interrupted == []
 
 
 def test_an_engine_that_does_not_answer_has_not_said_that_the_job_has_ended() -> None:
     said: list[str] = []
-    ended = waiting.has_ended([], said.append)
+    ended = waiting.has_ended([], said.append, lambda: None)
     assert not ended(Job(RUN, "FlinkRunner", "job-7"))
     assert said == []
 
@@ -239,15 +246,15 @@ def test_a_job_server_publishes_without_the_command_and_is_told_of_ctrl_c(
     args = night.args(path, "--keys=id", "--split_rows=100", "--batch_size=100")
     command = [sys.executable, "-m", "job", "score", *args]
     with service(tmp_path) as one:
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*command, *one.flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            until(lambda: list(night.output.glob("_staging/*/receipts/*.json")), within_s=200)
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=60)
-        finally:
-            process.kill()
+        ) as process:
+            try:
+                until(lambda: list(night.output.glob("_staging/*/receipts/*.json")), within_s=200)
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=60)
+            finally:
+                process.kill()
         assert process.returncode == 130, said
         assert "of PortableRunner; Ctrl-C once more leaves it as it is" in said
         assert "of PortableRunner is CANCELLED" in said
