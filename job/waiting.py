@@ -87,7 +87,7 @@ def run(
     name, endpoint = engines.name(options), _endpoint(options)
     if name == dataflow.NAME:
         dataflow.name_job(options, run)
-    with workers_errors(options, run.output, run.run_id):
+    with workers_errors(options, run.output, run.run_id), engines.ended_on_failure(options):
         pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
         pipeline | "Score Parquet" >> scoring
         with _cancelled_by_ctrl_c(announce) as submitted:
