@@ -142,6 +142,7 @@ def test_the_image_is_made_of_what_is_there() -> None:
     assert len(copied) == 2
     for source in copied:
         assert (ROOT / source).is_file(), source
+        assert f"!{source}" in (ROOT / ".dockerignore").read_text().splitlines()
     (started,) = re.findall(r"FLEX_TEMPLATE_PYTHON_PY_FILE=(\S+)", text)
     assert f"COPY deploy/dataflow/main.py {started}\n" in text
 
