@@ -84,7 +84,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --
 
 lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	test -x $(BIN)/uv || $(MAKE) install
-	$(COMPILE) --extra gcs --extra s3 --extra dask --extra dataflow --extra demo --extra dev --output-file requirements.lock
+	$(COMPILE) --extra gcs --extra s3 --extra dask --extra dataflow --extra jax --extra demo --extra dev --output-file requirements.lock
 	$(COMPILE) --extra gcs --extra s3 --constraint requirements.lock --output-file requirements-worker.lock
 	$(COMPILE) --extra gcs --extra s3 --extra gpu --constraint requirements.lock --output-file requirements-worker-gpu.lock
 	$(COMPILE) --extra gcs --extra s3 --extra dataflow --constraint requirements.lock \

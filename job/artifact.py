@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -84,7 +85,21 @@ def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None
     found = digest(path, weights)
     if sha256 is not None and found != sha256.lower():
         raise ModelError(f"--model={path}: its SHA-256 is {found}, --model_sha256 wants {sha256.lower()}")
-    return ModelReference(path, weights, trusted, found)
+    return ModelReference(path, weights, trusted, found, _backend(kind))
+
+
+def _backend(kind: Kind) -> str:
+    """Return Keras' backend as Keras finds it: by its environment variable, else by its settings."""
+    if kind == "saved_model":
+        return "tensorflow"
+    if given := os.environ.get("KERAS_BACKEND"):
+        return given
+    home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+    try:
+        settings = json.loads(Path(home, "keras.json").read_text())
+        return str(settings.get("backend", "tensorflow"))
+    except (OSError, ValueError, AttributeError):
+        return "tensorflow"
 
 
 def _fetch_anew(path: str, weights: str | None, kind: Kind) -> None:

@@ -1,4 +1,4 @@
-"""Keras behind one small face. With ``job.saved_model``, the only module that imports Keras or TensorFlow."""
+"""Keras behind one small face. With ``devices`` and ``saved_model`` all that imports Keras or a backend."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from job import artifact, quiet, storage
-from job.errors import JobError, ModelError, PreflightError, one_line
+from job import artifact, storage
+from job.errors import JobError, ModelError, one_line
 from job.saved_model import SavedModelStep, feedable, input_spec
-from job.spec import CodedStrings, Device, InputSpec, ModelReference, OutputSpec, Signature, Tensor
+from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec, Signature, Tensor
 from job.step import Step
 
 # Two rows rather than one, so that a model cannot mistake the batch for a single example.
@@ -31,33 +31,6 @@ def load(reference: ModelReference) -> Step:
     if artifact.kind_of(reference.path) == "saved_model":
         return SavedModelStep(reference)
     return _KerasStep(reference)
-
-
-def configure(device: Device, threads: int) -> None:
-    """Choose the device and TensorFlow's threads within one operation (0: TensorFlow's own choice).
-
-    Raises:
-        PreflightError: a GPU is asked for and there is none.
-    """
-    with quiet.imports():
-        import keras
-
-    if keras.backend.backend() != "tensorflow":
-        return
-    with quiet.imports():
-        import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if device == "gpu" and not gpus:
-        raise PreflightError("--device=gpu: TensorFlow sees no GPU here; use --device=auto or a GPU worker")
-    # TensorFlow refuses each of these once it has started; then the process keeps what it has.
-    with contextlib.suppress(RuntimeError):
-        if device == "cpu":
-            tf.config.set_visible_devices([], "GPU")
-        for gpu in gpus if device != "cpu" else []:
-            tf.config.experimental.set_memory_growth(gpu, True)
-        if threads:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 class _KerasStep:
@@ -98,6 +71,13 @@ class _KerasStep:
         )
 
     def build(self, inputs: Sequence[InputSpec]) -> None:
+        texts = [spec.name for spec in inputs if spec.dtype == "string"]
+        if texts and not self._is_tensorflow:
+            backend = self._reference.backend.upper()
+            raise ModelError(
+                f"{self._reference.path}: {backend} knows no strings, which its input {texts[0]} takes; use "
+                f"KERAS_BACKEND=tensorflow"
+            )
         try:
             if self._reference.weights is not None:
                 if not self._model.built:

@@ -34,6 +34,15 @@ PRISM: Final = "PrismRunner"
 # Beam has it, but does not know it by its short name.
 _DASK_PATH: Final = "apache_beam.runners.dask.dask_runner.DaskRunner"
 
+_OF_ONE_PROCESS: Final = ("PrismRunner", "DirectRunner", "BundleBasedDirectRunner")
+_PORTABLE: Final = ("FlinkRunner", "PortableRunner", "SparkRunner")
+
+# The smallest GPU that Dataflow has everywhere, and what a process with CUDA's libraries needs beside it.
+_GPU_HINTS: Final = {
+    "accelerator": "type:nvidia-tesla-t4;count:1;install-nvidia-driver",
+    "min_ram": "12GB",
+}
+
 # What Beam's embedded runner says when a worker's connection ends.
 _WORKER_DIED: Final = "Channel closed prematurely"
 
@@ -124,31 +133,65 @@ class Fit:
     """How the pipeline is fitted to an engine.
 
     ``threads``: TensorFlow's, within one operation, so that all workers together use every core once; 0
-    leaves it to TensorFlow. ``slices`` and ``overlaps``: see ``pipeline.ScoreParquet``. ``here`` says that
-    rows are scored in this process.
+    leaves it to the workers, of which there are ``processes`` on each machine (0: one for each core; -1: that
+    is not known, and TensorFlow chooses). ``slices`` and ``overlaps``: see ``pipeline.ScoreParquet``.
+    ``here`` says that the rows are scored on this machine. ``machine``: see ``model.acquire``.
     """
 
     threads: int
     slices: int = 1
     overlaps: bool = True
+    processes: int = -1
     here: bool = False
+    machine: str = ""
 
 
-def fit(options: PipelineOptions) -> Fit:
+def fit(options: PipelineOptions, key: str = "") -> Fit:
     """Return what suits the engine; one that is a cluster is asked.
+
+    ``key`` is not empty where all workers of a machine are to share one model.
 
     Raises:
         EngineError: it does not answer, or cannot run the job.
     """
-    if name(options) == FLINK:
+    engine = name(options)
+    if engine == EMBEDDED:
+        # Threads of one process share a model anyway.
+        machine = "" if scores_here(options) else key
+        return Fit(tensorflow_threads(options), here=True, machine=machine)
+    if engine == FLINK:
         # Here and again where the pipeline starts: the sooner it is told, the less is in vain.
         flink.refuse(options)
-        return Fit(flink.threads(options))
-    if name(options) != DASK:
-        return Fit(tensorflow_threads(options), here=scores_here(options))
+        return Fit(flink.threads(options), processes=_processes(options), machine=key)
+    if engine != DASK:
+        return Fit(0, processes=_processes(options), machine=key)
     cluster = clusters.look(options)
     slices = clusters.SLICES_PER_THREAD * cluster.threads
-    return Fit(cluster.cores_per_thread, slices, overlaps=False)
+    return Fit(cluster.cores_per_thread, slices, overlaps=False, machine=key)
+
+
+def _processes(options: PipelineOptions) -> int:
+    """Return how many worker processes one machine has, 0 for one a core, -1 where that is not known."""
+    from apache_beam.options.pipeline_options import DebugOptions, PortableOptions
+
+    engine = name(options)
+    if engine in _OF_ONE_PROCESS:
+        return 1
+    if engine == "DataflowRunner":
+        return int("no_use_multiple_sdk_containers" in (options.view_as(DebugOptions).experiments or ()))
+    if engine in _PORTABLE:
+        return int(options.view_as(PortableOptions).sdk_worker_parallelism or 0)
+    return -1
+
+
+def hints(options: PipelineOptions, device: str) -> dict[str, str]:
+    """Return what workers of the pipeline should have, beyond what ``--resource_hint`` asks for."""
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    if device != "gpu":
+        return {}
+    given = {hint.partition("=")[0] for hint in options.view_as(StandardOptions).resource_hints or ()}
+    return {hint: value for hint, value in _GPU_HINTS.items() if hint not in given}
 
 
 def check_visible(options: PipelineOptions, paths: Sequence[str]) -> None:

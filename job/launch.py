@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from job import (
@@ -81,14 +81,14 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
         ),
         lambda: output.published(spec.output),
     )
-    run_id = commit.run_id(shards, reference.digest, _options_that_shape_output(spec))
+    run_id = commit.run_id(shards, reference.identity, _options_that_shape_output(spec))
     if (done := _done_before(spec, run_id, held)) is not None:
         return done
     _make_output(spec.output)
     # While a bucket is asked for this and that.
     transform = ahead(spec.output, _load_transform)
     ended = waiting.has_ended(beam_args, announce, transform)
-    with output.lease(spec.output, announce, ended) as lease:
+    with output.lease(spec.output, announce, ended) as lease, preflight.shared(spec) as key:
         # Once more: another run may have ended between the look above and the lease.
         seen = output.look(spec.output, run_id)
         if (done := _done_before(spec, run_id, seen.published)) is not None:
@@ -104,7 +104,7 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
             announce(
                 f"{folder}: left by another run; `job clean {spec.output}` or --if_exists=replace removes it"
             )
-        return _run(spec, beam_args, shards, reference, run_id, lease, announce, transform)
+        return _run(spec, beam_args, shards, reference, run_id, lease, key, announce, transform)
 
 
 def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) -> Outcome | None:
@@ -140,6 +140,7 @@ def _run(
     reference: ModelReference,
     run_id: str,
     lease: str,
+    key: str,
     announce: Callable[[str], None],
     loaded: Callable[[], type[ScoreParquet]],
 ) -> Outcome:
@@ -148,7 +149,7 @@ def _run(
     )
     options = engines.beam_options(beam_args)
     engines.check_visible(options, [shard.path for shard in shards])
-    fit = engines.fit(options)
+    fit = engines.fit(options, key)
     task, splits = _prepare(spec, shards, footers, reference, run_id, lease, fit, announce)
     _, plan, finished = together(
         spec.output,
@@ -221,7 +222,7 @@ def _prepare(
     from job.rejects import RowPolicy
     from job.task import ScoringTask
 
-    ready = preflight.check(_here(spec, fit), shards, footers, reference, fit.threads)
+    ready = preflight.check(spec, shards, footers, reference, fit.threads, fit.machine, here=fit.here)
     splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused)
     run = Run(
         run_id=run_id,
@@ -241,7 +242,7 @@ def _prepare(
         stores=spec.stores,
     )
     _check_refused(run, splits, ready.told, announce)
-    task = ScoringTask(
+    return ScoringTask(
         run=run,
         binding=ready.binding,
         keys=spec.keys,
@@ -254,13 +255,9 @@ def _prepare(
         threads=fit.threads,
         weights_digest=ready.weights_digest,
         on_bad_shard=spec.on_bad_shard,
-    )
-    return task, splits
-
-
-def _here(spec: ScoringSpec, fit: engines.Fit) -> ScoringSpec:
-    """Return the spec for the launcher, which need not have the workers' GPU."""
-    return spec if fit.here else replace(spec, device="auto")
+        processes=fit.processes,
+        machine=fit.machine,
+    ), splits
 
 
 def _check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callable[[str], None]) -> None:

@@ -11,21 +11,23 @@ it needs, and one batch of outputs.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from apache_beam.utils import shared
 
-from job import artifact, backend
+from job import artifact, backend, devices, objects, sharing
 from job.batching import BatchSize
 from job.errors import ModelError
-from job.spec import CodedStrings, Device, InputSpec, ModelReference, Tensor
+from job.spec import NO_OPTIONS, CodedStrings, Device, InputSpec, ModelReference, StoreOptions, Tensor
+from job.step import Step
 
 _SHARED = shared.Shared()
 _LOADS = itertools.count(1)
@@ -37,22 +39,20 @@ class LoadedModel:
     Attributes:
         signature: its inputs and outputs; empty ``inputs`` until ``build`` where it has no input shape.
         batch: the batch size chosen for it, shared by all threads.
-        load: identifies this loading among all loadings of a run.
-        load_s: how long loading, building and tracing took, in seconds.
         weights_digest: SHA-256 of the weights a builder made without ``--weights``; else empty.
     """
 
-    def __init__(self, reference: ModelReference) -> None:
+    def __init__(self, reference: ModelReference, load: Callable[[], Step] | None = None) -> None:
         begin = time.perf_counter()
         self._reference = reference
         self._lock = threading.Lock()
         self.batch = BatchSize()
-        self.load = f"{socket.gethostname()}:{os.getpid()}:{next(_LOADS)}"
+        self._load = f"{socket.gethostname()}:{os.getpid()}:{next(_LOADS)}"
         self.weights_digest = ""
-        self._step = backend.load(reference)
+        self._step = load() if load else backend.load(reference)
         self.signature = self._step.signature()
         self._ready = False
-        self.load_s = time.perf_counter() - begin
+        self._load_s = time.perf_counter() - begin
         if self.signature.inputs:
             self.build(self.signature.inputs)
 
@@ -73,7 +73,7 @@ class LoadedModel:
             self.signature = replace(self.signature, inputs=tuple(inputs), outputs=self._step.outputs())
             self.weights_digest = self._step.weights_digest()
             self._ready = True
-            self.load_s += time.perf_counter() - begin
+            self._load_s += time.perf_counter() - begin
 
     def predict(self, tensors: Sequence[Tensor], steady_rows: int = 0) -> list[np.ndarray]:
         """Predict one batch.
@@ -122,12 +122,29 @@ class LoadedModel:
         return self._reference.digest
 
     @property
+    def load(self) -> str:
+        """Return what identifies this loading among all loadings of a run."""
+        return self._step.facts.load if isinstance(self._step, sharing.SharedStep) else self._load
+
+    @property
+    def load_s(self) -> float:
+        """Return how long loading, building and tracing took, in seconds."""
+        return self._step.facts.load_s if isinstance(self._step, sharing.SharedStep) else self._load_s
+
+    @property
     def traces(self) -> int:
         """Return how many times the predict step has been traced so far."""
         return self._step.traces()
 
 
-def acquire(reference: ModelReference, *, device: Device = "auto", threads: int = 0) -> LoadedModel:
+def acquire(
+    reference: ModelReference,
+    *,
+    device: Device = "auto",
+    threads: int = 0,
+    machine: str = "",
+    stores: StoreOptions = NO_OPTIONS,
+) -> LoadedModel:
     """Return this process's one copy of a model, loading it where that has not been done.
 
     Args:
@@ -135,18 +152,37 @@ def acquire(reference: ModelReference, *, device: Device = "auto", threads: int 
         device: where to run.
         threads: TensorFlow's threads within one operation; 0 leaves the choice to TensorFlow. It cannot be
             changed once TensorFlow has run an operation in this process.
+        machine: not empty where all processes of this machine that give the same are to share one copy.
+        stores: how that copy's process asks object stores; this one has been told.
 
     Raises:
         ModelError: it cannot be loaded, or is not the artifact that the run was planned with.
     """
 
     def load() -> LoadedModel:
-        artifact.check_digest(reference)
-        backend.configure(device, threads)
-        return LoadedModel(reference)
+        if not machine:
+            return LoadedModel(reference, functools.partial(_load, reference, device, threads))
+        there = functools.partial(_load_there, stores, reference, device, threads)
+        return LoadedModel(reference, lambda: sharing.SharedStep(there, machine, reference.path))
 
-    loaded: LoadedModel = _SHARED.acquire(load, tag=(reference, device))
+    loaded: LoadedModel = _SHARED.acquire(load, tag=(reference, device, machine))
     return loaded
+
+
+def release(machine: str) -> None:
+    """End the sharing that this process began; see ``acquire``."""
+    sharing.release(machine)
+
+
+def _load_there(stores: StoreOptions, reference: ModelReference, device: Device, threads: int) -> Step:
+    objects.configure(stores)
+    return _load(reference, device, threads)
+
+
+def _load(reference: ModelReference, device: Device, threads: int) -> Step:
+    artifact.check_digest(reference)
+    devices.configure(reference, device, threads)
+    return backend.load(reference)
 
 
 def rows_of(tensors: Sequence[Tensor]) -> int:

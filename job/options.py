@@ -15,7 +15,7 @@ from typing import Final, NoReturn, get_args
 from job import clusters, flags, quiet
 from job.errors import UsageError
 from job.flags import DEFAULTS
-from job.spec import Device, IfExists, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
+from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
 
 COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
 HELP: Final = "python -m job score --help"
@@ -136,6 +136,7 @@ def _add_running_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
     _add(group, "batch_size", "ROWS|auto", "rows per predict step (default: auto, which measures)")
     _add(group, "split_rows", "ROWS", "about how many rows are scored as one unit of work")
+    _add(group, "model_sharing", "|".join(get_args(ModelSharing)), "who shares one copy of the model")
     _add(group, "device", "|".join(get_args(Device)), "where the model runs")
     _add(group, "requester_pays", "PROJECT", "pay for requests to buckets that ask for it (S3: any word)")
     _add(group, "kms_key", "KEY", "encrypt what is written to a bucket with this key")
@@ -188,6 +189,7 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         if_exists=flags.choice(given, "if_exists", get_args(IfExists)),
         model_sha256=flags.sha256(flags.one(given, "model_sha256")),
         trust_model=given.trust_model,
+        model_sharing=flags.choice(given, "model_sharing", get_args(ModelSharing)),
         device=flags.choice(given, "device", get_args(Device)),
         compression=flags.choice(given, "compression", COMPRESSIONS),
         row_group_rows=flags.count_of_rows(given, "row_group_rows"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -41,8 +43,14 @@ def check(
     footers: Sequence[Footer],
     reference: ModelReference,
     threads: int,
+    machine: str = "",
+    *,
+    here: bool = True,
 ) -> Ready:
     """Load the model and check every footer against it.
+
+    ``here`` says that the rows are scored on this machine. Where they are not, a GPU that it lacks is no
+    matter, and nobody shares its model.
 
     Raises:
         ModelError: the model cannot be loaded or built.
@@ -61,7 +69,10 @@ def check(
         for i, (shard, footer) in enumerate(zip(shards, footers, strict=True))
         if not footer.error
     }
-    loaded = model.acquire(reference, device=spec.device, threads=threads)
+    device = spec.device if here else "auto"
+    loaded = model.acquire(
+        reference, device=device, threads=threads, machine=machine if here else "", stores=spec.stores
+    )
     bound, binding, unbound = _bind(spec, shards, footers, schemas, loaded.signature, wrong)
     where = "the first shard" if bound == 0 else shards[bound].path
     wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec)}
@@ -75,6 +86,19 @@ def check(
     refused = {shards[i].path: "; ".join(lines) for i, lines in wrong.items()}
     told = _grouped(wrong, shards)
     return Ready(binding, fields, describe(loaded.signature), loaded.weights_digest, refused, told)
+
+
+@contextmanager
+def shared(spec: ScoringSpec) -> Iterator[str]:
+    """Give the name of this launch's one model for all workers of a machine; empty where each has its own."""
+    key = uuid.uuid4().hex if spec.model_sharing == "machine" else ""
+    try:
+        yield key
+    finally:
+        if key:
+            from job import model
+
+            model.release(key)
 
 
 def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]) -> str:

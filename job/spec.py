@@ -22,6 +22,7 @@ IfExists = Literal["fail", "replace"]
 OnBadRow = Literal["reject", "fail"]
 OnBadShard = Literal["fail", "reject"]
 OnNonfinite = Literal["reject", "keep", "fail"]
+ModelSharing = Literal["process", "machine"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class StoreOptions:
 
     requester_pays: str = ""
     kms_key: str = ""
+
+
+NO_OPTIONS = StoreOptions()
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class ScoringSpec:
     if_exists: IfExists = "fail"
     model_sha256: str | None = None
     trust_model: bool = False
+    model_sharing: ModelSharing = "process"
     device: Device = "auto"
     compression: str = "zstd"
     row_group_rows: int = 262_144
@@ -189,12 +194,21 @@ class RowFault:
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Where a model comes from and how far it is trusted. ``digest`` is a SHA-256 in hex."""
+    """Where a model comes from and how far it is trusted. ``digest`` is a SHA-256 in hex.
+
+    ``backend`` is what Keras is to compute with, in every process of a run.
+    """
 
     path: str
     weights: str | None
     trusted: bool
     digest: str
+    backend: str = "tensorflow"
+
+    @property
+    def identity(self) -> str:
+        """Return what tells apart models that may give other bits."""
+        return self.digest if self.backend == "tensorflow" else f"{self.digest} {self.backend}"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from job.spec import Device, OnBadShard, Run
 class ScoringTask:
     """What a worker must know beyond the split: one per run, the same for all workers.
 
-    ``batch_rows`` 0 means auto. ``threads`` is TensorFlow's threads within one operation.
+    ``batch_rows`` 0 means auto. ``threads`` is TensorFlow's threads within one operation; where that is 0, a
+    worker divides its cores by ``processes``, see ``engines.Fit``.
     ``weights_digest`` is of the weights that a builder made on the launcher, empty for an artifact's.
+    ``machine`` is not empty where all workers of a machine share one model, see ``model.acquire``.
     """
 
     run: Run
@@ -32,6 +34,8 @@ class ScoringTask:
     threads: int
     weights_digest: str
     on_bad_shard: OnBadShard = "fail"
+    processes: int = -1
+    machine: str = ""
 
     @property
     def files(self) -> FileOptions:

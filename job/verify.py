@@ -200,7 +200,9 @@ def _rescorer(folder: str, night: Mapping[str, Any], findings: list[str]) -> Res
     """Load the model that the night was scored with; where it is not to be had, that is a finding."""
     from job import model
 
-    told, device = night["model"], cast(Device, night["scoring"]["device"])
+    told = night["model"]
+    # Scored on a GPU or not: the machine that looks at it need not have one.
+    device: Device = "cpu" if night["scoring"]["device"] == "cpu" else "auto"
     try:
         reference = ModelReference(told["path"], told["weights"], told["trusted"], told["sha256"])
         if (found := artifact.digest(reference.path, reference.weights)) != reference.digest:

@@ -89,6 +89,8 @@ def run(
         dataflow.name_job(options, run)
     with workers_errors(options, run.output, run.run_id), engines.ended_on_failure(options):
         pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
+        # On all of it, or what differs in its hints would be a stage of its own, with a shuffle in between.
+        scoring.with_resource_hints(**engines.hints(options, scoring.task.device))
         pipeline | "Score Parquet" >> scoring
         with _cancelled_by_ctrl_c(announce) as submitted:
             # Where the pipeline is run by others, the call only submits it.

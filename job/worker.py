@@ -6,6 +6,7 @@ then, and every step does nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -54,6 +55,14 @@ class ReadPlan:
                 raise
 
 
+def _threads(task: ScoringTask) -> int:
+    """Return TensorFlow's threads within one operation, 0 where nobody knows how many processes work here."""
+    if task.threads or task.processes < 0:
+        return task.threads
+    cores = len(os.sched_getaffinity(0))
+    return max(1, cores // (task.processes or cores))
+
+
 @dataclass(eq=False)
 class ScoreSplits(beam.DoFn):
     """``Split`` → ``Receipt``; a split that has a receipt is not scored again."""
@@ -67,7 +76,13 @@ class ScoreSplits(beam.DoFn):
         self._overlap = Overlap[list[Receipt]]()
         objects.configure(task.run.stores)
         with self._failures_left_behind(""):
-            self._loaded = model.acquire(task.run.model, device=task.device, threads=task.threads)
+            self._loaded = model.acquire(
+                task.run.model,
+                device=task.device,
+                threads=_threads(task),
+                machine=task.machine,
+                stores=task.run.stores,
+            )
             self._loaded.build([feed.input for feed in task.binding.feeds])
             if self._loaded.weights_digest != task.weights_digest:
                 raise ModelError(

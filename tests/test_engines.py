@@ -60,6 +60,34 @@ def test_defaults_give_way_to_what_is_asked(
     assert (engines.name(PipelineOptions(args)) == engines.EMBEDDED) == (runner == "FnApiRunner")
 
 
+@pytest.mark.parametrize(
+    ("args", "processes"),
+    [
+        (["--runner=PortableRunner"], 1),
+        (["--runner=FlinkRunner", "--sdk_worker_parallelism=3"], 3),
+        # 0 leaves the number to the runner, which takes the cores.
+        (["--runner=SparkRunner", "--sdk_worker_parallelism=0"], 0),
+        (["--runner=DataflowRunner"], 0),
+        (["--runner=DataflowRunner", "--experiments=no_use_multiple_sdk_containers"], 1),
+        (["--runner=PrismRunner"], 1),
+        (["--runner=some.other.Runner"], -1),
+    ],
+)
+def test_how_many_processes_share_a_workers_cores(args: list[str], processes: int) -> None:
+    assert engines._processes(engines.beam_options(args)) == processes
+
+
+def test_one_model_for_all_where_there_are_several_processes() -> None:
+    def fit(*args: str) -> engines.Fit:
+        return engines.fit(engines.beam_options(args), "key")
+
+    assert (fit().machine, fit().here) == ("", True)
+    processes = fit("--direct_running_mode=multi_processing")
+    assert (processes.machine, processes.here) == ("key", True)
+    elsewhere = fit("--runner=PortableRunner")
+    assert (elsewhere.machine, elsewhere.here, elsewhere.threads, elsewhere.processes) == ("key", False, 0, 1)
+
+
 def test_other_flags_reach_beam_untouched() -> None:
     flink = ["--flink_master=[local]", "--environment_cache_millis=1", "--job_name=night"]
     args = ["--runner=FlinkRunner", *flink, "--experiments=a", "--experiments=b"]

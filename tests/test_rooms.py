@@ -36,7 +36,20 @@ ORDER = (
     ("binding", "tensors", "casting", "rounding"),
     ("predictions",),
     ("columns",),
-    ("model", "backend", "saved_model", "step", "artifact", "archive", "batching"),
+    (
+        "model",
+        "sharing",
+        "hosting",
+        "crossing",
+        "backend",
+        "devices",
+        "private",
+        "saved_model",
+        "step",
+        "artifact",
+        "archive",
+        "batching",
+    ),
     (
         "commit",
         "counting",
@@ -85,7 +98,14 @@ DISTRIBUTION = {
     "ml_dtypes": "ml-dtypes",
 }
 # Modules of an extra of their own.
-EXTRAS = {"s3": "s3", "s3_errors": "s3", "gcs": "gcs", "gcs_errors": "gcs", "clusters": "dask"}
+EXTRAS = {
+    "s3": "s3",
+    "s3_errors": "s3",
+    "gcs": "gcs",
+    "gcs_errors": "gcs",
+    "clusters": "dask",
+    "devices": "jax",
+}
 MODULE_LINES = 300
 FUNCTION_LINES = 50
 

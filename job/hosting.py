@@ -1,0 +1,170 @@
+"""The model in the process that holds it for all worker processes of a machine; see ``job.sharing``."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from job import quiet
+from job.crossing import Address, Memory, Piece
+from job.errors import JobError, ModelError, by_name
+from job.spec import InputSpec, OutputSpec, Signature
+from job.step import Step
+
+_LOADS = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to know of a model in another process; of outputs and weights once it is built."""
+
+    load: str
+    load_s: float
+    signature: Signature
+    recompiles: bool
+    outputs: tuple[OutputSpec, ...]
+    weights_digest: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception as text, for many of TensorFlow's do not survive a process's border."""
+
+    kind: str
+    is_ours: bool
+    text: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Return what is told of an exception."""
+        return cls(type(error).__name__, isinstance(error, JobError), str(error))
+
+    def raised(self) -> Exception:
+        """Return what the asking process is to raise."""
+        if self.is_ours:
+            return by_name(self.kind)(self.text)
+        if self.kind == "MemoryError":
+            return MemoryError(self.text)
+        # Of the same name, for it is told with the rows that are rejected because of it.
+        error: Exception = type(self.kind, (Exception,), {})(self.text)
+        return error
+
+
+class Host:
+    """The model in the process that holds it; asked from others, in a thread for each thread that asks.
+
+    ``load`` is called with the first question, and again after it failed: where a constructor fails, Beam
+    tells a traceback and not what went wrong.
+    """
+
+    def __init__(self, load: Callable[[], Step]) -> None:
+        quiet.hush(debug=os.environ.get(quiet.TF_LEVEL) == "0")
+        self._load = load
+        self._lock = threading.Lock()
+        self._step: Step | None = None
+        self._inputs: tuple[InputSpec, ...] | None = None
+        self._digest = ""
+        self._asking = 0
+        self._asked_s = time.monotonic()
+        self._load_s = 0.0
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{next(_LOADS)}"
+        self._opened = threading.local()
+
+    def facts(self) -> Facts | Failure:
+        """Load the model where that has not been done."""
+        try:
+            with self._asked():
+                return self._facts(self._loaded())
+        except Exception as e:  # noqa: BLE001 - raised again where it was asked for
+            return Failure.of(e)
+
+    def build(self, inputs: tuple[InputSpec, ...]) -> Facts | Failure:
+        """Ready the model for these inputs; later calls do nothing."""
+        try:
+            with self._asked():
+                step = self._loaded()
+                with self._lock, self._timed():
+                    if self._inputs is None:
+                        step.build(inputs)
+                        self._inputs, self._digest = inputs, step.weights_digest()
+                return self._facts(step)
+        except Exception as e:  # noqa: BLE001 - raised again where it was asked for
+            return Failure.of(e)
+
+    def forget_if_idle(self, idle_s: float) -> bool:
+        """Let go of the model if nobody has asked for so long; who asks again finds it loaded again."""
+        with self._lock:
+            idle = not self._asking and time.monotonic() - self._asked_s >= idle_s
+            if idle:
+                self._step = None
+            return idle
+
+    def predict(
+        self, where: Address, pieces: Sequence[Piece], end: int, plain: bool
+    ) -> tuple[tuple[Piece, ...], int] | Failure:
+        """Predict a batch that is in an asking thread's memory, and put the predictions behind it.
+
+        Returns:
+            The predictions, and how often the step has been traced.
+        """
+        try:
+            with self._asked():
+                step = self._loaded()
+                memory = self._memory(where)
+                tensors = memory.read(pieces)
+                outputs = step.predict_plain(tensors) if plain else step.predict(tensors)
+                return memory.write(outputs, end)[0], step.traces()
+        except Exception as e:  # noqa: BLE001 - raised again where it was asked for
+            return Failure.of(e)
+
+    def _memory(self, where: Address) -> Memory:
+        # The thread ends with the connection, and lets go of the memory.
+        if getattr(self._opened, "address", None) != where:
+            self._opened.memory, self._opened.address = Memory.opened(where), where
+        memory: Memory = self._opened.memory
+        return memory
+
+    def _loaded(self) -> Step:
+        with self._lock:
+            if self._step is None:
+                with self._timed():
+                    step = self._load()
+                    if self._inputs is not None:
+                        step.build(self._inputs)
+                        if step.weights_digest() != self._digest:
+                            raise ModelError(
+                                "its builder made other weights again; give --weights, or seed it"
+                            )
+                self._step = step
+            return self._step
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
+        with self._lock:
+            self._asking += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking -= 1
+                self._asked_s = time.monotonic()
+
+    def _facts(self, step: Step) -> Facts:
+        built = self._inputs is not None
+        outputs = step.outputs() if built else ()
+        digest = step.weights_digest() if built else ""
+        return Facts(self._name, self._load_s, step.signature(), step.recompiles, outputs, digest)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._load_s += time.perf_counter() - begin

@@ -1,0 +1,230 @@
+"""One model for all worker processes of a machine, by Beam's ``MultiProcessShared``.
+
+::
+
+    worker ┐   which batch, where in its memory    ┌ the model's process, ``hosting.Host``:
+    worker ┼──────────────────────────────────────▶┤ loads once, predicts for all of them,
+    worker ┘◀──── the same of the predictions ─────┘ each in a thread of its own
+
+Messages are small; rows go through memory that both have mapped, see ``job.crossing``. The model has a
+process of its own, a child of the one that asked first: the launcher where the workers are on its machine,
+else a worker. It ends with that one. Workers import no TensorFlow.
+
+Whoever finds the process gone starts another and asks again, at most ``MOST_DEATHS`` times for one batch. A
+process that may have no children (a worker of Dask) holds the model itself.
+
+Beam's way is a TCP port of this machine and a key that everybody knows: where other people may log in, share
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from apache_beam.utils.multi_process_shared import MultiProcessShared
+
+from job import private, quiet
+from job.crossing import Memory
+from job.errors import JobError, ModelError, one_line
+from job.hosting import Facts, Failure, Host
+from job.spec import InputSpec, OutputSpec, Signature, Tensor
+from job.step import Step
+
+MOST_DEATHS: Final = 2
+# What a killed process leaves behind: an empty file that was locked, and a port's number.
+_KEPT_S: Final = 7 * 86400.0
+_GONE: Final = "gone-"
+_IDLE_S: Final = 120.0
+
+
+class SharedStep:
+    """The model of this machine's own process, as a step of this one.
+
+    ``key`` is one launch's, so that launches of the same model have nothing to do with each other. ``name``
+    is what the model is called in errors.
+    """
+
+    recompiles = False
+
+    def __init__(self, load: Callable[[], Step], key: str, name: str) -> None:
+        self._load, self._key, self._name = load, key, name
+        self._inputs: tuple[InputSpec, ...] | None = None
+        self._lock = threading.Lock()
+        self._memory = threading.local()
+        self._traces = 0
+        self._host, self.facts = self._begin()
+        self.recompiles = self.facts.recompiles
+
+    def signature(self) -> Signature:
+        """Return inputs and outputs; no inputs where the model has no input shape yet."""
+        return self.facts.signature
+
+    def build(self, inputs: Sequence[InputSpec]) -> None:
+        """Ready the model for these inputs, where another process has not done so."""
+        self._inputs = tuple(inputs)
+        self.facts = self._ask("build", self._inputs)
+
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """Return the outputs; after ``build``."""
+        return self.facts.outputs
+
+    def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Predict one batch; ``(rows, *shape)`` in and out."""
+        return self._predict(tensors, plain=False)
+
+    def predict_plain(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Predict one batch by ``Model.predict``."""
+        return self._predict(tensors, plain=True)
+
+    def traces(self) -> int:
+        """Return how often the predict step had been traced when this process last asked."""
+        return self._traces
+
+    def weights_digest(self) -> str:
+        """Return the SHA-256 of weights that no artifact pins, or nothing."""
+        return self.facts.weights_digest
+
+    def _predict(self, tensors: Sequence[Tensor], *, plain: bool) -> list[np.ndarray]:
+        memory: Memory | None = getattr(self._memory, "own", None)
+        if memory is None:
+            memory = self._memory.own = Memory.made()
+        pieces, end = memory.write(tensors)
+        outputs, self._traces = self._ask("predict", memory.address, pieces, end, plain)
+        # Copied, for the next batch is written over them while these are still on their way to a file.
+        return [np.array(output) for output in memory.read(outputs)]
+
+    def _ask(self, method: str, *args: object) -> Any:
+        deaths = 0
+        while True:
+            host = self._host
+            try:
+                return _answer(getattr(host, method)(*args))
+            except (EOFError, ConnectionError) as e:
+                deaths += 1
+                if deaths > MOST_DEATHS:
+                    raise JobError(
+                        f"the process that holds {self._name} for this machine died {deaths} times with the "
+                        f"same batch; the kernel kills one when memory is short; give a smaller "
+                        f"--batch_size, then run again to resume"
+                    ) from e
+                self._begin_again(host)
+
+    def _begin(self) -> tuple[Any, Facts]:
+        deaths = 0
+        while True:
+            try:
+                host = _host(self._load, self._key)
+                return host, _answer(host.facts())
+            # Beam's own word for a process that did not come up is a RuntimeError.
+            except (EOFError, ConnectionError, RuntimeError) as e:
+                deaths += 1
+                if deaths > MOST_DEATHS:
+                    raise JobError(
+                        f"the process that is to hold {self._name} for this machine ends at once: "
+                        f"{one_line(e)}; use --model_sharing=process"
+                    ) from e
+
+    def _begin_again(self, gone: Any) -> None:
+        with self._lock:
+            if self._host is not gone:
+                return
+            _bury(self._key, self.facts.load)
+            host, facts = self._begin()
+            if self._inputs is not None:
+                facts = _answer(host.build(self._inputs))
+            before = self.facts.weights_digest
+            if facts.weights_digest != before:
+                raise ModelError(
+                    f"{self._name}: its builder made weights {facts.weights_digest[:12]} when it was started "
+                    f"again, {before[:12]} before; give --weights, or seed it"
+                )
+            self._host, self.facts = host, facts
+
+
+def _answer(answer: Any) -> Any:
+    if isinstance(answer, Failure):
+        raise answer.raised()
+    return answer
+
+
+@dataclass(frozen=True)
+class _Began:
+    """What this process shares under a key; ``spawns`` says that the model may have a process of its own."""
+
+    shared: Any
+    host: Any
+    spawns: bool
+
+
+_began: dict[str, _Began] = {}
+
+
+def release(key: str, idle_s: float = 0.0) -> None:
+    """Let a model go that was shared under a key, if nobody asks it or has for so long."""
+    one = _began.get(key)
+    if one is None:
+        return
+    # Its process ends in the middle of an answer, or is gone already.
+    with contextlib.suppress(EOFError, ConnectionError):
+        if not one.host.forget_if_idle(idle_s):
+            return
+        if one.spawns:
+            one.shared.unsafe_hard_delete()
+    del _began[key]
+    multiprocessing.active_children()
+    shutil.rmtree(_folder(key), ignore_errors=True)
+
+
+def _host(load: Callable[[], Step], key: str) -> Any:
+    # A worker may outlive many launches, and models would add up.
+    for other in [other for other in _began if other != key]:
+        release(other, _IDLE_S)
+    # Daemonic processes may have no children.
+    spawns = not multiprocessing.current_process().daemon
+    folder = _folder(key)
+    # The key is in it, for a process that holds models itself knows them by their tags alone.
+    tag = f"{key}-{sum(name.startswith(_GONE) for name in os.listdir(folder))}"
+    shared = MultiProcessShared(functools.partial(Host, load), tag, path=folder, spawn_process=spawns)
+    # The new process imports Beam before it can be told to be silent; it keeps what is aside now as its own.
+    with quiet.imports():
+        host = shared.acquire()
+    _began[key] = _Began(shared, host, spawns)
+    return host
+
+
+def _bury(key: str, load: str) -> None:
+    """Note for all processes of this machine that the model's process, which they know by ``load``, is gone.
+
+    Its successor has another tag. Beam would find the old one's port under the same tag, and try that for
+    three seconds; and the process that started the old one would remove the new one's port when it ends.
+    """
+    with open(os.path.join(_folder(key), _GONE + load), "w"):
+        pass
+
+
+def _folder(key: str) -> str:
+    """Return the folder of a launch's files on this machine."""
+    top = private.folder()
+    folder = os.path.join(top, key)
+    if not os.path.exists(folder):
+        _sweep(top)
+        os.makedirs(folder, exist_ok=True)
+    return folder
+
+
+def _sweep(top: str) -> None:
+    for name in os.listdir(top):
+        path = os.path.join(top, name)
+        with contextlib.suppress(OSError):
+            if time.time() - os.stat(path).st_mtime > _KEPT_S:
+                shutil.rmtree(path, ignore_errors=True)
