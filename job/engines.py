@@ -37,7 +37,7 @@ _DASK_PATH: Final = "apache_beam.runners.dask.dask_runner.DaskRunner"
 _OF_ONE_PROCESS: Final = ("PrismRunner", "DirectRunner", "BundleBasedDirectRunner")
 _PORTABLE: Final = ("FlinkRunner", "PortableRunner", "SparkRunner")
 
-# The smallest GPU that Dataflow has everywhere, and what a process with CUDA's libraries needs beside it.
+# A common small GPU, and what a process with CUDA's libraries needs beside it.
 _GPU_HINTS: Final = {
     "accelerator": "type:nvidia-tesla-t4;count:1;install-nvidia-driver",
     "min_ram": "12GB",
@@ -164,7 +164,7 @@ def fit(options: PipelineOptions, key: str = "") -> Fit:
         flink.refuse(options)
         return Fit(flink.threads(options), processes=_processes(options), machine=key)
     if engine != DASK:
-        return Fit(0, processes=_processes(options), machine=key)
+        return Fit(tensorflow_threads(options), processes=_processes(options), machine=key)
     cluster = clusters.look(options)
     slices = clusters.SLICES_PER_THREAD * cluster.threads
     return Fit(cluster.cores_per_thread, slices, overlaps=False, machine=key)
@@ -172,13 +172,11 @@ def fit(options: PipelineOptions, key: str = "") -> Fit:
 
 def _processes(options: PipelineOptions) -> int:
     """Return how many worker processes one machine has, 0 for one a core, -1 where that is not known."""
-    from apache_beam.options.pipeline_options import DebugOptions, PortableOptions
+    from apache_beam.options.pipeline_options import PortableOptions
 
     engine = name(options)
     if engine in _OF_ONE_PROCESS:
         return 1
-    if engine == "DataflowRunner":
-        return int("no_use_multiple_sdk_containers" in (options.view_as(DebugOptions).experiments or ()))
     if engine in _PORTABLE:
         return int(options.view_as(PortableOptions).sdk_worker_parallelism or 0)
     return -1
@@ -188,7 +186,8 @@ def hints(options: PipelineOptions, device: str) -> dict[str, str]:
     """Return what workers of the pipeline should have, beyond what ``--resource_hint`` asks for."""
     from apache_beam.options.pipeline_options import StandardOptions
 
-    if device != "gpu":
+    # Dataflow's own flag asks for its GPUs, and is checked.
+    if device != "gpu" or name(options) == dataflow.NAME:
         return {}
     given = {hint.partition("=")[0] for hint in options.view_as(StandardOptions).resource_hints or ()}
     return {hint: value for hint, value in _GPU_HINTS.items() if hint not in given}

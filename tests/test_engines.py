@@ -67,8 +67,6 @@ def test_defaults_give_way_to_what_is_asked(
         (["--runner=FlinkRunner", "--sdk_worker_parallelism=3"], 3),
         # 0 leaves the number to the runner, which takes the cores.
         (["--runner=SparkRunner", "--sdk_worker_parallelism=0"], 0),
-        (["--runner=DataflowRunner"], 0),
-        (["--runner=DataflowRunner", "--experiments=no_use_multiple_sdk_containers"], 1),
         (["--runner=PrismRunner"], 1),
         (["--runner=some.other.Runner"], -1),
     ],
