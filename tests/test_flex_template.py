@@ -90,6 +90,7 @@ VALUES = (
         for name in ("split_rows", "row_group_rows")
         for value in ("1", "262144", "0", "x", "1e6")
     ),
+    *(("model_sharing", value) for value in ("process", "machine", "thread")),
     *(("device", value) for value in ("auto", "cpu", "gpu", "tpu")),
     *(("requester_pays", value) for value in ("my-project",)),
     *(("kms_key", value) for value in ("projects/p/locations/l/keyRings/r/cryptoKeys/k",)),
