@@ -100,7 +100,7 @@ def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
     if len(models) > 1:
         raise DataError(
             f"{run.model.path}: the builder made weights {models[0][:12]} in one worker and "
-            f"{models[1][:12]} in another; give --weights, or seed the builder"
+            f"{models[1][:12]} in another; give --weights, or seed its initializers"
         )
 
 

@@ -139,7 +139,8 @@ class Host:
                         step.build(self._inputs)
                         if step.weights_digest() != self._digest:
                             raise ModelError(
-                                "its builder made other weights again; give --weights, or seed it"
+                                "its builder made other weights again; give --weights, or seed its "
+                                "initializers"
                             )
                 self._step = step
             return self._step

@@ -146,7 +146,7 @@ class SharedStep:
             if facts.weights_digest != before:
                 raise ModelError(
                     f"{self._name}: its builder made weights {facts.weights_digest[:12]} when it was started "
-                    f"again, {before[:12]} before; give --weights, or seed it"
+                    f"again, {before[:12]} before; give --weights, or seed its initializers"
                 )
             self._host, self.facts = host, facts
 

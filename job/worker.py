@@ -87,7 +87,8 @@ class ScoreSplits(beam.DoFn):
             if self._loaded.weights_digest != task.weights_digest:
                 raise ModelError(
                     f"{task.run.model.path}: its builder made weights {self._loaded.weights_digest[:12]} "
-                    f"here, {task.weights_digest[:12]} where the run was planned; give --weights, or seed it"
+                    f"here, {task.weights_digest[:12]} where the run was planned; give --weights, or "
+                    f"seed its initializers"
                 )
 
     def start_bundle(self) -> None:
