@@ -220,7 +220,7 @@ def a_gpu_where_there_is_none(night: Night) -> Case:
     # A model that this process does not hold yet.
     args = good(night, "--device=gpu")
     saved(dense(seed=77), night.folder / "m.keras")
-    return args, 4, "--device=gpu: TensorFlow sees no GPU here"
+    return args, 4, "--device=gpu: TensorFlow sees no GPU on "
 
 
 # Usage.
