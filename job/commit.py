@@ -136,6 +136,9 @@ def _publish(
         lambda: counting.check_parts(run, counted),
     )
     counting.recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
+    if not storage.is_remote(run.output):
+        # Counting may have taken minutes. In a bucket nobody else can have changed it without the lease.
+        seen = output.look(run.output, run.run_id)
     output.check_output(run.output, run.run_id, replace=run.replace, seen=seen)
     stale = _begin_publishing(run, parts, seen)
     storage.remove(storage.join(run.output, output.SUCCESS))

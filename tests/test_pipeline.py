@@ -73,8 +73,9 @@ def test_the_graph_does_not_grow_with_the_shards(night: Night) -> None:
     path = staging.write_plan(many.output, many.run_id, splits)
     assert Path(path).stat().st_size > 50_000
     grown = Planned(replace(planned.task, run=many), tuple(splits), planned.loaded, path)
-    # Three numbers of a few more digits, and compression that is not quite the same.
-    assert abs(len(graph(grown).SerializeToString()) - one) < 100
+    # Three numbers of a few more digits, and what is compressed differs by some 50 bytes from time to time. A
+    # thousand splits would be thousands, however well compressed.
+    assert abs(len(graph(grown).SerializeToString()) - one) < 500
 
 
 @pytest.mark.parametrize("mode", ["multi_threading", "in_memory"])
