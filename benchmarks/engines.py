@@ -22,8 +22,8 @@ from benchmarks.compare import equal_outputs
 from benchmarks.data import first
 from benchmarks.measure import process, python
 from tests.dask_cluster import dask_cluster
+from tests.pools import service
 from tests.servers import prism
-from tests.test_portable import service
 
 EMBEDDED: Final = "embedded, threads"
 _SHARDS: Final = 8

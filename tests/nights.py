@@ -110,6 +110,21 @@ class Night:
         """The visible files of the output, in the order of their shards and rows."""
         return visible(self.output)
 
+    def beside(self, name: str) -> Night:
+        """Another night over the same shards."""
+        other = Night(self.folder / name)
+        if not other.folder.exists():
+            other.folder.mkdir()
+            other.input.symlink_to(self.input)
+        return other
+
+    def check_as_embedded(self, model: str | Path, *flags: str) -> None:
+        """Every file is the embedded engine's, to the bit; ``flags`` name a batch size, but no engine."""
+        embedded = self.beside("embedded")
+        if not embedded.output.exists():
+            embedded.score(model, *flags)
+        check_same_files(self.files(), embedded.files())
+
     def scored(self) -> pa.Table:
         """What was published, file by file, with the columns that the files hold themselves."""
         return pa.concat_tables([pq.ParquetFile(path).read() for path in self.files()])
@@ -129,6 +144,13 @@ def put_back(aside: Path) -> Night:
     shutil.rmtree(night.folder)
     shutil.copytree(aside, night.folder)
     return night
+
+
+def check_same_files(ours: Sequence[Path], theirs: Sequence[Path]) -> None:
+    """Several files on either side, with the same rows in the same order, to the bit."""
+    assert len(ours) > 1
+    for one, other in zip(ours, theirs, strict=True):
+        assert pq.ParquetFile(one).read().equals(pq.ParquetFile(other).read())
 
 
 def visible(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A real worker pool of Beam's for a test, on loopback."""
+"""Beam's own job service and a real worker pool for a test, on loopback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.store_nights import until
@@ -51,3 +52,50 @@ def worker_pool(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pool.pid, 9)
         pool.wait()
+
+
+@contextlib.contextmanager
+def job_service(folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Beam's portable job service, by its port and process; ``folder`` gets what it logs and stages."""
+    port = free_port()
+    command = ["-m", "apache_beam.runners.portability.local_job_service_main", f"--port={port}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (folder / "service.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--staging_dir=s"], cwd=folder, env=env, stdout=log, stderr=log
+        )
+    try:
+        until(lambda: listens(port), within_s=60)
+        yield port, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def external(job_port: int, pool_port: int) -> list[str]:
+    """Return the flags that lead to a job service, and its jobs to a worker pool."""
+    return [
+        *("--runner=PortableRunner", f"--job_endpoint=localhost:{job_port}"),
+        *("--environment_type=EXTERNAL", f"--environment_config=localhost:{pool_port}"),
+    ]
+
+
+@dataclass
+class Service:
+    """A job service and a worker pool; ``flags`` lead a job to them."""
+
+    job_port: int
+    pool_port: int
+    job_service: subprocess.Popen[bytes]
+    pool: subprocess.Popen[bytes]
+
+    @property
+    def flags(self) -> list[str]:
+        return external(self.job_port, self.pool_port)
+
+
+@contextlib.contextmanager
+def service(folder: Path) -> Iterator[Service]:
+    pool_port = free_port()
+    with worker_pool(folder, pool_port) as pool, job_service(folder) as (port, process):
+        yield Service(port, pool_port, process, pool)

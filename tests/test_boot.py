@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from deploy.flink import settings
-from deploy.flink.cluster import free_port, is_free
 from tests import rehearsal
 from tests.nights import Night, dense, features, saved
+from tests.pools import external, free_port, job_service, listens
 from tests.store_nights import until
 
 ROOT = Path(__file__).parents[1]
@@ -37,22 +37,12 @@ class Service:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     worker = worker_in(folder)
-    ports = free_port(), free_port()
-    with contextlib.ExitStack() as stack:
-        beam = "apache_beam.runners"
-        commands = (
-            [f"{beam}.portability.local_job_service_main", f"--port={ports[0]}", "--staging_dir=staging"],
-            [
-                f"{beam}.worker.worker_pool_main",
-                f"--service_port={ports[1]}",
-                f"--container_executable={worker}",
-            ],
-        )
-        pool = [stack.enter_context(started(command, folder)) for command in commands][1]
-        until(lambda: not any(map(is_free, ports)), within_s=60)
-        flags = ("--runner=PortableRunner", f"--job_endpoint=localhost:{ports[0]}")
-        external = ("--environment_type=EXTERNAL", f"--environment_config=localhost:{ports[1]}")
-        yield Service((*flags, *external), pool, folder / "logs")
+    pool_port = free_port()
+    command = ["apache_beam.runners.worker.worker_pool_main", f"--service_port={pool_port}"]
+    command += [f"--container_executable={worker}"]
+    with job_service(folder) as (job_port, _), started(command, folder) as pool:
+        until(lambda: listens(pool_port), within_s=60)
+        yield Service(tuple(external(job_port, pool_port)), pool, folder / "logs")
     until(lambda: not any(alive(int(path.name[7:])) for path in (folder / "run").iterdir()), within_s=20)
 
 

@@ -8,16 +8,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from tests import images
 from tests.nights import Night, dense, features, saved
-from tests.pools import free_port, listens
+from tests.pools import external, free_port, job_service, listens
 from tests.store_nights import until
 from tests.test_rooms import pins
 
@@ -59,9 +57,7 @@ def test_a_night_is_launched_and_scored_inside_the_images(tmp_path: Path) -> Non
     # No folder of this machine is called so: what is read and written there, is by a process inside.
     inside = Night(Path("/night"))
     assert not inside.folder.exists()
-    service_port, pool_port = free_port(), free_port()
-    module = "apache_beam.runners.portability.local_job_service_main"
-    service = [sys.executable, "-m", module, f"--port={service_port}", "--staging_dir=staging"]
+    pool_port = free_port()
     with (
         images.container("worker-cpu", night.folder) as worker,
         images.container("launcher", night.folder) as launcher,
@@ -70,15 +66,14 @@ def test_a_night_is_launched_and_scored_inside_the_images(tmp_path: Path) -> Non
         (boot,) = worker.config["Entrypoint"]
         pool = ("python", "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={pool_port}")
         with (
-            served(service, service_port, logs / "service"),
+            job_service(logs) as (service_port, _),
             served(worker.command(*pool, f"--container_executable={boot}"), pool_port, logs / "pool"),
         ):
             said = launcher.run(
                 *launcher.config["Entrypoint"],
                 "score",
                 *inside.args(inside.folder / "m.keras", *flags),
-                *("--runner=PortableRunner", f"--job_endpoint=localhost:{service_port}"),
-                *("--environment_type=EXTERNAL", f"--environment_config=localhost:{pool_port}"),
+                *external(service_port, pool_port),
             )
     assert "9,000 scored of 9,000 read" in said
     started = re.findall(r"Starting worker with command (.*)", (logs / "pool").read_text())
@@ -87,13 +82,8 @@ def test_a_night_is_launched_and_scored_inside_the_images(tmp_path: Path) -> Non
     told = json.loads((night.output / "_report.json").read_text())
     assert len(told["loads"]) == len(told["workers"]) >= 1
     assert {path.stat().st_uid for path in night.files()} == {10001}
-    beside = Night(tmp_path / "embedded")
-    beside.folder.mkdir()
-    beside.input.symlink_to(night.input)
-    beside.score(path, *flags)
     assert len(night.files()) == 18
-    for ours, theirs in zip(night.files(), beside.files(), strict=True):
-        assert pq.ParquetFile(ours).read().equals(pq.ParquetFile(theirs).read())
+    night.check_as_embedded(path, *flags)
 
 
 def test_what_is_installed_is_what_is_locked(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 from job import ports
 from tests.dask_cluster import dask_cluster
 from tests.nights import Night, dense, features, saved
-from tests.pools import free_port, listens, worker_pool
+from tests.pools import external, free_port, job_service, worker_pool
 from tests.remote import Remote
 from tests.servers.clients import BUCKET
 from tests.store_nights import until
@@ -30,36 +27,18 @@ def args(night: Night) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def job_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    folder, port = tmp_path_factory.mktemp("service"), free_port()
-    command = ["-m", "apache_beam.runners.portability.local_job_service_main", f"--port={port}"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with (folder / "log").open("wb") as log:
-        service = subprocess.Popen(
-            [sys.executable, *command, "--staging_dir=s"], cwd=folder, env=env, stdout=log, stderr=log
-        )
-    try:
-        until(lambda: listens(port), within_s=60)
+def job_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with job_service(tmp_path_factory.mktemp("service")) as (port, _):
         yield port
-    finally:
-        service.kill()
-        service.wait()
-
-
-def engine(job_port: int, pool_port: int) -> list[str]:
-    return [
-        *("--runner=PortableRunner", f"--job_endpoint=localhost:{job_port}"),
-        *("--environment_type=EXTERNAL", f"--environment_config=localhost:{pool_port}"),
-    ]
 
 
 @pytest.mark.slow
 def test_a_pool_is_asked_by_a_job_and_must_be_alone_on_its_port(
-    night: Night, args: list[str], job_service: int, tmp_path: Path
+    night: Night, args: list[str], job_port: int, tmp_path: Path
 ) -> None:
     port = free_port()
     with worker_pool(tmp_path, port) as pool:
-        checks = examined([*args, *engine(job_service, port)])
+        checks = examined([*args, *external(job_port, port)])
         assert not_ok(checks) == []
         assert checks["worker pool"].told == f"localhost:{port} answers, process {pool.pid} alone"
         assert checks["workers: output"].ok
@@ -68,25 +47,25 @@ def test_a_pool_is_asked_by_a_job_and_must_be_alone_on_its_port(
         assert not night.output.exists()
         with worker_pool(tmp_path, port) as other:
             until(lambda: len(ports.listeners(port)) == 2, within_s=60)
-            checks = examined([*args, *engine(job_service, port)])
+            checks = examined([*args, *external(job_port, port)])
     assert not_ok(checks) == ["worker pool"]
     assert all(f"process {one.pid}" in checks["worker pool"].told for one in (pool, other))
     assert checks["workers"].ok is None
-    checks = examined([*args, *engine(job_service, port)])
+    checks = examined([*args, *external(job_port, port)])
     assert not_ok(checks) == ["worker pool"]
     assert "nobody answers" in checks["worker pool"].told
 
 
 @pytest.mark.slow
 def test_a_package_that_fails_when_the_workers_import_it(
-    args: list[str], job_service: int, tmp_path: Path
+    args: list[str], job_port: int, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken" / "job"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("import a_module_that_nobody_installed\n")
     port = free_port()
     with worker_pool(tmp_path, port, [broken.parent]):
-        checks = examined([*args, *engine(job_service, port)])
+        checks = examined([*args, *external(job_port, port)])
     assert not_ok(checks) == ["workers: package"]
     assert "No module named 'a_module_that_nobody_installed'" in checks["workers: package"].told
     assert checks["workers: versions"].ok
@@ -94,7 +73,7 @@ def test_a_package_that_fails_when_the_workers_import_it(
 
 @pytest.mark.slow
 def test_workers_that_die_when_they_start_are_given_up(
-    night: Night, args: list[str], job_service: int, tmp_path: Path
+    night: Night, args: list[str], job_port: int, tmp_path: Path
 ) -> None:
     python = tmp_path / "dying" / "python"
     python.parent.mkdir()
@@ -102,7 +81,7 @@ def test_workers_that_die_when_they_start_are_given_up(
     python.chmod(0o755)
     port = free_port()
     with worker_pool(tmp_path, port, before=python.parent):
-        checks = examined([*args, *engine(job_service, port)], limit_s=5)
+        checks = examined([*args, *external(job_port, port)], limit_s=5)
     assert not_ok(checks) == ["workers"]
     assert checks["workers"].told == "no answer within 5 s"
     assert f"the log of the worker pool at localhost:{port}" in checks["workers"].fix

@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from tests.nights import Night, dense, features, saved
-from tests.pools import free_port, listens, worker_pool
+from tests.pools import service
 from tests.store_nights import until
 
 ROOT = Path(__file__).parents[1]
-
-
-@dataclass
-class Service:
-    """A job service and a worker pool; ``flags`` lead a job to them."""
-
-    job_port: int
-    pool_port: int
-    job_service: subprocess.Popen[bytes]
-    pool: subprocess.Popen[bytes]
-
-    @property
-    def flags(self) -> list[str]:
-        return [
-            *("--runner=PortableRunner", f"--job_endpoint=localhost:{self.job_port}"),
-            *("--environment_type=EXTERNAL", f"--environment_config=localhost:{self.pool_port}"),
-        ]
-
-
-@contextlib.contextmanager
-def service(folder: Path) -> Iterator[Service]:
-    ports = free_port(), free_port()
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = ["-m", "apache_beam.runners.portability.local_job_service_main", f"--port={ports[0]}"]
-    with worker_pool(folder, ports[1]) as pool, (folder / "service.log").open("wb") as log:
-        job_service = subprocess.Popen(
-            [sys.executable, *command, "--staging_dir=s"], cwd=folder, env=env, stdout=log, stderr=log
-        )
-        try:
-            until(lambda: listens(ports[0]), within_s=60)
-            yield Service(*ports, job_service, pool)
-        finally:
-            job_service.kill()
-            job_service.wait()
 
 
 def run(args: list[str]) -> subprocess.CompletedProcess[str]:
@@ -76,13 +37,8 @@ def test_a_worker_pool_makes_the_night_of_the_embedded_engine(night: Night, tmp_
         assert len(told["loads"]) == len(told["workers"]) >= 1
         again = run([*night.args(path, *flags), *one.flags])
         assert (again.returncode, "already published" in again.stdout + again.stderr) == (0, True)
-    beside = Night(night.folder / "embedded")
-    beside.folder.mkdir()
-    beside.input.symlink_to(night.input)
-    beside.score(path, *flags)
     assert len(night.files()) == 18
-    for ours, theirs in zip(night.files(), beside.files(), strict=True):
-        assert pq.ParquetFile(ours).read().equals(pq.ParquetFile(theirs).read())
+    night.check_as_embedded(path, *flags)
 
 
 @pytest.mark.slow

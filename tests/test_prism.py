@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 
-from tests.nights import Night, dense, features, saved
-from tests.pools import free_port, worker_pool
+from tests.nights import Night, check_same_files, dense, features, saved
+from tests.pools import external, free_port, worker_pool
 from tests.servers import prism
 from tests.store_nights import until
 from tests.test_doctor import examined, not_ok
@@ -36,19 +35,6 @@ def report(night: Night) -> dict[str, Any]:
     return dict(json.loads((night.output / "_report.json").read_text()))
 
 
-def check_as_embedded(night: Night, model: Path) -> None:
-    """Every file is the embedded engine's, to the bit."""
-    beside = Night(night.folder / "embedded")
-    if not beside.folder.exists():
-        beside.folder.mkdir()
-        beside.input.symlink_to(night.input)
-        beside.score(model, *FLAGS)
-    ours, theirs = night.files(), beside.files()
-    assert len(ours) > 1
-    for one, other in zip(ours, theirs, strict=True):
-        assert pq.ParquetFile(one).read().equals(pq.ParquetFile(other).read())
-
-
 @pytest.mark.slow
 def test_prism_started_by_beam_and_as_a_service_makes_the_night_of_the_embedded_engine(
     night: Night, tmp_path: Path
@@ -62,10 +48,8 @@ def test_prism_started_by_beam_and_as_a_service_makes_the_night_of_the_embedded_
     told = report(night)
     assert (told["rows_scored"], told["splits"]) == (9000, 18)
     assert len(told["loads"]) == len(told["workers"]) == 1
-    check_as_embedded(night, model)
-    looped = Night(tmp_path / "looped")
-    looped.folder.mkdir()
-    looped.input.symlink_to(night.input)
+    night.check_as_embedded(model, *FLAGS)
+    looped = night.beside("looped")
     with prism.served(tmp_path) as port:
         service = ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}"]
         looped.score(model, *FLAGS, *service, "--environment_type=LOOPBACK")
@@ -75,8 +59,7 @@ def test_prism_started_by_beam_and_as_a_service_makes_the_night_of_the_embedded_
     assert checks["workers: model"].ok
     # In LOOPBACK the worker is this process.
     assert [int(worker.rpartition(":")[2]) for worker in report(looped)["workers"]] == [os.getpid()]
-    for one, other in zip(night.files(), looped.files(), strict=True):
-        assert pq.ParquetFile(one).read().equals(pq.ParquetFile(other).read())
+    check_same_files(night.files(), looped.files())
 
 
 @pytest.mark.slow
@@ -87,8 +70,7 @@ def test_a_worker_that_is_killed_ends_the_job_and_the_same_command_resumes(
     model = saved(dense(), night.folder / "m.keras")
     pool_port = free_port()
     with prism.served(tmp_path) as port, worker_pool(tmp_path, pool_port) as pool:
-        engine = ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}"]
-        engine += ["--environment_type=EXTERNAL", f"--environment_config=localhost:{pool_port}"]
+        engine = external(port, pool_port)
         job = start([*night.args(model, *FLAGS), *engine], tmp_path / "log")
         until(lambda: len(list(night.output.glob("_staging/*/receipts/*.json"))) >= 5, within_s=100)
         (worker,) = psutil.Process(pool.pid).children()
@@ -104,4 +86,4 @@ def test_a_worker_that_is_killed_ends_the_job_and_the_same_command_resumes(
         # The same job, from this process.
         told = night.score(model, *FLAGS, *engine)
     assert told.splits_reused >= held > 0
-    check_as_embedded(night, model)
+    night.check_as_embedded(model, *FLAGS)

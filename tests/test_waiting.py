@@ -18,8 +18,8 @@ from job.handover import Job
 from tests import lease_places
 from tests.lease_places import Place
 from tests.nights import Night, dense, features, saved
+from tests.pools import ROOT, service
 from tests.store_nights import SCHEMES, until
-from tests.test_portable import ROOT, service
 
 RUN = "a" * 64
 JOB = Job(RUN, "FlinkRunner", "job-7", "http://flink/7", "flink:8099")
@@ -161,7 +161,7 @@ def test_a_note_is_no_run_that_was_left(folder: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"job": 7}', b'{"job": {"id": "x"}}', b"\xff"])
 def test_whatever_else_lies_there_is_no_job(content: bytes) -> None:
-    assert handover.of(content) is None
+    assert handover.of(handover.parsed(content)) is None
 
 
 def test_a_lease_that_was_lost_is_not_handed_over(folder: str) -> None:
