@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from job.errors import JobError
+
 
 @dataclass(frozen=True)
 class Check:
@@ -17,3 +19,9 @@ class Check:
     ok: bool | None
     told: str
     fix: str = ""
+
+
+def of_error(name: str, error: JobError) -> Check:
+    """Return what an error says as a check; the fix is its last part."""
+    told, _, fix = str(error).rpartition("; ")
+    return Check(name, False, told, fix) if told else Check(name, False, fix, "correct it")

@@ -14,10 +14,22 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from job import credentials, engines, inputs, objects, places, quiet, reached, redaction, storage, workers
-from job.checks import Check
+from job import (
+    credentials,
+    dataflow,
+    engines,
+    inputs,
+    objects,
+    places,
+    quiet,
+    reached,
+    redaction,
+    storage,
+    workers,
+)
+from job.checks import Check, of_error
 from job.errors import EngineError, ModelError, StorageError
-from job.looks import Look, anything_overdue, of_error
+from job.looks import Look, anything_overdue
 from job.spec import ScoringSpec
 
 if TYPE_CHECKING:
@@ -28,8 +40,6 @@ _PLACES_S: Final = 15.0
 _HUNG_S: Final = 1.0
 _MODEL_S: Final = 60.0
 _ENGINE_S: Final = 30.0
-# Its jobs take minutes to start, and are paid.
-_PAID: Final = "DataflowRunner"
 # Stands where there is none, so that the other paths can be looked at.
 _NO_MODEL: Final = "no_model:here"
 _MARKS: Final = {True: "ok", False: "not ok", None: "not seen"}
@@ -148,7 +158,7 @@ def _engine(beam_args: Sequence[str]) -> tuple[PipelineOptions | None, list[Chec
 def _workers(
     night: _Night, beam_args: Sequence[str], options: PipelineOptions | None, folder: str, limit_s: float
 ) -> Iterator[Check]:
-    if options is not None and engines.name(options) == _PAID:
+    if options is not None and engines.name(options) == dataflow.NAME:
         yield Check("workers", None, "a job there takes minutes and is paid for, so none is run")
         return
     if not limit_s:

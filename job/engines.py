@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from job import clusters, dataflow, flink, prism, quiet
+from job import clusters, dataflow, prism, quiet
 from job.clusters import cores as cores
 from job.errors import EngineError, JobError, UsageError, one_line
 
@@ -34,14 +34,11 @@ PRISM: Final = "PrismRunner"
 # Beam has it, but does not know it by its short name.
 _DASK_PATH: Final = "apache_beam.runners.dask.dask_runner.DaskRunner"
 
-_OF_ONE_PROCESS: Final = ("PrismRunner", "DirectRunner", "BundleBasedDirectRunner")
-_PORTABLE: Final = ("FlinkRunner", "PortableRunner", "SparkRunner")
+_OF_ONE_PROCESS: Final = (PRISM, "DirectRunner", "BundleBasedDirectRunner")
+_PORTABLE: Final = (FLINK, "PortableRunner", "SparkRunner")
 
 # A common small GPU, and what a process with CUDA's libraries needs beside it.
-_GPU_HINTS: Final = {
-    "accelerator": "type:nvidia-tesla-t4;count:1;install-nvidia-driver",
-    "min_ram": "12GB",
-}
+_GPU_HINTS: Final = {"accelerator": "type:nvidia-tesla-t4;count:1;install-nvidia-driver", "min_ram": "12GB"}
 
 # What Beam's embedded runner says when a worker's connection ends.
 _WORKER_DIED: Final = "Channel closed prematurely"
@@ -107,6 +104,9 @@ def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
     if name(options) == DASK:
         _use_dask(options)
     if name(options) == FLINK:
+        # Here and below only for it: an HTTP client and what that imports would be a part of every start.
+        from job import flink
+
         flink.fill(options, given)
     if name(options) == EMBEDDED:
         options.view_as(StandardOptions).runner = EMBEDDED
@@ -160,6 +160,8 @@ def fit(options: PipelineOptions, key: str = "") -> Fit:
         machine = "" if scores_here(options) else key
         return Fit(tensorflow_threads(options), here=True, machine=machine)
     if engine == FLINK:
+        from job import flink
+
         # Here and again where the pipeline starts: the sooner it is told, the less is in vain.
         flink.refuse(options)
         return Fit(flink.threads(options), processes=_processes(options), machine=key)
@@ -219,6 +221,8 @@ def runner(options: PipelineOptions) -> Any:
         if endpoint and endpoint != "embed":
             _check_answers(endpoint)
         if name(options) == FLINK:
+            from job import flink
+
             flink.refuse(options)
         return None
     direct = options.view_as(DirectOptions)
@@ -248,7 +252,11 @@ def _check_answers(endpoint: str) -> None:
 
 def ended_on_failure(options: PipelineOptions) -> AbstractContextManager[None]:
     """End the engine's job with the body's error, also where the engine would go on with it."""
-    return flink.ended_on_failure(options) if name(options) == FLINK else nullcontext()
+    if name(options) != FLINK:
+        return nullcontext()
+    from job import flink
+
+    return flink.ended_on_failure(options)
 
 
 def scores_here(options: PipelineOptions) -> bool:

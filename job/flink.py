@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from job import flink_checks, flink_jar, progress
-from job.checks import Check
+from job.checks import Check, of_error
 from job.clusters import cores
 from job.errors import EngineError
 from job.flink_rest import Cluster, TaskManager
@@ -64,7 +64,7 @@ def refuse(options: PipelineOptions) -> None:
         EngineError: the cluster does not answer or has no room, its version is unknown to Beam, or the jar or
             Java is missing.
     """
-    cluster = _cluster(options)
+    cluster = cluster_of(options)
     looks: list[Check] = []
     if cluster is not None:
         looks += [flink_checks.version(options, cluster.overview()), flink_checks.room(options, cluster)]
@@ -88,7 +88,7 @@ def threads(options: PipelineOptions) -> int:
     """
     from apache_beam.options.pipeline_options import FlinkRunnerOptions, PortableOptions
 
-    cluster = _cluster(options)
+    cluster = cluster_of(options)
     asked = options.view_as(FlinkRunnerOptions).parallelism
     if cluster is None:
         # One that the job server starts by itself has a slot for each core, and its workers in this process.
@@ -118,7 +118,7 @@ def ended_on_failure(options: PipelineOptions) -> Iterator[None]:
     """
     from apache_beam.options.pipeline_options import GoogleCloudOptions
 
-    cluster, name = _cluster(options), options.view_as(GoogleCloudOptions).job_name
+    cluster, name = cluster_of(options), options.view_as(GoogleCloudOptions).job_name
     if cluster is None or not name:
         yield
         return
@@ -153,7 +153,7 @@ def cancel(cluster: Cluster, name: str, but: Collection[str] = ()) -> list[str]:
 
 def checks(options: PipelineOptions) -> list[Check]:
     """Return the lines of ``job doctor`` about Flink."""
-    started, cluster = flink_jar.is_started(options), _cluster(options)
+    started, cluster = flink_jar.is_started(options), cluster_of(options)
     looks = [flink_jar.java(options, ask=True), flink_jar.jar(options, fetch=False)] if started else []
     minor = ""
     if cluster is None:
@@ -164,14 +164,14 @@ def checks(options: PipelineOptions) -> list[Check]:
             looks += flink_checks.of_cluster(options, cluster)
             minor = cluster.overview().minor
         except EngineError as e:
-            told, _, fix = str(e).rpartition("; ")
-            looks.append(Check("Flink", False, told, fix))
+            looks.append(of_error("Flink", e))
     looks.append(flink_jar.version(options, minor) if started else flink_checks.endpoint(options))
     looks.append(flink_checks.staging(options))
     return looks
 
 
-def _cluster(options: PipelineOptions) -> Cluster | None:
+def cluster_of(options: PipelineOptions) -> Cluster | None:
+    """Return the cluster that the flags name, ``None`` where only the job server knows it."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
     master: Any = options.view_as(FlinkRunnerOptions).flink_master

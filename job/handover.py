@@ -12,7 +12,7 @@ as before. On a disk, whose lock ends with its process, it is a file beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -46,10 +46,17 @@ class Job:
         return f"job {self.id} of {self.engine}{look}"
 
 
-def of(content: bytes | None) -> Job | None:
+def parsed(content: bytes | None) -> dict[str, Any]:
+    """Return what a lease or a note holds, nothing where it cannot be made out."""
+    with suppress(ValueError, TypeError):
+        return dict(json.loads(content or b"{}"))
+    return {}
+
+
+def of(told: Mapping[str, Any]) -> Job | None:
     """Return the job that a lease or a note tells of, ``None`` where a process holds it, or nobody."""
-    with suppress(ValueError, TypeError, KeyError, AttributeError):
-        return Job(**{name: str(text) for name, text in json.loads(content or b"{}")["job"].items()})
+    with suppress(TypeError, KeyError, AttributeError):
+        return Job(**{name: str(text) for name, text in told["job"].items()})
     return None
 
 
@@ -101,7 +108,7 @@ def forget(folder: str) -> None:
 def job_of(output: str, lease: str) -> Job | None:
     """Return the job that has an output, ``None`` where none has; ``lease`` is its lease."""
     path = lease if storage.is_remote(output) else storage.join(storage.parent(lease), NOTE)
-    return of(storage.read_bytes(path))
+    return of(parsed(storage.read_bytes(path)))
 
 
 def give_back(output: str, lease: str, is_given: Callable[[Job, str], bool]) -> None:
@@ -113,6 +120,9 @@ def give_back(output: str, lease: str, is_given: Callable[[Job, str], bool]) -> 
         return
     store = objects.store(lease.partition("://")[0])
     found = store.read_stamped(lease)
-    job = of(None if found is None else found[0])
-    if found is not None and job is not None and is_given(job, json.loads(found[0]).get("token", "")):
+    if found is None:
+        return
+    told = parsed(found[0])
+    job = of(told)
+    if job is not None and is_given(job, told.get("token", "")):
         store.remove([lease], found[1])

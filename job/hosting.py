@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +13,7 @@ from job import quiet
 from job.crossing import Address, Memory, Piece
 from job.errors import JobError, ModelError, by_name
 from job.spec import InputSpec, OutputSpec, Signature
-from job.step import Step
-
-_LOADS = itertools.count(1)
+from job.step import Step, load_name
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Host:
         self._asking = 0
         self._asked_s = time.monotonic()
         self._load_s = 0.0
-        self._name = f"{socket.gethostname()}:{os.getpid()}:{next(_LOADS)}"
+        self._name = load_name()
         self._opened = threading.local()
 
     def facts(self) -> Facts | Failure:

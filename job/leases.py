@@ -83,7 +83,7 @@ def check(path: str, token: str) -> None:
     Raises:
         StateUnknownError: it is another's, or gone.
     """
-    owner = _parsed(objects.store(path.partition("://")[0]).read_bytes(path))
+    owner = handover.parsed(objects.store(path.partition("://")[0]).read_bytes(path))
     if owner.get("token") != token:
         raise StateUnknownError(_lost(path, owner))
 
@@ -114,7 +114,7 @@ def watched(path: str, token: str) -> Iterator[None]:
 
 
 def _lost(path: str, owner: dict[str, Any]) -> str:
-    told = f"{handover.of(json.dumps(owner).encode()) or _who(owner)} has it now" if owner else "it is gone"
+    told = f"{handover.of(owner) or _who(owner)} has it now" if owner else "it is gone"
     return (
         f"{path}: this run's lease expired while the machine stood still: {told}; nothing more was "
         f"published, run again to see what is there"
@@ -147,9 +147,10 @@ class _Lease:
             found = self._store.read_stamped(self._path)
             stamp = "" if found is None else found[1]
             if found is not None:
-                job = handover.of(found[0])
+                owner = handover.parsed(found[0])
+                job = handover.of(owner)
                 if job is None:
-                    self._wait(_parsed(found[0]), stamp, announce)
+                    self._wait(owner, stamp, announce)
                 else:
                     handover.check_ended(_output(self._path), job, ended)
             self._written_s = time.monotonic()
@@ -236,7 +237,7 @@ class _Lease:
         while (new := self._store.write_if(self._path, self._content(), self._stamp)) is None:
             # One that was given up may have been carried out all the same.
             found = self._store.read_stamped(self._path)
-            owner = _parsed(None if found is None else found[0])
+            owner = handover.parsed(None if found is None else found[0])
             if found is None or owner.get("token") != self.token:
                 self._lost = _lost(self._path, owner)
                 raise StateUnknownError(self._lost)
@@ -283,9 +284,3 @@ def _who(owner: dict[str, Any]) -> str:
 
 def _output(path: str, end: str = "") -> str:
     return path.rpartition("/_staging/")[0] + end
-
-
-def _parsed(content: bytes | None) -> dict[str, Any]:
-    with suppress(ValueError, TypeError):
-        return dict(json.loads(content or b"{}"))
-    return {}

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from job.checks import Check
+from job.checks import Check, of_error
 from job.errors import JobError, one_line
 
 T = TypeVar("T")
@@ -71,9 +71,3 @@ class Look(Generic[T]):
 def anything_overdue() -> bool:
     """Say whether threads were left behind; Python would wait at its end for what they have begun."""
     return any(thread.is_alive() for thread in _overdue)
-
-
-def of_error(name: str, error: JobError) -> Check:
-    """Return what an error says as a check; the fix is its last part."""
-    told, _, fix = str(error).rpartition("; ")
-    return Check(name, False, told, fix) if told else Check(name, False, fix, "correct it")

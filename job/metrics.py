@@ -10,7 +10,7 @@ Updated once per split and not per row, on the thread that Beam called: of any o
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import apache_beam as beam
@@ -22,22 +22,25 @@ NAMESPACE: Final = "scoring_job"
 # Of the report's stages. Not milliseconds: a small split takes none, and rounded ones do not add up.
 STAGES: Final = ("read", "bind", "predict", "write")
 
+_COUNTED: Final[Mapping[str, Callable[[Receipt], int]]] = {
+    "splits_scored": lambda receipt: int(not receipt.reused),
+    "splits_reused": lambda receipt: int(receipt.reused),
+    "rows_read": lambda receipt: receipt.rows_read,
+    "rows_scored": lambda receipt: receipt.rows_scored,
+    "rows_rejected": lambda receipt: receipt.rows_rejected,
+    "batches": lambda receipt: receipt.batches,
+    "bytes_written": lambda receipt: receipt.file_bytes,
+}
+_LOADS: Final = "model_loads"
+
 # A load counts once in each run that it served, however many threads and bundles tell of it.
 _told: set[tuple[str, str]] = set()
 _telling = threading.Lock()
 
 
 def totals(receipt: Receipt) -> dict[str, int]:
-    """Return what a receipt adds to each counter."""
-    return {
-        "splits_scored": int(not receipt.reused),
-        "splits_reused": int(receipt.reused),
-        "rows_read": receipt.rows_read,
-        "rows_scored": receipt.rows_scored,
-        "rows_rejected": receipt.rows_rejected,
-        "batches": receipt.batches,
-        "bytes_written": receipt.file_bytes,
-    }
+    """Return what a receipt adds to each counter but that of the loads."""
+    return {name: of(receipt) for name, of in _COUNTED.items()}
 
 
 def values(receipt: Receipt) -> dict[str, int]:
@@ -63,13 +66,7 @@ class CountReceipts(beam.DoFn):
     """``Receipt`` → the same ``Receipt``, counted."""
 
     def __init__(self) -> None:
-        self._counters = {
-            name: Metrics.counter(NAMESPACE, name)
-            for name in (
-                *("splits_scored", "splits_reused", "rows_read", "rows_scored", "rows_rejected"),
-                *("batches", "bytes_written", "model_loads"),
-            )
-        }
+        self._counters = {name: Metrics.counter(NAMESPACE, name) for name in (*_COUNTED, _LOADS)}
         self._distributions = {
             name: Metrics.distribution(NAMESPACE, name)
             for name in (*(f"{stage}_us" for stage in STAGES), "batch_rows")
@@ -80,7 +77,7 @@ class CountReceipts(beam.DoFn):
         for name, number in totals(receipt).items():
             # A counter that is there and 0 says more than one that is absent.
             self._counters[name].inc(number)
-        self._counters["model_loads"].inc(int(is_new_load(receipt)))
+        self._counters[_LOADS].inc(int(is_new_load(receipt)))
         for name, number in values(receipt).items():
             self._distributions[name].update(number)
         yield receipt

@@ -12,9 +12,6 @@ it needs, and one batch of outputs.
 from __future__ import annotations
 
 import functools
-import itertools
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,10 +24,9 @@ from job import artifact, backend, devices, objects, sharing
 from job.batching import BatchSize
 from job.errors import ModelError
 from job.spec import NO_OPTIONS, CodedStrings, Device, InputSpec, ModelReference, StoreOptions, Tensor
-from job.step import Step
+from job.step import Step, load_name
 
 _SHARED = shared.Shared()
-_LOADS = itertools.count(1)
 
 
 class LoadedModel:
@@ -47,7 +43,7 @@ class LoadedModel:
         self._reference = reference
         self._lock = threading.Lock()
         self.batch = BatchSize()
-        self._load = f"{socket.gethostname()}:{os.getpid()}:{next(_LOADS)}"
+        self._load = load_name()
         self.weights_digest = ""
         self._step = load() if load else backend.load(reference)
         self.signature = self._step.signature()

@@ -35,7 +35,9 @@ _ERRORS_ONLY: Final = ("absl", "apache_beam", "google", "grpc", "tensorflow", "u
 # A failing element is logged by the worker, with its traceback, several times over, and then
 # raised on the launcher, where it becomes the one line that a person needs.
 _RAISED_ANYWAY: Final = (
-    *("apache_beam.runners.common", "apache_beam.runners.worker", "apache_beam.runners.dataflow"),
+    "apache_beam.runners.common",
+    "apache_beam.runners.worker",
+    "apache_beam.runners.dataflow",
 )
 
 _capturing = threading.Lock()

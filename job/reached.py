@@ -109,14 +109,6 @@ def _portable(options: PipelineOptions) -> Any:
     return options.view_as(PortableOptions)
 
 
-def _flink_master(options: PipelineOptions) -> str:
-    """Return where the cluster is, empty where it is started on this machine."""
-    from apache_beam.options.pipeline_options import FlinkRunnerOptions
-
-    master = str(options.view_as(FlinkRunnerOptions).flink_master)
-    return "" if master.startswith("[") else master
-
-
 def _dask(options: PipelineOptions) -> Check:
     cluster = clusters.look(options)
     where = clusters.address(options)
@@ -140,8 +132,10 @@ def _endpoint(endpoint: str) -> Check:
 def _environment(options: PipelineOptions, kind: str) -> Check:
     config = _portable(options).environment_config or ""
     # Beside the workers' engine, not beside the job server, which may be two machines.
-    is_flink = engines.name(options) == engines.FLINK
-    where = _flink_master(options) if is_flink else _portable(options).job_endpoint
+    where = _portable(options).job_endpoint
+    if engines.name(options) == engines.FLINK:
+        cluster = flink.cluster_of(options)
+        where = cluster.url if cluster else ""
     here = not where or ports.is_here(where)
     if kind == "EXTERNAL":
         return _pool(config, here=here)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import socket
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from job.spec import InputSpec, OutputSpec, Signature, Tensor
+
+_LOADS = itertools.count(1)
+
+
+def load_name() -> str:
+    """Return what identifies one loading of a model among all loadings of a run: host, process, number."""
+    return f"{socket.gethostname()}:{os.getpid()}:{next(_LOADS)}"
 
 
 class Step(Protocol):

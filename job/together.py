@@ -27,9 +27,9 @@ def ahead(path: str, call: Callable[[], T]) -> Callable[[], T]:
     """
     if not storage.is_remote(path):
         return call
-    with_one = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-    result = with_one.submit(call)
-    with_one.shutdown(wait=False)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    result = pool.submit(call)
+    pool.shutdown(wait=False)
     return result.result
 
 
