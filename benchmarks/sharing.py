@@ -3,7 +3,7 @@
 Speed, of two processes: seconds past the first batch, of a light model and of a heavy one. Memory, of four
 processes and a large model: the proportional set size of launcher, workers and model process together,
 sampled four times a second; the peak, and what is held from the first batch on. Sides take turns; a finding
-is a median. Loading takes about five times a model's size for a moment, in every process that loads.
+is a median. Loading takes about five times a model's size for a moment, in one process after the other.
 """
 
 from __future__ import annotations

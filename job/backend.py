@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from job import artifact, storage
+from job import artifact, private, storage
 from job.errors import JobError, ModelError, one_line
 from job.saved_model import SavedModelStep, feedable, input_spec
 from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec, Signature, Tensor
@@ -20,6 +21,9 @@ from job.step import Step
 # Two rows rather than one, so that a model cannot mistake the batch for a single example.
 _ROWS_TO_BUILD = 2
 _PLAIN_ROWS = 1024
+# Reading weights holds them about five times for a moment. Of a model so large, a machine's processes do that
+# one after the other: four that load 1 GB would want 20 GB, which they never need again.
+_LARGE_BYTES = 64 << 20
 
 
 def load(reference: ModelReference) -> Step:
@@ -29,8 +33,14 @@ def load(reference: ModelReference) -> Step:
         ModelError: it cannot be read, is not trusted enough, or its builder fails.
     """
     if artifact.kind_of(reference.path) == "saved_model":
+        # Not in turn, for they are read into their places.
         return SavedModelStep(reference)
     return _KerasStep(reference)
+
+
+def _alone(path: str) -> contextlib.AbstractContextManager[None]:
+    """Return what keeps other processes of this machine from reading a large file's weights at once."""
+    return private.turn("loading") if os.path.getsize(path) >= _LARGE_BYTES else contextlib.nullcontext()
 
 
 class _KerasStep:
@@ -82,7 +92,9 @@ class _KerasStep:
             if self._reference.weights is not None:
                 if not self._model.built:
                     self._model(self._pack([_zeros(spec) for spec in inputs]))
-                self._model.load_weights(storage.fetched(self._reference.weights))
+                weights = storage.fetched(self._reference.weights)
+                with _alone(weights):
+                    self._model.load_weights(weights)
             traced = self._trace(inputs)
             flat, names = self._symbolic_outputs(inputs)
         except JobError:
@@ -195,7 +207,9 @@ def _keras_model(reference: ModelReference) -> Any:
         return _built(path, keras)
     try:
         # compile=False: the loss and the metrics are of no use here, and their code need not exist.
-        return keras.models.load_model(storage.fetched(path), compile=False, safe_mode=not reference.trusted)
+        file = storage.fetched(path)
+        with _alone(file):
+            return keras.models.load_model(file, compile=False, safe_mode=not reference.trusted)
     except Exception as e:
         raise ModelError(
             f"--model={path}: Keras {keras.__version__} cannot load it: {one_line(e)}; "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 
 from job.errors import JobError
 
@@ -20,3 +23,16 @@ def folder() -> str:
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise JobError(f"{path}: it is another user's, or others may write to it; remove it")
     return path
+
+
+@contextlib.contextmanager
+def turn(name: str) -> Iterator[None]:
+    """Wait until no other process of this person on this machine is in a body of this name.
+
+    A dead process is not waited for. Where there is no such folder, or no locks in it, nobody is.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(JobError, OSError):
+            lock = stack.enter_context(open(os.path.join(folder(), f"{name}.lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

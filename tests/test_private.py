@@ -1,0 +1,97 @@
+"""A person's processes of one machine: their folder, and their turns."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from job import backend, private
+from job.errors import JobError
+from job.spec import ModelReference
+from tests.nights import dense, saved
+
+HOLDING = """
+import sys, time
+from job import private
+with private.turn("loading"):
+    print("in", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return tmp_path
+
+
+@pytest.fixture
+def holder() -> Iterator[subprocess.Popen[str]]:
+    """Another process, in its turn."""
+    with subprocess.Popen((sys.executable, "-c", HOLDING), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        yield process
+        process.kill()
+
+
+def in_a_thread(body: Callable[[], object]) -> tuple[threading.Thread, threading.Event]:
+    done = threading.Event()
+
+    def run() -> None:
+        body()
+        done.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, done
+
+
+def take_turn() -> None:
+    with private.turn("loading"):
+        pass
+
+
+def test_a_turn_waits_for_another_process_and_not_for_a_dead_one(holder: subprocess.Popen[str]) -> None:
+    thread, done = in_a_thread(take_turn)
+    assert not done.wait(0.5)
+    holder.kill()
+    assert done.wait(30)
+    thread.join()
+
+
+def test_turns_of_other_names_are_not_waited_for(holder: subprocess.Popen[str]) -> None:
+    with private.turn("another"):
+        assert holder.poll() is None
+
+
+def test_large_models_are_loaded_one_after_the_other(
+    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(dense(2), tmp_path / "model.keras")
+    reference = ModelReference(str(path), None, trusted=False, digest="")
+    # A small one waits for nobody.
+    backend.load(reference)
+    monkeypatch.setattr(backend, "_LARGE_BYTES", 1)
+    thread, done = in_a_thread(lambda: backend.load(reference))
+    assert not done.wait(2)
+    holder.kill()
+    assert done.wait(60)
+    thread.join()
+
+
+def test_where_there_is_no_such_folder_nobody_waits(holder: subprocess.Popen[str], own_folder: Path) -> None:
+    folder = own_folder / f"scoring-job-{os.getuid()}"
+    folder.chmod(stat.S_IRWXU | stat.S_IWOTH)
+    with pytest.raises(JobError, match="others may write to it"):
+        private.folder()
+    take_turn()
+    assert holder.poll() is None
