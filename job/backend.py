@@ -15,7 +15,8 @@ import numpy as np
 from job import artifact, private, storage
 from job.errors import JobError, ModelError, one_line
 from job.saved_model import SavedModelStep, feedable, input_spec
-from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec, Signature, Tensor
+from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.spec import ModelReference
 from job.step import Step
 
 # Two rows rather than one, so that a model cannot mistake the batch for a single example.

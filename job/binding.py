@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from job.columns import CAST_TYPES, Layout, align, layout, leaf_misfit, misfit, shape_text
 from job.errors import SchemaError, UsageError
-from job.spec import Feed, InputSpec, RowFault, Signature, Tensor
+from job.signature import Feed, InputSpec, RowFault, Signature, Tensor
 from job.tensors import feed_tensor
 
 _LISTED_COLUMNS: Final = 40

@@ -20,7 +20,7 @@ from pyarrow import types
 
 from job.columns import FLOATS, INTEGERS, kind
 from job.rounding import Faults, Numbers, convert, faults_at, numpy_type
-from job.spec import CodedStrings
+from job.signature import CodedStrings
 
 # Up to here both the digits and the power of ten are exact float64s, so that one division
 # rounds once, which Arrow's own decimal cast does not (it was one unit off in 3 of 10 values).

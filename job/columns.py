@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from job.spec import InputSpec
+from job.signature import InputSpec
 
 Kind = Literal["bool", "int", "float", "decimal", "text", "time", "null", "other"]
 Extents = tuple[int | None, ...]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from job.spec import CodedStrings, Feed, RowFault, Tensor
+from job.signature import CodedStrings, Feed, RowFault, Tensor
 
 NONFINITE: Final = "nonfinite"
 NONFINITE_PREDICTION: Final = "nonfinite_prediction"

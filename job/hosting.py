@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from job import quiet
 from job.crossing import Address, Memory, Piece
 from job.errors import JobError, ModelError, by_name
-from job.spec import InputSpec, OutputSpec, Signature
+from job.signature import InputSpec, OutputSpec, Signature
 from job.step import Step, load_name
 
 

@@ -23,7 +23,8 @@ from apache_beam.utils import shared
 from job import artifact, backend, devices, objects, sharing
 from job.batching import BatchSize
 from job.errors import ModelError
-from job.spec import NO_OPTIONS, CodedStrings, Device, InputSpec, ModelReference, StoreOptions, Tensor
+from job.signature import CodedStrings, InputSpec, Tensor
+from job.spec import NO_OPTIONS, Device, ModelReference, StoreOptions
 from job.step import Step, load_name
 
 _SHARED = shared.Shared()

@@ -12,7 +12,7 @@ from pyarrow import types
 
 from job.columns import INTEGERS, shape_text
 from job.errors import DataError, SchemaError
-from job.spec import OutputSpec
+from job.signature import OutputSpec
 
 Output = NDArray[Any]
 

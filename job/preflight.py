@@ -16,7 +16,8 @@ from job.columns import layout
 from job.errors import SchemaError, ShardError
 from job.planning import Footer
 from job.predictions import check_names, prediction_fields
-from job.spec import ModelReference, ScoringSpec, Shard, Signature
+from job.signature import Signature
+from job.spec import ModelReference, ScoringSpec, Shard
 
 _MOST_MISMATCHES = 20
 

@@ -21,7 +21,8 @@ from job.binding import Binding, to_tensors
 from job.errors import DataError, JobError, one_line
 from job.finite import NONFINITE, NONFINITE_PREDICTION, feature_faults
 from job.model import slice_of
-from job.spec import OnBadRow, OnNonfinite, RowFault, ScoringSpec, Split, Tensor
+from job.signature import RowFault, Tensor
+from job.spec import OnBadRow, OnNonfinite, ScoringSpec, Split
 
 # The columns that a file of rejected rows has behind the shard's own.
 EXTRA_COLUMNS = (

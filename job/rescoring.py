@@ -18,7 +18,8 @@ from job.planning import read_footer
 from job.predictions import NUMPY_TYPES, to_arrow
 from job.reading import SplitReader
 from job.rejects import EXTRA_COLUMNS, Rejects, RowPolicy, sift
-from job.spec import Feed, InputSpec, Shard, Split
+from job.signature import Feed, InputSpec
+from job.spec import Shard, Split
 
 # Rows that are predicted at once, and read at once.
 _BATCH_ROWS = 8192

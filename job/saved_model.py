@@ -9,7 +9,8 @@ import numpy as np
 
 from job import storage
 from job.errors import ModelError, one_line
-from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec, Signature, Tensor
+from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.spec import ModelReference
 
 # Operations of a SavedModel that read, write or run something outside the graph. Not among them are those
 # that every SavedModel holds to restore its variables and to read the vocabularies in its own folder.

@@ -37,7 +37,7 @@ from job import private, quiet
 from job.crossing import Memory
 from job.errors import JobError, ModelError, one_line
 from job.hosting import Facts, Failure, Host
-from job.spec import InputSpec, OutputSpec, Signature, Tensor
+from job.signature import InputSpec, OutputSpec, Signature, Tensor
 from job.step import Step
 
 MOST_DEATHS: Final = 2

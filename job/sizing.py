@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from job.spec import Feed, Split
+from job.signature import Feed
+from job.spec import Split
 
 CHUNK_BYTES = 32 << 20
 # Enough rows for the largest batch that is ever tried.

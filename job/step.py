@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from job.spec import InputSpec, OutputSpec, Signature, Tensor
+from job.signature import InputSpec, OutputSpec, Signature, Tensor
 
 _LOADS = itertools.count(1)
 

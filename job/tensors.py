@@ -20,7 +20,7 @@ from job.casting import numbers, strings
 from job.columns import align, cell_shape, layout, misfit
 from job.errors import SchemaError
 from job.rounding import Fault, Faults, Numbers, faults_at, numpy_type
-from job.spec import CodedStrings, Feed, InputSpec, RowFault, Tensor
+from job.signature import CodedStrings, Feed, InputSpec, RowFault, Tensor
 
 # Rows copied per column before the next column, so that a block of the target stays in the
 # cache: a million rows of 10 float32 columns in one batch took 19 to 21 ms, unblocked 24.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from job.errors import ModelError
-from job.spec import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 
 
 class Doubling:

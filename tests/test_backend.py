@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from job import backend
-from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec, Signature
+from job.signature import CodedStrings, InputSpec, OutputSpec, Signature
+from job.spec import ModelReference
 from job.step import Step
 from tests.nights import dense, module, saved
 

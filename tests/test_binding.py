@@ -14,7 +14,7 @@ import pytest
 
 from job.binding import Binding, bind, mismatches, to_tensors
 from job.errors import SchemaError, UsageError
-from job.spec import CodedStrings, Feed, InputSpec, Signature
+from job.signature import CodedStrings, Feed, InputSpec, Signature
 
 F32 = pa.float32()
 ABC: list[tuple[str, Any]] = [("id", pa.int64()), ("a", F32), ("b", pa.float64()), ("c", pa.int16())]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from job.crossing import Address, Memory
-from job.spec import CodedStrings, Tensor
+from job.signature import CodedStrings, Tensor
 from tests.steps import memories
 
 RANDOM = np.random.default_rng(7)

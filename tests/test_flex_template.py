@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from job import options
+from job import options, parser
 from job.errors import JobError
 from job.flags import DEFAULTS
 from tests.test_rooms import pins
@@ -21,7 +21,7 @@ FOLDER = ROOT / "deploy" / "dataflow"
 PARAMETERS: dict[str, dict[str, Any]] = {
     one["name"]: one for one in json.loads((FOLDER / "metadata.json").read_text())["parameters"]
 }
-ACTIONS = {action.option_strings[-1].removeprefix("--"): action for action in options.build_parser()._actions}
+ACTIONS = {action.option_strings[-1].removeprefix("--"): action for action in parser.build()._actions}
 REQUIRED = {"input": "gs://b/in", "model": "gs://b/m.keras", "output": "gs://b/out"}
 # Of the launch itself: whoever starts a template does not wait for its job in the template.
 OF_THE_COMMAND = {"help", "wait", "no_wait"}
@@ -83,7 +83,7 @@ VALUES = (
     *(("max_rejected", value) for value in ("0", "1", "1.0", "0.01", ".5", "5e-2", "1e-3", "00.1")),
     *(("max_rejected", value) for value in ("1.5", "2", "-1", "1%", "x", "1.", "+1", "1e2")),
     *(("if_exists", value) for value in ("fail", "replace", "append")),
-    *(("compression", value) for value in (*options.COMPRESSIONS, "lzo", "ZSTD")),
+    *(("compression", value) for value in (*parser.COMPRESSIONS, "lzo", "ZSTD")),
     *(("batch_size", value) for value in ("auto", "1", "+7", "0064", "0", "-1", "1_000", "many", "1.5")),
     *(
         (name, value)

@@ -13,7 +13,8 @@ import pytest
 from job import artifact, backend, model
 from job.errors import ModelError
 from job.model import LoadedModel
-from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec, Signature, Tensor
+from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.spec import ModelReference
 from tests.nights import dense, module, saved
 
 X = InputSpec("x", (4,), "float32")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job import options
+from job import options, parser
 from job.errors import UsageError
 from job.spec import ScoringSpec
 
@@ -222,7 +222,7 @@ def test_a_wrong_value_of_an_engine_flag_is_refused_here() -> None:
 
 
 def test_no_flag_is_both_ours_and_the_engines() -> None:
-    ours = set(options.build_parser()._option_string_actions) - {"-h", "--help"}
+    ours = set(parser.build()._option_string_actions) - {"-h", "--help"}
     theirs = set(options._beam_parser()._option_string_actions)
     assert len(ours) > 10
     assert len(theirs) > 100
@@ -230,7 +230,7 @@ def test_no_flag_is_both_ours_and_the_engines() -> None:
 
 
 def test_every_field_of_the_spec_has_its_flag_and_the_other_way_round() -> None:
-    flags = {name.removeprefix("--") for name in options.build_parser()._option_string_actions} - {
+    flags = {name.removeprefix("--") for name in parser.build()._option_string_actions} - {
         "-h",
         "help",
         "no_wait",
@@ -240,7 +240,7 @@ def test_every_field_of_the_spec_has_its_flag_and_the_other_way_round() -> None:
 
 
 def test_help_shows_groups_defaults_and_exit_codes() -> None:
-    text = options.build_parser().format_help()
+    text = parser.build().format_help()
     for part in ("input:", "model:", "binding:", "output:", "running:", "exit codes:", "examples:"):
         assert f"\n{part}" in text
     for default in (SPEC.split_rows, SPEC.compression, SPEC.row_group_rows, SPEC.if_exists):

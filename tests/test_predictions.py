@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from job.errors import DataError, SchemaError
 from job.predictions import check_names, prediction_fields, to_arrow
-from job.spec import OutputSpec
+from job.signature import OutputSpec
 
 F32 = pa.float32()
 

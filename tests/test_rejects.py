@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from job.binding import Binding
 from job.errors import DataError, SchemaError
 from job.rejects import Rejects, RowPolicy, predict_around, sift, unfillable, with_extras
-from job.spec import CodedStrings, Feed, InputSpec, ScoringSpec, Shard, Split, Tensor
+from job.signature import CodedStrings, Feed, InputSpec, Tensor
+from job.spec import ScoringSpec, Shard, Split
 
 SPLIT = Split("a", Shard("/in/a.parquet", 1, "1"), (0,), 100, 6)
 BINDING = Binding((Feed(InputSpec("x", (2,), "float32"), ("a", "b")),), ())

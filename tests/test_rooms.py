@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 # it were split off for size. `python -m job` enters at the top.
 ORDER = (
     ("__main__",),
-    ("cli",),
-    ("options", "flags"),
+    ("cli", "published"),
+    ("options", "parser", "flags"),
     ("doctor", "workers", "probe", "reached", "places", "credentials", "looks", "ports"),
     ("launch", "waiting", "preflight", "footers", "inputs", "host", "verify", "rescoring"),
     (
@@ -80,11 +80,11 @@ ORDER = (
     ),
     ("report", "page"),
     ("metrics",),
-    ("progress",),
+    ("progress", "console"),
     ("nightly",),
     ("quiet",),
     ("redaction",),
-    ("spec",),
+    ("spec", "signature"),
     ("errors",),
 )
 RANK = {module: rank for rank, module in enumerate(module for room in ORDER for module in room)}

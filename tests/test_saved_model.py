@@ -14,7 +14,8 @@ import tensorflow as tf
 from job import backend
 from job.errors import ModelError
 from job.saved_model import SavedModelStep
-from job.spec import CodedStrings, InputSpec, ModelReference, OutputSpec
+from job.signature import CodedStrings, InputSpec, OutputSpec
+from job.spec import ModelReference
 from tests.nights import dense
 
 

@@ -23,7 +23,8 @@ from job.crossing import Memory
 from job.errors import JobError, ModelError
 from job.model import LoadedModel
 from job.sharing import SharedStep
-from job.spec import CodedStrings, InputSpec, ModelReference
+from job.signature import CodedStrings, InputSpec
+from job.spec import ModelReference
 from tests import steps
 
 ROOT = Path(__file__).parents[1]

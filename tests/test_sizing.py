@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import sizing
+from job.signature import Feed, InputSpec
 from job.sizing import CHUNK_BYTES, CHUNK_ROWS, chunk_rows, data_bytes
-from job.spec import Feed, InputSpec, Shard, Split
+from job.spec import Shard, Split
 
 FLOAT = Feed(InputSpec("x", (1,), "float32"), ("f",))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job.spec import CodedStrings, Feed, InputSpec
+from job.signature import CodedStrings, Feed, InputSpec
 from job.tensors import feed_tensor
 
 Shape = tuple[int | None, ...]

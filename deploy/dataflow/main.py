@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from job import options
+from job import parser
 from job.cli import main
 
 
 def flags(given: Iterable[str]) -> Iterator[str]:
     """Yield the flags of ``score`` for a launch's parameters."""
-    actions = options.build_parser()._option_string_actions
+    actions = parser.build()._option_string_actions
     for one in given:
         name, with_value, value = one.partition("=")
         if name in actions and actions[name].nargs == 0 and value in ("true", "false"):

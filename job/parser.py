@@ -1,0 +1,136 @@
+"""The flags of ``score`` by themselves: names, groups, help. Values are looked at in ``job.options``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final, NoReturn, get_args
+
+from job import flags
+from job.errors import UsageError
+from job.flags import DEFAULTS
+from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite
+
+COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
+HELP: Final = "python -m job score --help"
+
+_DESCRIPTIONS: Final = {
+    "score": "Score Parquet shards with a Keras model and write the predictions as Parquet.",
+    "doctor": "Look, with the flags of score, at its engine and paths; 0 if all is well, else 7.",
+}
+
+_EPILOG: Final = """\
+examples:
+  python -m job score --input='features/*.parquet' --model=model.keras \\
+      --keys=id --output=predictions
+  python -m job score --input=features --model=models.custom_layer:build \\
+      --weights=night.weights.h5 --output=predictions --runner=FlinkRunner
+
+Flags of the engine (--runner, --experiments, --temp_location …) are passed on as they are.
+What follows a bare -- is passed on unchecked, for options that only a job server knows.
+
+After a crash the same command resumes: finished splits are not scored again.
+
+exit codes:
+  0  published, or already published      4  preflight failed (model, schema, shard)
+  1  unexpected, or storage failed        5  rows that cannot be scored; nothing published
+  2  wrong usage                          6  the output holds another run
+  3  no input                             7  the engine cannot be reached
+"""
+
+
+def build(command: str = "score") -> argparse.ArgumentParser:
+    """Return the parser of our own flags; values are checked later, in :func:`parse`."""
+    parser = Parser(
+        prog=f"python -m job {command}",
+        description=_DESCRIPTIONS[command],
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="%(prog)s --input=GLOB --model=MODEL --output=FOLDER [flag …]",
+    )
+    _add_data_flags(parser)
+    _add_binding_flags(parser)
+    _add_reject_flags(parser)
+    _add_output_flags(parser)
+    _add_running_flags(parser)
+    return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong as a ``UsageError``, where argparse would print it and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``message`` with the command that tells more."""
+        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("input")
+    _add(group, "input", "GLOB", "Parquet shards: a glob (in quotes), a folder, or @list.txt; repeatable")
+    group = parser.add_argument_group("model")
+    _add(group, "model", "MODEL", "x.keras, x.h5, a SavedModel folder, or a builder: package.module:function")
+    _add(group, "weights", "FILE", "x.weights.h5 for a model that a function builds")
+    _add(group, "model_sha256", "HEX", "refuse the model unless its SHA-256 is this one")
+    _switch(group, "trust_model", "run code that is inside the model file; such a file is refused otherwise")
+
+
+def _add_binding_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("binding", "A name that holds a comma goes in double quotes.")
+    _add(group, "features", "COL,…", "feature columns in the model's order; needed only where ambiguous")
+    _add(group, "cast", "COL=TYPE,…", "casts of columns that would otherwise be refused")
+
+
+def _add_reject_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("bad rows")
+    _add(group, "on_bad_row", "|".join(get_args(OnBadRow)), "what to do with a row that cannot be scored")
+    _add(group, "on_null", "|".join((*flags.NULL_POLICIES, "fill=VALUE")), "what to do with a null feature")
+    _add(
+        group,
+        "on_nonfinite",
+        "|".join(get_args(OnNonfinite)),
+        "what to do with a feature that is NaN or infinite",
+    )
+    _add(group, "on_nonfinite_prediction", "|".join(get_args(OnNonfinite)), "the same, of a prediction")
+    _add(
+        group,
+        "on_bad_shard",
+        "|".join(get_args(OnBadShard)),
+        "what to do with a shard that cannot be read or bound",
+    )
+    _add(group, "max_rejected", "SHARE", "nothing is published if more of the rows are rejected")
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    _add(group, "output", "FOLDER", "where predictions are published, all or nothing")
+    _add(group, "keys", "COL,…", "columns carried to the output unchanged")
+    _add(group, "prediction_columns", "COL,…", "names of the predictions (default: the model's output names)")
+    _add(group, "if_exists", "|".join(get_args(IfExists)), "what to do when the output holds another run")
+    _add(group, "compression", "|".join(COMPRESSIONS), "of the output files")
+    _add(group, "row_group_rows", "ROWS", "rows per row group of the output files")
+
+
+def _add_running_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("running")
+    _add(group, "batch_size", "ROWS|auto", "rows per predict step (default: auto, which measures)")
+    _add(group, "split_rows", "ROWS", "about how many rows are scored as one unit of work")
+    _add(group, "model_sharing", "|".join(get_args(ModelSharing)), "who shares one copy of the model")
+    _add(group, "device", "|".join(get_args(Device)), "where the model runs")
+    _add(group, "requester_pays", "PROJECT", "pay for requests to buckets that ask for it (S3: any word)")
+    _add(group, "kms_key", "KEY", "encrypt what is written to a bucket with this key")
+    _switch(group, "wait", "wait for the night to be published (default); Ctrl-C then cancels the job")
+    group.add_argument(
+        "--no_wait", action="store_true", help="submit the job, which publishes by itself, and end"
+    )
+    _switch(group, "debug", "show tracebacks and everything that TensorFlow and the engine say")
+
+
+def _add(group: argparse._ArgumentGroup, name: str, metavar: str, text: str) -> None:
+    # Appended even where one value is wanted, so that a second one is seen, not swallowed.
+    default = DEFAULTS.get(name)
+    shown = f"{text} (default: {default})" if default not in (None, (), "") else text
+    group.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=shown)
+
+
+def _switch(group: argparse._ArgumentGroup, name: str, text: str) -> None:
+    group.add_argument(f"--{name}", action="store_true", help=text)

@@ -1,0 +1,143 @@
+"""The commands about one output: ``report``, ``clean`` and ``verify``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from job import console
+from job.errors import DataError, UsageError
+
+PROGRAM: Final = "python -m job"
+
+
+def report(args: Sequence[str]) -> int:
+    """Print the report of a published night."""
+    given = _report_parser().parse_args(list(args))
+    from job import output, storage
+    from job.report import RunReport
+
+    _configure_stores(given)
+    folder = storage.absolute(given.output)
+    path = storage.join(folder, output.REPORT_JSON)
+    content = storage.read_bytes(path)
+    if content is None and storage.read_bytes(storage.join(folder, output.SUCCESS)) is not None:
+        raise UsageError(f"{path}: no such file, though {folder} is published; somebody removed it")
+    if content is None:
+        raise UsageError(f"{path}: no such file; nothing was published at {folder}")
+    console.show(RunReport.from_json(content.decode(errors="replace"), path).summary_table())
+    return 0
+
+
+def _report_parser() -> argparse.ArgumentParser:
+    told = "Print the report of the run that was published. The same as a page: OUTPUT/_report.html"
+    return _parser("report", told, "the folder that the night was published at")
+
+
+def clean(args: Sequence[str]) -> int:
+    """Remove what abandoned runs left, or free an output from a job."""
+    from job import cleaning, flags, storage
+
+    given = _clean_parser().parse_args(list(args))
+    _configure_stores(given)
+    age_s = flags.age_s("older_than", given.older_than)
+    output = storage.absolute(given.output)
+    if given.release_job is not None:
+        if given.dry_run:
+            raise UsageError("--release_job and --dry_run exclude each other; leave one of them out")
+        cleaning.release(output, given.release_job)
+        console.show(f"{output}: job {given.release_job} has it no more; the command of its run resumes it\n")
+        return 0
+    found = cleaning.clean(output, older_than_s=age_s, dry_run=given.dry_run, clock=time.time)
+    done = "would be removed" if given.dry_run else "removed"
+    for one in found:
+        told = f"{one.splits:,} finished splits, {one.size_bytes:,} bytes, {one.age_s / 3600:.1f} h old"
+        console.show(f"run {one.run_id[:12]}: {told}: {f'kept, {one.kept}' if one.kept else done}\n")
+    if not found:
+        console.show(f"{output}: nothing was left in staging\n")
+    return 0
+
+
+def _clean_parser() -> argparse.ArgumentParser:
+    told = "Remove what abandoned runs left in the staging of an output; never a live run's."
+    parser = _parser("clean", told, "the folder that runs were to publish at")
+    _flag(parser, "kms_key", "KEY", None, "encrypt the lease that is written to a bucket with this key")
+    _flag(parser, "older_than", "AGE", "0h", "as in 90m, 12h or 7d")
+    told = "only free the output from this job, submitted with --no_wait, that has ended or was cancelled"
+    _flag(parser, "release_job", "ID", None, told)
+    parser.add_argument("--dry_run", action="store_true", help="only say what would be removed")
+    return parser
+
+
+def verify(args: Sequence[str]) -> int:
+    """Check a published night; raises ``DataError`` where it is not right."""
+    given = _verify_parser().parse_args(list(args))
+    from job import flags, storage
+    from job import verify as verifying
+    from job.rescoring import Tolerance
+
+    sample = verifying.ALL if given.sample_rows == "all" else flags.whole("sample_rows", given.sample_rows)
+    seed = None if given.seed is None else flags.whole("seed", given.seed)
+    tolerance = Tolerance(flags.number("rtol", given.rtol), flags.number("atol", given.atol))
+    _configure_stores(given)
+    folder = storage.absolute(given.output)
+    found = verifying.verify(folder, sample_rows=sample, seed=seed, tolerance=tolerance)
+    console.show(found.to_json() if given.json else "".join(f"{line}\n" for line in verifying.lines(found)))
+    if not found.is_right:
+        told = (
+            f"{len(found.findings):,} findings, {found.rows_different:,} of {found.rows_again:,} rows differ"
+        )
+        raise DataError(f"{folder}: it is not the night that its manifest tells of: {told}")
+    return 0
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    told = "Check a published night: files, checksums, counts; score a sample of its rows again."
+    parser = _parser("verify", told, "the folder that the night was published at")
+    _flag(parser, "sample_rows", "ROWS|all", "1000", "rows to score again; 0 looks at the output alone")
+    _flag(parser, "seed", "N", None, "of the sample, to draw the same one again")
+    _flag(parser, "rtol", "X", "1e-5", "predictions may differ by this share of themselves")
+    _flag(parser, "atol", "X", "1e-6", "and by this much, times their median magnitude if that is above 1")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _parser(command: str, description: str, output: str) -> argparse.ArgumentParser:
+    """Return the parser of a command about one output, with what all of these take."""
+    from job.parser import Parser
+
+    parser = Parser(prog=f"{PROGRAM} {command}", description=description, allow_abbrev=False)
+    parser.add_argument("output", metavar="OUTPUT", help=output)
+    _flag(parser, "requester_pays", "PROJECT", None, "pay for requests to buckets that ask for it")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _configure_stores(given: argparse.Namespace) -> None:
+    from job import objects
+    from job.spec import StoreOptions
+
+    values = {name: getattr(given, name, None) for name in ("requester_pays", "kms_key")}
+    for name, value in values.items():
+        if value == "":
+            raise UsageError(f"--{name}= is empty; give a value, or leave the flag out")
+    objects.configure(StoreOptions(**{name: value for name, value in values.items() if value}))
+
+
+def _flag(parser: argparse.ArgumentParser, name: str, form: str, default: str | None, text: str) -> None:
+    shown = f"{text} (default: {default})" if default else text
+    parser.add_argument(f"--{name}", metavar=form, default=default, help=shown)
+
+
+def help_of(command: str) -> Callable[[], str]:
+    """Return what gives a command's help; the parser is made when somebody asks."""
+    return lambda: _PARSERS[command]().format_help()
+
+
+_PARSERS: Final[Mapping[str, Callable[[], argparse.ArgumentParser]]] = {
+    "report": _report_parser,
+    "verify": _verify_parser,
+    "clean": _clean_parser,
+}
