@@ -29,7 +29,7 @@ Kind = Literal["keras", "h5", "saved_model", "builder"]
 
 BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FILES: Final[Mapping[str, Kind]] = {".keras": "keras", ".h5": "h5", ".hdf5": "h5"}
-_FORMS = "x.keras, x.h5, a SavedModel folder or package.module:function"
+FORMS: Final = "x.keras, x.h5, a SavedModel folder or package.module:function"
 
 
 def kind_of(path: str) -> Kind:
@@ -43,24 +43,32 @@ def kind_of(path: str) -> Kind:
     if not storage.exists(path):
         if BUILDER.fullmatch(path):
             return "builder"
-        raise ModelError(f"--model={path}: there is no such file, folder or builder; give {_FORMS}")
+        raise ModelError(f"--model={path}: there is no such file, folder or builder; give {FORMS}")
     if storage.is_folder(path):
         if storage.exists(storage.join(path, "saved_model.pb")):
             return "saved_model"
-        raise ModelError(f"--model={path}: the folder holds no saved_model.pb; give {_FORMS}")
+        raise ModelError(f"--model={path}: the folder holds no saved_model.pb; give {FORMS}")
     suffix = Path(path).suffix.lower()
     if suffix not in _FILES:
         raise ModelError(
-            f"--model={path}: {suffix or 'no'} suffix is no kind of model known here; give {_FORMS}"
+            f"--model={path}: {suffix or 'no'} suffix is no kind of model known here; give {FORMS}"
         )
     return _FILES[suffix]
+
+
+def is_model(path: str) -> bool:
+    """Say whether what lies there is one of these kinds, by its name."""
+    try:
+        return kind_of(path) != "builder"
+    except ModelError:
+        return False
 
 
 def _kind_in_bucket(path: str) -> Kind:
     """Return what a name in a bucket must be; each look at it would be a request of its own."""
     kind = _FILES.get(PurePosixPath(path).suffix.lower())
     if kind is None and storage.size_bytes(storage.join(path, "saved_model.pb")) is None:
-        raise ModelError(f"--model={path}: it holds no saved_model.pb, and is no file either; give {_FORMS}")
+        raise ModelError(f"--model={path}: it holds no saved_model.pb, and is no file either; give {FORMS}")
     return kind or "saved_model"
 
 
@@ -111,7 +119,7 @@ def _fetch_anew(path: str, weights: str | None, kind: Kind) -> None:
             storage.fetched(path, again=True)
     except StorageError as e:
         if kind != "saved_model" and storage.size_bytes(path) is None:
-            raise ModelError(f"--model={path}: there is no such object; give {_FORMS}") from e
+            raise ModelError(f"--model={path}: there is no such object; give {FORMS}") from e
         raise
 
 

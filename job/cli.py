@@ -83,6 +83,9 @@ def _overview() -> str:
 def _score(args: Sequence[str]) -> int:
     from job import options
 
+    if "--print_config" in args:
+        console.show(redaction.scrub(options.effective(args)))
+        return 0
     spec, beam_args = options.parse(args)
     if beam_args:
         from job import engines

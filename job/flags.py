@@ -153,12 +153,20 @@ def number(name: str, text: str) -> float:
     return float(text)
 
 
-def age_s(name: str, text: str) -> float:
-    """Return an age such as ``90m``, ``12h`` or ``7d`` in seconds."""
+def duration_s(name: str, text: str) -> float:
+    """Return a time such as ``90m``, ``12h`` or ``7d`` in seconds."""
     found = re.fullmatch(r"([0-9]+)([smhd])", text)
     if found is None:
         raise UsageError(f"--{name}={text}: must be a whole number with s, m, h or d behind it, as in 12h")
     return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]
+
+
+def file_name(given: argparse.Namespace, name: str) -> str:
+    """Return a flag's name of a file, which is in no folder; empty where it is left out."""
+    text = str(one(given, name) or "")
+    if "/" in text or text in (".", ".."):
+        raise UsageError(f"--{name}={text}: must be a file's name without a folder, as in _SUCCESS")
+    return text
 
 
 def share(given: argparse.Namespace, name: str) -> float:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from job import artifact, listing, planning, storage
+from job import artifact, choosing, listing, planning, storage
 from job.errors import ShardChangedError, ShardError, UsageError
 from job.spec import ScoringSpec, Shard
 
@@ -20,18 +20,28 @@ ON_WORKERS = 2000
 
 
 def absolute(spec: ScoringSpec) -> ScoringSpec:
-    """Return the spec with absolute paths: workers stand elsewhere, and run ids must not depend on where."""
+    """Return the spec with absolute paths: workers stand elsewhere, and run ids must not depend on where.
+
+    Its model is the one that was chosen, see ``job.choosing``.
+    """
     inputs = tuple(
         f"@{storage.absolute(i[1:])}" if i.startswith("@") else storage.absolute(i) for i in spec.inputs
     )
-    is_builder = not storage.is_remote(spec.model) and artifact.kind_of(spec.model) == "builder"
     return replace(
         spec,
         inputs=inputs,
-        model=spec.model if is_builder else storage.absolute(spec.model),
+        model=_model(spec.model),
         weights=spec.weights and storage.absolute(spec.weights),
         output=storage.absolute(spec.output),
+        output_template=spec.output_template and storage.absolute(spec.output_template),
     )
+
+
+def _model(model: str) -> str:
+    if choosing.stands_for_another(model):
+        return choosing.chosen(storage.absolute(model))
+    is_builder = not storage.is_remote(model) and artifact.kind_of(model) == "builder"
+    return model if is_builder else storage.absolute(model)
 
 
 def list_shards(spec: ScoringSpec) -> list[Shard]:
@@ -43,7 +53,7 @@ def list_shards(spec: ScoringSpec) -> list[Shard]:
         NoInputError: an input matches nothing.
         UsageError: the output lies in an input folder, so that tomorrow's input would hold tonight's output.
     """
-    listed = [info for pattern in spec.inputs for info in listing.listing(pattern)]
+    listed = _listed(spec)
     real = {
         info.path: info.path if storage.is_remote(info.path) else os.path.realpath(info.path)
         for info in listed
@@ -67,6 +77,19 @@ def list_shards(spec: ScoringSpec) -> list[Shard]:
                 f"take one of them out of the input"
             )
     return [planning.shard_of(info) for info in sorted(found.values(), key=lambda info: info.path)]
+
+
+def folders(spec: ScoringSpec) -> list[str]:
+    """Return the folders that the inputs name, sorted; of a file that is named by itself, the one it lies in.
+
+    Raises:
+        NoInputError: an input matches nothing.
+    """
+    return sorted({info.root or storage.parent(info.path) for info in _listed(spec)})
+
+
+def _listed(spec: ScoringSpec) -> list[storage.FileInfo]:
+    return [info for pattern in spec.inputs for info in listing.listing(pattern)]
 
 
 def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:

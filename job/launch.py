@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from job import (
     artifact,
+    awaiting,
+    choosing,
     cleaning,
     commit,
     dataflow,
@@ -72,10 +74,12 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
         JobError: with the exit code that fits.
     """
     objects.configure(spec.stores)
-    spec = waiting.checked(inputs.absolute(spec), beam_args)
+    named, spec = spec.model, waiting.checked(inputs.absolute(spec), beam_args)
+    if choosing.stands_for_another(named):
+        announce(f"--model={named}: {spec.model}")
     shards, reference, held = together(
         spec.output,
-        lambda: inputs.list_shards(spec),
+        lambda: awaiting.shards(spec, announce),
         lambda: artifact.resolve(
             spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256
         ),
@@ -240,6 +244,7 @@ def _prepare(
         lease=lease,
         handed=not spec.wait,
         stores=spec.stores,
+        ds=spec.ds,
     )
     _check_refused(run, splits, ready.told, announce)
     return ScoringTask(

@@ -59,6 +59,7 @@ def compose(run: Run, receipts: Sequence[Receipt]) -> str:
     content = {
         "format": _FORMAT,
         "run_id": run.run_id,
+        "ds": run.ds,
         "model": {
             "path": model.path,
             "weights": model.weights,

@@ -8,28 +8,70 @@ somebody believes to be in force. Beam is imported only when something is left t
 from __future__ import annotations
 
 import argparse
+import datetime
 import difflib
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn, get_args
 
-from job import clusters, flags, parser, quiet
+from job import clusters, config, flags, nightly, parser, quiet
 from job.errors import UsageError
 from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
 
 
 def parse(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
-    """Return what ``score`` is asked to do, and the flags meant for Beam in their order.
+    """Return what ``score`` is asked to do in its night, and the flags meant for Beam in their order.
 
     Everything after a bare ``--`` goes to Beam unchecked.
 
     Raises:
-        UsageError: a flag is unknown, missing, repeated, malformed or at odds with another.
+        UsageError: a flag is unknown, missing, repeated, malformed or at odds with another; if it comes from
+            a configuration's file, with its line.
     """
+    template, beam_args = parse_template(argv)
+    return of_night(template), beam_args
+
+
+def parse_template(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
+    """Return what :func:`parse` does, with the dates of no night in its paths yet; see :func:`of_night`."""
     checked, unchecked = _split_at_dashes(argv)
-    given, rest = parser.build().parse_known_args(checked)
-    if rest:
-        _check_beam_args(rest)
-    return _spec(given), (*rest, *unchecked)
+    with config.merged(checked) as merged:
+        given, rest = parser.build().parse_known_args(merged)
+        if rest:
+            _check_beam_args(rest)
+        return _spec(given), (*rest, *unchecked)
+
+
+def effective(argv: Sequence[str]) -> str:
+    """Return all flags that are in force as a configuration's file; raises what :func:`parse` raises."""
+    checked, unchecked = _split_at_dashes(argv)
+    with config.merged(checked) as merged:
+        given, rest = parser.build().parse_known_args(merged)
+        if rest:
+            _check_beam_args(rest)
+        spec = of_night(_spec(given))
+    told = f"# and unchecked: {shlex.join(unchecked)}\n" if unchecked else ""
+    return config.rendered(given, spec, rest) + told
+
+
+def of_night(template: ScoringSpec, ds: datetime.date | None = None) -> ScoringSpec:
+    """Return a spec with the dates of a night in its paths: that of ``ds``, or its own, or yesterday."""
+    paths = (*template.inputs, template.model, template.weights or "", template.output)
+    dated = any(map(nightly.has_date, paths))
+    if ds is None and template.ds:
+        ds = nightly.day("ds", template.ds)
+    if ds is None and not dated:
+        return template
+    night = ds or nightly.yesterday(template.timezone)
+    return replace(
+        template,
+        inputs=tuple(nightly.expand(one, night) for one in template.inputs),
+        model=nightly.expand(template.model, night),
+        weights=template.weights and nightly.expand(template.weights, night),
+        output=nightly.expand(template.output, night),
+        ds=night.isoformat(),
+    )
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -43,6 +85,7 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
     if given.wait and given.no_wait:
         raise UsageError("--wait and --no_wait are both given; leave one of them out")
     model = flags.one(given, "model")
+    _check_dates(given)
     spec = ScoringSpec(
         inputs=flags.inputs(given.input),
         model=model,
@@ -69,11 +112,25 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         row_group_rows=flags.count_of_rows(given, "row_group_rows"),
         requester_pays=flags.one(given, "requester_pays"),
         kms_key=flags.one(given, "kms_key"),
+        ds=flags.one(given, "ds"),
+        timezone=flags.one(given, "timezone"),
+        wait_for_input_s=flags.duration_s("wait_for_input", flags.one(given, "wait_for_input") or "0s"),
+        input_marker=flags.file_name(given, "input_marker"),
+        output_template=flags.one(given, "output"),
         wait=not given.no_wait,
         debug=given.debug,
     )
     _check_no_clash(spec)
     return spec
+
+
+def _check_dates(given: argparse.Namespace) -> None:
+    for name in ("input", "model", "weights", "output"):
+        for value in getattr(given, name):
+            nightly.check(name, value)
+    nightly.zone(flags.one(given, "timezone"))
+    if ds := flags.one(given, "ds"):
+        nightly.day("ds", ds)
 
 
 def _check_required(given: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ _EPILOG: Final = """\
 examples:
   python -m job score --input='features/*.parquet' --model=model.keras \\
       --keys=id --output=predictions
+  python -m job score --config=night.toml --ds=2026-11-25
   python -m job score --input=features --model=models.custom_layer:build \\
       --weights=night.weights.h5 --output=predictions --runner=FlinkRunner
 
@@ -49,6 +50,7 @@ def build(command: str = "score") -> argparse.ArgumentParser:
         usage="%(prog)s --input=GLOB --model=MODEL --output=FOLDER [flag …]",
     )
     _add_data_flags(parser)
+    _add_night_flags(parser, command)
     _add_binding_flags(parser)
     _add_reject_flags(parser)
     _add_output_flags(parser)
@@ -72,6 +74,18 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     _add(group, "weights", "FILE", "x.weights.h5 for a model that a function builds")
     _add(group, "model_sha256", "HEX", "refuse the model unless its SHA-256 is this one")
     _switch(group, "trust_model", "run code that is inside the model file; such a file is refused otherwise")
+
+
+def _add_night_flags(parser: argparse.ArgumentParser, command: str) -> None:
+    told = "The paths above and --output may hold {ds}, {ds_nodash}, {ds-1} or {ds:%%Y/%%m/%%d}."
+    group = parser.add_argument_group("night", told)
+    _add(group, "ds", "DATE", "the night, as in 2026-11-25 (default: yesterday)")
+    _add(group, "timezone", "ZONE", "where it is yesterday, as in Europe/Berlin")
+    _add(group, "wait_for_input", "TIME", "wait so long for input that is not there yet, as in 90m or 2h")
+    _add(group, "input_marker", "NAME", "a file that a complete input folder holds, as in _SUCCESS")
+    _add(group, "config", "FILE", "a TOML file of flags; those of the command line come first")
+    if command == "score":
+        _switch(group, "print_config", "print all flags that are in force, as such a file, and end")
 
 
 def _add_binding_flags(parser: argparse.ArgumentParser) -> None:

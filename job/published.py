@@ -42,7 +42,7 @@ def clean(args: Sequence[str]) -> int:
 
     given = _clean_parser().parse_args(list(args))
     _configure_stores(given)
-    age_s = flags.age_s("older_than", given.older_than)
+    age_s = flags.duration_s("older_than", given.older_than)
     output = storage.absolute(given.output)
     if given.release_job is not None:
         if given.dry_run:

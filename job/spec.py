@@ -39,7 +39,12 @@ NO_OPTIONS = StoreOptions()
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """What a person asked for, validated. ``batch_size`` is rows; ``None`` means ``auto``."""
+    """What a person asked for, validated. ``batch_size`` is rows; ``None`` means ``auto``.
+
+    ``ds`` is the night, as in ``2026-11-25``; empty where no path has a date in it and nobody gave one.
+    ``output_template`` is the output with its placeholders, see ``job.nightly``. ``input_marker`` is the name
+    of a file that says that an input folder is complete.
+    """
 
     inputs: tuple[str, ...]
     model: str
@@ -66,6 +71,11 @@ class ScoringSpec:
     row_group_rows: int = 262_144
     requester_pays: str = ""
     kms_key: str = ""
+    ds: str = ""
+    timezone: str = "UTC"
+    wait_for_input_s: float = 0.0
+    input_marker: str = ""
+    output_template: str = ""
     wait: bool = True
     debug: bool = False
 
@@ -135,7 +145,7 @@ class Run:
     launcher. ``signature`` is the model's inputs and outputs as text. ``scoring`` is, as JSON, what is
     needed to score a row again. ``lease`` is what the launcher wrote into the output's lease, empty where no
     other machine could hold it; ``handed`` says that the job has it when the launcher has ended. ``stores``
-    says how object stores are asked.
+    says how object stores are asked. ``ds`` is the night, empty where none was asked for.
     """
 
     run_id: str
@@ -153,6 +163,7 @@ class Run:
     lease: str = ""
     handed: bool = False
     stores: StoreOptions = StoreOptions()
+    ds: str = ""
 
     def share_rejected(self, rows: int, unreadable: int) -> float:
         """Return the share of the run's rows that so many rejected ones are, from 0 to 1.

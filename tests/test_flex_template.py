@@ -24,7 +24,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 ACTIONS = {action.option_strings[-1].removeprefix("--"): action for action in parser.build()._actions}
 REQUIRED = {"input": "gs://b/in", "model": "gs://b/m.keras", "output": "gs://b/out"}
 # Of the launch itself: whoever starts a template does not wait for its job in the template.
-OF_THE_COMMAND = {"help", "wait", "no_wait"}
+OF_THE_COMMAND = {"help", "wait", "no_wait", "config", "print_config"}
 SHA = "0123456789abcdefABCDEF" * 2 + "0" * 20
 
 
@@ -70,6 +70,24 @@ VALUES = (
     *(("model_sha256", value) for value in (SHA, SHA[:-1], SHA[:-1] + "g", "")),
     *(("trust_model", value) for value in ("true", "false", "yes", "1")),
     *(("debug", value) for value in ("true", "false", "no")),
+    *(
+        ("ds", value)
+        for value in (
+            "2026-11-25",
+            "2028-02-29",
+            "2026-13-01",
+            "2026-11-32",
+            "20261125",
+            "2026-1-1",
+            "yesterday",
+        )
+    ),
+    *(
+        ("timezone", value)
+        for value in ("UTC", "Europe/Berlin", "America/Argentina/Ushuaia", "1", "A/", "a b")
+    ),
+    *(("wait_for_input", value) for value in ("0s", "90m", "2h", "1d", "2", "h", "1.5h", "2H")),
+    *(("input_marker", value) for value in ("_SUCCESS", ".done", "a b", "..", ".", "a/b", "/")),
     *(("features", value) for value in ("a", "a,b", "a, b", '"a,b",c', "a,,b", ",a", "a,", '"a"b', " ")),
     *(("keys", value) for value in ("id", "id,day", ",", "id,")),
     *(("prediction_columns", value) for value in ("p", "p,q", "p,,q")),

@@ -19,7 +19,7 @@ from job.spec import ScoringSpec
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = ("--input=a/*.parquet", "--model=m.keras", "--output=out")
-SPEC = ScoringSpec(inputs=("a/*.parquet",), model="m.keras", output="out")
+SPEC = ScoringSpec(inputs=("a/*.parquet",), model="m.keras", output="out", output_template="out")
 SHA = "0123456789abcdef" * 4
 
 
@@ -234,9 +234,12 @@ def test_every_field_of_the_spec_has_its_flag_and_the_other_way_round() -> None:
         "-h",
         "help",
         "no_wait",
+        "config",
+        "print_config",
     }
-    renamed = {"inputs": "input", "casts": "cast"}
-    assert flags == {renamed.get(name, name) for name in ScoringSpec.__dataclass_fields__}
+    renamed = {"inputs": "input", "casts": "cast", "wait_for_input_s": "wait_for_input"}
+    fields = set(ScoringSpec.__dataclass_fields__) - {"output_template"}
+    assert flags == {renamed.get(name, name) for name in fields}
 
 
 def test_help_shows_groups_defaults_and_exit_codes() -> None:

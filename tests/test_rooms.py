@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     ("__main__",),
     ("cli", "published"),
-    ("options", "parser", "flags"),
+    ("options", "config", "parser", "flags"),
     ("doctor", "workers", "probe", "reached", "places", "credentials", "looks", "ports"),
-    ("launch", "waiting", "preflight", "footers", "inputs", "host", "verify", "rescoring"),
+    ("launch", "waiting", "preflight", "footers", "awaiting", "inputs", "host", "verify", "rescoring"),
     (
         *("engines", "flink", "flink_checks", "flink_jar", "flink_rest"),
         *("clusters", "dataflow", "prism", "checks"),
@@ -30,7 +30,7 @@ ORDER = (
     ("asked", "answers"),
     ("pipeline",),
     ("worker", "overlap", "scoring", "task", "rejected", "reading", "fetching", "writing", "sizing"),
-    ("planning", "listing", "matching"),
+    ("planning", "listing", "matching", "choosing"),
     ("handler",),
     ("rejects", "finite"),
     ("binding", "tensors", "casting", "rounding"),

@@ -1,0 +1,82 @@
+"""Which model of several: the newest that a glob matches, or the one that an alias file names."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+
+from job import artifact, matching, storage
+from job.errors import ModelError
+
+_ALIAS = "@"
+
+
+def chosen(model: str) -> str:
+    """Return the path of the model that ``--model`` stands for.
+
+    A **glob** stands for the newest of what it matches: paths are compared piece by piece, digits as numbers,
+    so that ``v10`` is newer than ``v9`` and ``2026-11-25`` newer than ``2026-11-24``. An **alias**, a file
+    whose name begins with ``@``, stands for the path in it, one line, relative to the alias' own folder.
+
+    Raises:
+        ModelError: nothing matches, two are equally new, or the alias leads nowhere.
+    """
+    if _is_alias(model):
+        return _behind(model)
+    if not glob.has_magic(model) or storage.exists(model):
+        return model
+    found = sorted(_matches(model), key=_version)
+    if not found:
+        raise ModelError(f"--model={model}: no model matches; give {artifact.FORMS}")
+    if len(found) > 1 and _version(found[-1]) == _version(found[-2]):
+        raise ModelError(f"--model={model}: {found[-1]} and {found[-2]} are equally new; give one of them")
+    return found[-1]
+
+
+def stands_for_another(model: str) -> bool:
+    """Say whether ``--model`` may be a glob or an alias."""
+    return _is_alias(model) or glob.has_magic(model)
+
+
+def _is_alias(model: str) -> bool:
+    return model.rpartition("/")[2].startswith(_ALIAS)
+
+
+def _behind(alias: str) -> str:
+    content = storage.read_bytes(alias)
+    if content is None:
+        raise ModelError(f"--model={alias}: there is no such alias; it is a file with a model's name in it")
+    lines = [line for line in content.decode(errors="replace").splitlines() if line.strip()]
+    if len(lines) != 1:
+        raise ModelError(f"--model={alias}: it has {len(lines)} lines; it must have one, a model's name")
+    name = lines[0].strip()
+    if name.startswith(_ALIAS):
+        raise ModelError(f"--model={alias}: it names another alias, {name}; let it name a model")
+    path = name if storage.is_remote(name) or os.path.isabs(name) else _beside(alias, name)
+    if not storage.exists(path):
+        raise ModelError(f"--model={alias}: it names {name}, and {path} is not there")
+    return path
+
+
+def _beside(alias: str, name: str) -> str:
+    return storage.absolute(storage.join(storage.parent(alias), name))
+
+
+def _matches(pattern: str) -> list[str]:
+    if storage.is_remote(pattern):
+        # A SavedModel is a folder, which a bucket does not list.
+        graphs = matching.matches(f"{pattern}/saved_model.pb")
+        named = [info.path for info in matching.matches(pattern) if not info.root]
+        found = [*(info.path.rpartition("/")[0] for info in graphs), *named]
+    else:
+        found = [path for path in glob.glob(storage.local(pattern)) if not path.endswith("/")]
+    shown = [path for path in found if not path.rpartition("/")[2].startswith((_ALIAS, "_", "."))]
+    return [path for path in shown if artifact.is_model(path)]
+
+
+def _version(path: str) -> list[tuple[int, int, str]]:
+    """Return what models are compared by: the path's pieces, digits before letters and as numbers."""
+    # Without what tells the kind, or 1.10.keras would be newer than 1.10.1.keras.
+    pieces = re.findall(r"[0-9]+|[^0-9]+", re.sub(r"\.(keras|h5|hdf5)$", "", path))
+    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]

@@ -1,0 +1,112 @@
+"""Which night: the dates in paths, and the night that a run is for when nobody says so.
+
+A **placeholder** stands for a date in a path: ``{ds}`` is ``2026-11-25``, ``{ds_nodash}`` ``20261125``; a
+number of days may follow, as in ``{ds-1}`` or ``{ds_nodash+7}``, and a format of ``strftime``, as in
+``{ds-1:%Y/%m/%d}``. The names are Airflow's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import zoneinfo
+from collections.abc import Iterator
+from typing import Final
+
+from job.errors import UsageError
+
+NODASH: Final = "%Y%m%d"
+FORMS: Final = "{ds}, {ds_nodash}, {ds-1}, {ds:%Y/%m/%d}"
+
+# What looks like a placeholder: braces around a name, and whatever follows it.
+_BRACES: Final = re.compile(r"\{[A-Za-z_][^{}]*\}")
+_PLACEHOLDER: Final = re.compile(r"\{ds(_nodash)?([+-][0-9]{1,5})?(?::([^{}]+))?\}")
+_DIRECTIVES: Final = re.compile(r"%(.?)", re.DOTALL)
+# Those of a date; an hour would be 00 whatever the night.
+_OF_A_DATE: Final = frozenset("YymdjBbAaGVuwUW%")
+
+
+def day(name: str, text: str) -> datetime.date:
+    """Return the date that a flag gives.
+
+    Raises:
+        UsageError: it is no ``YYYY-MM-DD``.
+    """
+    try:
+        # fromisoformat() would also take 20261125 and weeks.
+        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            return datetime.date.fromisoformat(text)
+        reason = "must be a date as in 2026-11-25"
+    except ValueError as e:
+        reason = f"no such day: {e}"
+    raise UsageError(f"--{name}={text}: {reason}")
+
+
+def zone(text: str) -> datetime.tzinfo:
+    """Return a time zone by its name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if text == "UTC":
+        # Also where there is no database of zones.
+        return datetime.UTC
+    try:
+        return zoneinfo.ZoneInfo(text)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as e:
+        raise UsageError(f"--timezone={text}: no such time zone; give one as in UTC or Europe/Berlin") from e
+
+
+def yesterday(timezone: str, now: datetime.datetime | None = None) -> datetime.date:
+    """Return the day before today, where ``timezone`` is. ``now`` tells its own zone; left out, it is now."""
+    now = now or datetime.datetime.now(datetime.UTC)
+    return now.astimezone(zone(timezone)).date() - datetime.timedelta(days=1)
+
+
+def days(first: datetime.date, last: datetime.date) -> Iterator[datetime.date]:
+    """Yield each day from the first to the last, both included."""
+    for number in range((last - first).days + 1):
+        yield first + datetime.timedelta(days=number)
+
+
+def has_date(template: str) -> bool:
+    """Say whether a path has a placeholder."""
+    return bool(_PLACEHOLDER.search(template))
+
+
+def check(name: str, template: str) -> None:
+    """Refuse what looks like a placeholder of a flag and is none.
+
+    Raises:
+        UsageError: its name is another, or its format has no date in it.
+    """
+    for found in _BRACES.finditer(template):
+        placeholder = _PLACEHOLDER.fullmatch(found[0])
+        if placeholder is None:
+            raise UsageError(f"--{name}={template}: {found[0]} is no placeholder; use one of {FORMS}")
+        nodash, form = placeholder[1], placeholder[3]
+        directives = set(_DIRECTIVES.findall(form or "%Y"))
+        if nodash and form:
+            raise UsageError(f"--{name}={template}: {found[0]} has two formats; write {{ds:{form}}}")
+        if not directives <= _OF_A_DATE or not directives - {"%"}:
+            raise UsageError(
+                f"--{name}={template}: {found[0]} has no date's format; use one as in {{ds:%Y/%m/%d}}"
+            )
+
+
+def expand(template: str, ds: datetime.date) -> str:
+    """Return a path with the dates of a night in it.
+
+    Raises:
+        UsageError: a date lies outside the years 1 to 9999.
+    """
+
+    def dated(found: re.Match[str]) -> str:
+        nodash, shift, form = found.groups()
+        try:
+            shifted = ds + datetime.timedelta(days=int(shift or 0))
+        except OverflowError as e:
+            raise UsageError(f"{template}: {found[0]} of {ds} is in no year from 1 to 9999") from e
+        return shifted.strftime(form or NODASH) if form or nodash else shifted.isoformat()
+
+    return _PLACEHOLDER.sub(dated, template)
