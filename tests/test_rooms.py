@@ -30,7 +30,7 @@ ORDER = (
     ("asked", "answers"),
     ("pipeline",),
     ("worker", "overlap", "scoring", "task", "rejected", "reading", "fetching", "writing", "sizing"),
-    ("planning", "listing", "matching", "choosing"),
+    ("planning", "choosing", "listing", "matching"),
     ("handler",),
     ("rejects", "finite"),
     ("binding", "tensors", "casting", "rounding"),
