@@ -107,10 +107,37 @@ def _score(args: Sequence[str]) -> int:
     return 0
 
 
-def _score_help() -> str:
-    from job import parser
+def _backfill(args: Sequence[str]) -> int:
+    from job import options
 
-    return parser.build().format_help()
+    asked = options.parse_backfill(args)
+    from job import backfill, endings, nightly
+
+    backfill.check(asked.template)
+    if asked.beam_args:
+        from job import engines
+
+        engines.check_runner(asked.beam_args)
+    ended = list(
+        backfill.score(
+            asked.template,
+            asked.beam_args,
+            nightly.days(asked.start, asked.end),
+            nights_at_once=asked.nights_at_once or backfill.AUTO_NIGHTS,
+            announce=progress.say,
+        )
+    )
+    console.show(endings.table(ended))
+    return endings.exit_code(ended)
+
+
+def _help_of(command: str) -> Callable[[], str]:
+    def text() -> str:
+        from job import parser
+
+        return parser.build(command).format_help()
+
+    return text
 
 
 def _doctor(args: Sequence[str]) -> int:
@@ -131,12 +158,6 @@ def _doctor(args: Sequence[str]) -> int:
     return code
 
 
-def _doctor_help() -> str:
-    from job import parser
-
-    return parser.build("doctor").format_help()
-
-
 def _fail(message: str, exit_code: int, *, debug: bool) -> int:
     if debug:
         sys.stderr.write(redaction.scrub(traceback.format_exc()))
@@ -145,8 +166,9 @@ def _fail(message: str, exit_code: int, *, debug: bool) -> int:
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
-    "score": Command("score shards and publish the predictions", _score, _score_help),
-    "doctor": Command("look at engine and paths before a night", _doctor, _doctor_help),
+    "score": Command("score shards and publish the predictions", _score, _help_of("score")),
+    "backfill": Command("score many nights, each from its own input", _backfill, _help_of("backfill")),
+    "doctor": Command("look at engine and paths before a night", _doctor, _help_of("doctor")),
     "report": Command("print the run report of an output", published.report, published.help_of("report")),
     "verify": Command("check a published night", published.verify, published.help_of("verify")),
     "clean": Command("remove what abandoned runs left", published.clean, published.help_of("clean")),

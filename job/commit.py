@@ -87,7 +87,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from job import counting, manifest, output, staging, storage
 from job.errors import StateUnknownError
 from job.report import RunReport
-from job.spec import Receipt, Run, Shard
+from job.spec import Receipt, Run, Shard, Split
 from job.together import parallel, together
 
 
@@ -200,11 +200,16 @@ def _one_of_each_split(run: Run, receipts: Iterable[Receipt]) -> list[Receipt]:
     if len(given) == len(found) == run.splits:
         return given
     times = Counter(receipt.split.name for receipt in given)
-    for split in staging.read_plan(storage.join(staging.folder_of(run.output, run.run_id), staging.PLAN)):
-        if times[split.name] != 1:
-            on_disk = staging.read_receipt(run.output, run.run_id, split)
-            if on_disk is not None:
-                found[split.name] = on_disk
+    plan = staging.read_plan(storage.join(staging.folder_of(run.output, run.run_id), staging.PLAN))
+    looked_for = [split for split in plan if times[split.name] != 1]
+
+    def read(split: Split) -> Receipt | None:
+        return staging.read_receipt(run.output, run.run_id, split)
+
+    # On a disk threads would only be in each other's way.
+    far = storage.is_remote(run.output)
+    on_disk = parallel(read, looked_for, name="receipts") if far else map(read, looked_for)
+    found.update({receipt.split.name: receipt for receipt in on_disk if receipt is not None})
     return list(found.values())
 
 

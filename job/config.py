@@ -42,7 +42,7 @@ _NOT_HERE: Final = ("config", "print_config", "debug")
 
 
 @contextlib.contextmanager
-def merged(argv: Sequence[str]) -> Iterator[list[str]]:
+def merged(argv: Sequence[str], command: str = "score") -> Iterator[list[str]]:
     """Yield a command line with the flags of its configuration in front, where it has one.
 
     An error about a flag that comes from the file is raised again with the file and the line.
@@ -50,7 +50,7 @@ def merged(argv: Sequence[str]) -> Iterator[list[str]]:
     Raises:
         UsageError: the file cannot be read, or a key is unknown or has no value that a flag could have.
     """
-    given, rest = parser.build().parse_known_args(list(argv))
+    given, rest = parser.build(command).parse_known_args(list(argv))
     paths = list(dict.fromkeys(given.config))
     if not paths:
         yield list(argv)

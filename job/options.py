@@ -12,7 +12,7 @@ import datetime
 import difflib
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NoReturn, get_args
 
 from job import clusters, config, flags, nightly, parser, quiet
@@ -29,18 +29,47 @@ def parse(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
         UsageError: a flag is unknown, missing, repeated, malformed or at odds with another; if it comes from
             a configuration's file, with its line.
     """
-    template, beam_args = parse_template(argv)
+    _, template, beam_args = _parsed(argv)
     return of_night(template), beam_args
 
 
-def parse_template(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
-    """Return what :func:`parse` does, with the dates of no night in its paths yet; see :func:`of_night`."""
+@dataclass(frozen=True)
+class Backfill:
+    """What ``backfill`` is asked to do: a spec with placeholders in its paths yet, and the nights."""
+
+    template: ScoringSpec
+    beam_args: tuple[str, ...]
+    start: datetime.date
+    end: datetime.date
+    nights_at_once: int | None
+
+
+def parse_backfill(argv: Sequence[str]) -> Backfill:
+    """Return what ``backfill`` is asked to do; raises what :func:`parse` raises."""
+    given, spec, beam_args = _parsed(argv, "backfill")
+    if not (start := flags.one(given, "start")):
+        raise UsageError(f"--start must be given; see {parser.help_of('backfill')}")
+    first = nightly.day("start", start)
+    end = flags.one(given, "end")
+    last = nightly.day("end", end) if end else nightly.yesterday(spec.timezone)
+    if last < first:
+        raise UsageError(f"--end={last}: it lies before --start={first}; exchange them")
+    at_once = flags.one(given, "parallel")
+    parallel = (
+        None if at_once in (None, "auto") else flags.count("parallel", at_once, "auto, or nights from 1")
+    )
+    return Backfill(spec, beam_args, first, last, parallel)
+
+
+def _parsed(
+    argv: Sequence[str], command: str = "score"
+) -> tuple[argparse.Namespace, ScoringSpec, tuple[str, ...]]:
     checked, unchecked = _split_at_dashes(argv)
-    with config.merged(checked) as merged:
-        given, rest = parser.build().parse_known_args(merged)
+    with config.merged(checked, command) as merged:
+        given, rest = parser.build(command).parse_known_args(merged)
         if rest:
             _check_beam_args(rest)
-        return _spec(given), (*rest, *unchecked)
+        return given, _spec(given), (*rest, *unchecked)
 
 
 def effective(argv: Sequence[str]) -> str:
@@ -136,7 +165,7 @@ def _check_dates(given: argparse.Namespace) -> None:
 def _check_required(given: argparse.Namespace) -> None:
     missing = [f"--{name}" for name in ("input", "model", "output") if not any(getattr(given, name))]
     if missing:
-        raise UsageError(f"{', '.join(missing)} must be given; see {parser.HELP}")
+        raise UsageError(f"{', '.join(missing)} must be given; see {parser.help_of()}")
 
 
 def _check_no_clash(spec: ScoringSpec) -> None:
@@ -164,7 +193,11 @@ def _check_beam_args(args: list[str]) -> None:
     # Ours come first, so that they win where Beam has an equally near one.
     known = [*parser.build()._option_string_actions, *beam._option_string_actions]
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"see {parser.HELP}, or pass it unchecked after a bare --"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"see {parser.help_of()}, or pass it unchecked after a bare --"
+    )
     raise UsageError(f"unknown flag {name}; {hint}")
 
 

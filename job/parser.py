@@ -11,10 +11,10 @@ from job.flags import DEFAULTS
 from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite
 
 COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
-HELP: Final = "python -m job score --help"
 
 _DESCRIPTIONS: Final = {
     "score": "Score Parquet shards with a Keras model and write the predictions as Parquet.",
+    "backfill": "Score each night from --start to --end by the flags of score; skip those that are there.",
     "doctor": "Look, with the flags of score, at its engine and paths; 0 if all is well, else 7.",
 }
 
@@ -58,6 +58,11 @@ def build(command: str = "score") -> argparse.ArgumentParser:
     return parser
 
 
+def help_of(command: str = "score") -> str:
+    """Return what somebody types to be told more."""
+    return f"python -m job {command} --help"
+
+
 class Parser(argparse.ArgumentParser):
     """Raises what is wrong as a ``UsageError``, where argparse would print it and exit."""
 
@@ -84,6 +89,10 @@ def _add_night_flags(parser: argparse.ArgumentParser, command: str) -> None:
     _add(group, "wait_for_input", "TIME", "wait so long for input that is not there yet, as in 90m or 2h")
     _add(group, "input_marker", "NAME", "a file that a complete input folder holds, as in _SUCCESS")
     _add(group, "config", "FILE", "a TOML file of flags; those of the command line come first")
+    if command == "backfill":
+        _add(group, "start", "DATE", "the first night of a backfill")
+        _add(group, "end", "DATE", "the last one (default: yesterday)")
+        _add(group, "parallel", "NIGHTS|auto", "nights that go through the engine together (default: auto)")
     if command == "score":
         _switch(group, "print_config", "print all flags that are in force, as such a file, and end")
 

@@ -22,7 +22,7 @@ import apache_beam as beam
 from job import commit, objects, staging
 from job.errors import JobError
 from job.metrics import CountReceipts
-from job.spec import Receipt, Run
+from job.spec import Device, Receipt, Run
 from job.task import ScoringTask
 from job.worker import PlanSlice, ReadPlan, ScoreSplits
 
@@ -39,6 +39,11 @@ class ScoreParquet(beam.PTransform):
     task: ScoringTask
     slices: int = 1
     overlaps: bool = True
+
+    @property
+    def device(self) -> Device:
+        """Return where the model runs."""
+        return self.task.device
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[str]:
         """Wire the steps that the module's docstring draws."""

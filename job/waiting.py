@@ -24,6 +24,7 @@ from job.spec import Run, ScoringSpec
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
+    from job.nights import ScoreNights
     from job.pipeline import ScoreParquet
 
 # Flink needs a few seconds to cancel; a job server of our own must not end before that.
@@ -74,9 +75,11 @@ def _endpoint(options: PipelineOptions) -> str:
 
 
 def run(
-    options: PipelineOptions, scoring: ScoreParquet, run: Run, announce: Callable[[str], None]
+    options: PipelineOptions, scoring: ScoreParquet | ScoreNights, run: Run, announce: Callable[[str], None]
 ) -> Job | None:
     """Run a pipeline to its end; or, with a run that is to be handed over, submit it and return the job.
+
+    ``run`` is the first one where it scores several nights.
 
     Raises:
         JobError: what a worker left, or the engine said.
@@ -90,7 +93,7 @@ def run(
     with workers_errors(options, run.output, run.run_id), engines.ended_on_failure(options):
         pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
         # On all of it, or what differs in its hints would be a stage of its own, with a shuffle in between.
-        scoring.with_resource_hints(**engines.hints(options, scoring.task.device))
+        scoring.with_resource_hints(**engines.hints(options, scoring.device))
         pipeline | "Score Parquet" >> scoring
         with _cancelled_by_ctrl_c(announce) as submitted:
             # Where the pipeline is run by others, the call only submits it.

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindow
@@ -72,8 +73,12 @@ class ScoreSplits(beam.DoFn):
 
     def setup(self) -> None:
         """Take this process's copy of the model, whatever the engine does with its DoFns."""
+        self.ready(Overlap[list[Receipt]]())
+
+    def ready(self, overlap: Overlap[Any]) -> None:
+        """Do what ``setup`` does; ``overlap`` may be shared with other nights' steps."""
         task = self.task
-        self._overlap = Overlap[list[Receipt]]()
+        self._overlap = overlap
         objects.configure(task.run.stores)
         with self._failures_left_behind(""):
             self._loaded = model.acquire(
@@ -102,11 +107,11 @@ class ScoreSplits(beam.DoFn):
         """
         in_buckets = storage.is_remote(split.shard.path) or storage.is_remote(self.task.run.output)
         if not in_buckets or not self.overlaps:
-            yield from self._receipts(split, nullcontext())
+            yield from self.receipts(split, nullcontext())
             return
 
         def work() -> list[Receipt]:
-            return list(self._receipts(split, self._overlap.scoring()))
+            return list(self.receipts(split, self._overlap.scoring()))
 
         for receipts in self._overlap.begin(work):
             yield from receipts
@@ -117,7 +122,7 @@ class ScoreSplits(beam.DoFn):
             for receipt in receipts:
                 yield WindowedValue(receipt, MIN_TIMESTAMP, (GlobalWindow(),))
 
-    def _receipts(self, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
+    def receipts(self, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
         """Yield a split's receipt, none where the run is published; the model is asked within ``turn``."""
         run = self.task.run
         found = staging.read_receipt(run.output, run.run_id, split)

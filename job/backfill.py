@@ -1,0 +1,273 @@
+"""Many nights by one command, in one process and with one load of the model.
+
+Nights go through the engine in groups, each group in one pipeline, and are published in their order. Each has
+its own lease, staging and ``_SUCCESS``, as if it had been scored alone: what is there already is skipped, a
+killed backfill is resumed by the same command, and a night that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from job import (
+    choosing,
+    commit,
+    engines,
+    launch,
+    nightly,
+    objects,
+    options,
+    preflight,
+    preparing,
+    progress,
+    staging,
+    storage,
+    waiting,
+)
+from job.endings import Ending
+from job.errors import EngineError, JobError, UsageError, one_line
+from job.preparing import Outcome, Prepared
+from job.spec import ModelReference, ScoringSpec
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from job.task import ScoringTask
+
+# A pipeline takes 0.3 s to start on this machine, a lease in a bucket a thread: so many nights at a time.
+AUTO_NIGHTS: Final = 128
+# What is published by this process, which reads the receipts: a larger night has a pipeline of its own.
+_MOST_SPLITS: Final = 2000
+
+
+def check(template: ScoringSpec) -> None:
+    """Refuse what cannot be said of several nights.
+
+    Raises:
+        UsageError: nights would have one input or one output, or the command would not see their end.
+    """
+    if template.ds:
+        raise UsageError(
+            f"--ds={template.ds}: backfill scores the nights from --start to --end; leave it out"
+        )
+    undated = [one for one in template.inputs if not nightly.has_date(one)]
+    if len(undated) == len(template.inputs):
+        raise UsageError(f"--input={undated[0]}: each night needs rows of its own; put {{ds}} into it")
+    if not nightly.has_date(template.output_template):
+        raise UsageError(f"--output={template.output}: each night needs one of its own; put {{ds}} into it")
+    if not template.wait:
+        raise UsageError("--no_wait: backfill publishes the nights in their order; leave it out")
+
+
+def score(
+    template: ScoringSpec,
+    beam_args: Sequence[str],
+    days: Iterable[datetime.date],
+    *,
+    nights_at_once: int,
+    announce: Callable[[str], None],
+) -> Iterator[Ending]:
+    """Score nights and publish each; yields how they ended, in their order.
+
+    ``nights_at_once`` is how many go through the engine together, at most.
+
+    Raises:
+        EngineError: the engine cannot be reached.
+        UsageError: the first night cannot be asked for so.
+    """
+    objects.configure(template.stores)
+    # What is not there by now comes no more.
+    template = replace(template, wait_for_input_s=0.0)
+    if choosing.stands_for_another(template.model) and not nightly.has_date(template.model):
+        template = replace(template, model=choosing.chosen(storage.absolute(template.model)))
+    left = deque(days)
+    with preflight.shared(template) as key:
+        nights = _Nights(template, tuple(beam_args), key, announce)
+        while left:
+            with ExitStack() as leases:
+                group = _Group(nights)
+                while left and len(group.ready) < nights_at_once and group.splits < _MOST_SPLITS:
+                    group.add(left.popleft(), leases)
+                yield from group.endings()
+
+
+@dataclass(frozen=True, eq=False)
+class _Nights:
+    """What the nights have in common; ``key``: see ``preflight.shared``."""
+
+    template: ScoringSpec
+    beam_args: tuple[str, ...]
+    key: str
+    announce: Callable[[str], None]
+    references: dict[tuple[str, str | None], ModelReference] = field(default_factory=dict)
+
+    def reference(self, spec: ScoringSpec) -> ModelReference:
+        """Return a night's model, which is looked at once, however many nights are of it."""
+        asked = spec.model, spec.weights
+        if asked not in self.references:
+            self.references[asked] = preparing.resolved(spec)
+        return self.references[asked]
+
+
+class _Group:
+    """Nights that go through the engine together; ``ready`` are those that it has to score, by date."""
+
+    def __init__(self, nights: _Nights) -> None:
+        self._nights = nights
+        self._ended: dict[str, Ending] = {}
+        self._outputs: dict[str, str] = {}
+        self._options: PipelineOptions | None = None
+        self._fit: engines.Fit | None = None
+        self.ready: dict[str, Prepared] = {}
+
+    @property
+    def splits(self) -> int:
+        """Return how many splits there are to score."""
+        return sum(len(ready.splits) - len(ready.finished) for ready in self.ready.values())
+
+    def add(self, day: datetime.date, leases: ExitStack) -> None:
+        """Prepare a night, or note how it has ended; ``leases`` keeps what it holds."""
+        spec = options.of_night(self._nights.template, day)
+        self._outputs[spec.ds] = storage.absolute(spec.output)
+
+        def prepare() -> Outcome | None:
+            with ExitStack() as own:
+                claim = own.enter_context(
+                    preparing.claimed(
+                        spec,
+                        self._nights.beam_args,
+                        self._told(spec.ds),
+                        _loaded,
+                        self._nights.reference,
+                        time.time(),
+                    )
+                )
+                if isinstance(claim, Outcome):
+                    return claim
+                footers = preparing.read_footers(claim, self._nights.beam_args, _loaded)
+                fit = self._engine()[1]
+                self.ready[spec.ds] = preparing.prepared(claim, footers, fit, self._told(spec.ds))
+                leases.enter_context(own.pop_all())
+                return None
+
+        self._end(spec.ds, prepare)
+
+    def endings(self) -> Iterator[Ending]:
+        """Score what is ready, publish it, and yield how all nights ended, in the order they were added."""
+        together = len(self.ready) > 1 and self._scored_together()
+        for ds in self._outputs:
+            if (ready := self.ready.get(ds)) is not None:
+                self._end(
+                    ds,
+                    functools.partial(_published, ready)
+                    if together
+                    else functools.partial(self._alone, ds, ready),
+                )
+            yield self._ended[ds]
+
+    def _scored_together(self) -> bool:
+        from job.nights import ScoreNights
+
+        chosen, fit = self._engine()
+        ready = list(self.ready.values())
+        scoring = ScoreNights(
+            tuple(one.plan for one in ready), _alike([one.task for one in ready]), fit.slices, fit.overlaps
+        )
+
+        def finished_rows() -> int:
+            return sum(one.finished_rows() for one in ready)
+
+        rows, reused = (
+            sum(one.task.run.rows for one in ready),
+            sum(one.rows_of(one.finished) for one in ready),
+        )
+        try:
+            with progress.shown(rows, reused, finished_rows=None if fit.here else finished_rows):
+                waiting.run(chosen, scoring, ready[0].task.run, self._nights.announce)
+        except Exception as e:  # noqa: BLE001 - whatever it was, it may be of one night only
+            told = str(e) if isinstance(e, JobError) else one_line(e)
+            self._nights.announce(f"{told}; each of {len(ready)} nights is tried by itself")
+            return False
+        finally:
+            self._options = None
+        return True
+
+    def _alone(self, ds: str, ready: Prepared) -> Outcome:
+        _raise_what_is_left(ready)
+        chosen, fit = self._engine()
+        self._options = None
+        return launch.finish(ready, fit, chosen, self._told(ds))
+
+    def _engine(self) -> tuple[PipelineOptions, engines.Fit]:
+        """Return options that no pipeline has had yet, for some take their runner's name out of them."""
+        if self._options is None:
+            self._options = engines.beam_options(self._nights.beam_args)
+        if self._fit is None:
+            self._fit = engines.fit(self._options, self._nights.key)
+        return self._options, self._fit
+
+    def _end(self, ds: str, step: Callable[[], Outcome | None]) -> None:
+        """Take a step of a night, and note the outcome or the error that it ends with."""
+        output = self._outputs[ds]
+        try:
+            outcome = step()
+        except EngineError:
+            # It will not be there for the next night either.
+            raise
+        except JobError as e:
+            self._ended[ds] = Ending(ds, output, error=e)
+        except Exception as e:  # noqa: BLE001 - the night's, and not the others'
+            self._ended[ds] = Ending(ds, output, error=JobError(f"unexpected {one_line(e)}"))
+        else:
+            if outcome is not None:
+                self._ended[ds] = Ending(ds, output, outcome)
+
+    def _told(self, ds: str) -> Callable[[str], None]:
+        return lambda line: self._nights.announce(f"{ds}: {line}")
+
+
+def _published(ready: Prepared) -> Outcome:
+    _raise_what_is_left(ready)
+    return Outcome(commit.publish(ready.task.run, ()), already_published=False)
+
+
+def _raise_what_is_left(ready: Prepared) -> None:
+    run = ready.task.run
+    if (left := staging.failure(run.output, run.run_id)) is not None:
+        raise left
+
+
+def _alike(tasks: Sequence[ScoringTask]) -> tuple[ScoringTask, ...]:
+    """Return the tasks with what is equal in them as one object, which is pickled once."""
+    first = tasks[0]
+    alike = []
+    for task in tasks:
+        run = replace(
+            task.run,
+            **{
+                name: getattr(first.run, name)
+                for name in ("model", "signature", "versions", "scoring", "stores")
+                if getattr(task.run, name) == getattr(first.run, name)
+            },
+        )
+        shared = {
+            name: getattr(first, name)
+            for name in ("binding", "keys", "predictions")
+            if getattr(task, name) == getattr(first, name)
+        }
+        alike.append(replace(task, run=run, **shared))
+    return tuple(alike)
+
+
+def _loaded() -> object:
+    # Not kept quiet: what is announced meanwhile must be seen.
+    from job import nights, pipeline
+
+    return nights, pipeline

@@ -1,0 +1,138 @@
+"""Several nights in one pipeline, for starting a pipeline takes longer than scoring a small night.
+
+::
+
+    plans ▶ Read the plans      (night, PlanSlice) → (night, Split)
+          ▶ Spread the splits   the only shuffle; no row is in it
+          ▶ Score the splits    (night, Split) → Receipt    as in ``job.pipeline``
+          ▶ Count the splits    Receipt → Receipt           for the engine's own metrics
+          ▶ Count the runs' splits   run id → (run id, splits)
+
+Who runs it publishes the nights, in their order, from the receipts in their staging. A night that fails
+leaves its error there; its other splits are not scored, and the other nights are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
+
+from job import objects, storage
+from job.metrics import CountReceipts
+from job.overlap import Overlap, StoppedError
+from job.spec import Device, Receipt, Run, Split
+from job.task import ScoringTask
+from job.worker import PlanSlice, ReadPlan, ScoreSplits
+
+
+@dataclass(eq=False)
+class ScoreNights(beam.PTransform):
+    """Score the splits of several written plans: ``PBegin`` → ``PCollection`` of run ids and their splits.
+
+    ``plans`` and ``tasks``: one of each night. ``slices`` and ``overlaps``: see ``pipeline.ScoreParquet``.
+    """
+
+    plans: tuple[str, ...]
+    tasks: tuple[ScoringTask, ...]
+    slices: int = 1
+    overlaps: bool = True
+
+    @property
+    def device(self) -> Device:
+        """Return where the model runs."""
+        return self.tasks[0].device
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, int]]:
+        """Wire the steps that the module's docstring draws."""
+        # As many elements to begin with as one night would have, or nights, whichever are more.
+        each = -(-self.slices // len(self.plans))
+        slices = [
+            (night, part) for night, plan in enumerate(self.plans) for part in PlanSlice.all_of(plan, each)
+        ]
+        runs = tuple(task.run for task in self.tasks)
+        return (
+            begin
+            | "Name the plans" >> beam.Create(slices, reshuffle=False)
+            | "Read the plans" >> beam.FlatMapTuple(ReadPlans(runs))
+            | "Spread the splits" >> beam.Reshuffle()
+            | "Score the splits" >> beam.ParDo(ScoreSplitsOfNights(self.tasks, self.overlaps))
+            | "Count the splits" >> beam.ParDo(CountReceipts())
+            | "Name the runs" >> beam.Map(lambda receipt: receipt.run_id)
+            # The embedded engine sees that a worker has died only where it waits for what the worker gives.
+            | "Count the runs' splits" >> beam.combiners.Count.PerElement()
+        )
+
+
+@dataclass(frozen=True)
+class ReadPlans:
+    """Reads the splits of several runs: a night's number and a slice → its number and its ``Split``s."""
+
+    runs: tuple[Run, ...]
+
+    def __call__(self, night: int, some: PlanSlice) -> Iterator[tuple[int, Split]]:
+        """Yield the splits, none where the run is published."""
+        for split in ReadPlan(self.runs[night])(some):
+            yield night, split
+
+
+@dataclass(eq=False)
+class ScoreSplitsOfNights(beam.DoFn):
+    """``(night, Split)`` → ``Receipt``; none of a night that has failed."""
+
+    tasks: tuple[ScoringTask, ...]
+    overlaps: bool = True
+
+    def setup(self) -> None:
+        """Take this process's copy of the model."""
+        objects.configure(self.tasks[0].run.stores)
+        self._overlap = Overlap[list[Receipt]]()
+        self._steps: dict[int, ScoreSplits] = {}
+        self._failed: set[int] = set()
+
+    def start_bundle(self) -> None:
+        """Wait for what a bundle that failed has left behind."""
+        self._overlap.forget()
+
+    def process(self, one: tuple[int, Split]) -> Iterator[Receipt]:
+        """Score one split, or return the receipt that it has; see ``ScoreSplits``."""
+        night, split = one
+        output = self.tasks[night].run.output
+        if not self.overlaps or not (storage.is_remote(split.shard.path) or storage.is_remote(output)):
+            yield from self._receipts(night, split, nullcontext())
+            return
+
+        def work() -> list[Receipt]:
+            return list(self._receipts(night, split, self._overlap.scoring()))
+
+        for receipts in self._overlap.begin(work):
+            yield from receipts
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Return the receipts that ``process`` has not returned."""
+        for receipts in self._overlap.finish():
+            for receipt in receipts:
+                yield WindowedValue(receipt, MIN_TIMESTAMP, (GlobalWindow(),))
+
+    def _receipts(self, night: int, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
+        if night in self._failed:
+            return
+        try:
+            yield from self._step(night).receipts(split, turn)
+        except StoppedError:
+            raise
+        except Exception:  # noqa: BLE001 - left in the night's staging, where whoever publishes it finds it
+            self._failed.add(night)
+
+    def _step(self, night: int) -> ScoreSplits:
+        step = self._steps.get(night)
+        if step is None:
+            step = ScoreSplits(self.tasks[night], self.overlaps)
+            step.ready(self._overlap)
+            self._steps[night] = step
+        return step

@@ -1,0 +1,298 @@
+"""A night up to the point where an engine is needed: its shards, its model, its lease, its plan.
+
+List the shards, digest the model, name the run. If that run is published already, stop there: neither
+Keras nor Beam has been imported. Else take the lease; load the model, read every footer, bind, plan.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from job import (
+    artifact,
+    awaiting,
+    choosing,
+    cleaning,
+    commit,
+    dataflow,
+    engines,
+    host,
+    inputs,
+    output,
+    planning,
+    preflight,
+    staging,
+    storage,
+    waiting,
+)
+from job.errors import DataError, StateUnknownError, StorageError, UsageError
+from job.handover import Job
+from job.report import RunReport
+from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
+from job.together import together
+
+if TYPE_CHECKING:
+    from job.task import ScoringTask
+
+_WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ``score`` ends with; ``already_published`` when the same run was there before.
+
+    ``job`` is what was submitted and not waited for; then there is no report yet.
+    """
+
+    published: RunReport | None
+    already_published: bool
+    job: Job | None = None
+
+    @property
+    def report(self) -> RunReport:
+        """The report of the night that is published."""
+        if self.published is None:
+            raise StateUnknownError(f"{self.job} was not waited for: there is no report yet")
+        return self.published
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A run whose output is this process's as long as it holds the ``lease``."""
+
+    spec: ScoringSpec
+    shards: list[Shard]
+    reference: ModelReference
+    run_id: str
+    lease: str
+    started_unix_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run that an engine can score: what workers are given, the written plan, what is finished already."""
+
+    task: ScoringTask
+    splits: tuple[Split, ...]
+    plan: str
+    finished: set[str]
+
+    def rows_of(self, names: set[str]) -> int:
+        """Return how many rows some splits have together."""
+        return sum(split.rows for split in self.splits if split.name in names)
+
+    def finished_rows(self) -> int:
+        """Return how many rows are finished by now."""
+        run = self.task.run
+        return self.rows_of(staging.finished(run.output, run.run_id))
+
+
+def resolved(spec: ScoringSpec) -> ModelReference:
+    """Return the model of a spec with absolute paths; raises ``ModelError`` or ``UsageError``."""
+    return artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
+
+
+@contextmanager
+def claimed(
+    spec: ScoringSpec,
+    beam_args: Sequence[str],
+    announce: Callable[[str], None],
+    loaded: Callable[[], object],
+    resolve: Callable[[ScoringSpec], ModelReference],
+    started_unix_s: float,
+) -> Iterator[Claim | Outcome]:
+    """Hold a night's output, or give the outcome where the night is published already.
+
+    ``loaded`` waits for what of Beam is just being imported. ``resolve`` is :func:`resolved`, or remembers
+    what it returned. ``started_unix_s`` is when the night's work began.
+
+    Raises:
+        JobError: with the exit code that fits.
+    """
+    named, spec = spec.model, waiting.checked(inputs.absolute(spec), beam_args)
+    if choosing.stands_for_another(named):
+        announce(f"--model={named}: {spec.model}")
+    shards, reference, held = together(
+        spec.output,
+        lambda: awaiting.shards(spec, announce),
+        lambda: resolve(spec),
+        lambda: output.published(spec.output),
+    )
+    run_id = commit.run_id(shards, reference.identity, _options_that_shape_output(spec))
+    if (done := _done_before(spec, run_id, held)) is not None:
+        yield done
+        return
+    _make_output(spec.output)
+    ended = waiting.has_ended(beam_args, announce, loaded)
+    with output.lease(spec.output, announce, ended) as lease:
+        done = _done_meanwhile(spec, run_id, announce)
+        yield done or Claim(spec, shards, reference, run_id, lease, started_unix_s)
+
+
+def _done_meanwhile(spec: ScoringSpec, run_id: str, announce: Callable[[str], None]) -> Outcome | None:
+    """Return the outcome if another run has ended between the first look and the lease; else make way."""
+    seen = output.look(spec.output, run_id)
+    if (done := _done_before(spec, run_id, seen.published)) is not None:
+        return done
+    if seen.published is not None and seen.published["run_id"] == run_id:
+        # This very run, damaged and to be replaced: without the mark it counts as unfinished.
+        storage.remove(storage.join(spec.output, output.SUCCESS))
+    elif output.mark_again(spec.output, run_id, seen):
+        return Outcome(output.read_report(spec.output), already_published=True)
+    output.check_output(spec.output, run_id, replace=spec.if_exists == "replace", seen=seen)
+    for other in seen.others:
+        folder = storage.join(spec.output, staging.STAGING, other)
+        announce(
+            f"{folder}: left by another run; `job clean {spec.output}` or --if_exists=replace removes it"
+        )
+    return None
+
+
+def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) -> Outcome | None:
+    """Return the outcome of this run if it is published; ``None`` too if it is damaged and to be replaced."""
+    if done is None or done["run_id"] != run_id:
+        return None
+    if wrong := output.damaged(spec.output, done):
+        # Another run may just be replacing it: then it is whole no more, as for any reader.
+        if spec.if_exists == "replace" or not output.is_published(spec.output, run_id):
+            return None
+        raise StateUnknownError(
+            f"{spec.output}: this run is published, but {len(wrong)} of its files are gone or changed, first "
+            f"{wrong[0]}; find out why, or score it anew with --if_exists=replace"
+        )
+    cleaning.remove_rest(spec.output, run_id)
+    return Outcome(output.read_report(spec.output), already_published=True)
+
+
+def _make_output(path: str) -> None:
+    try:
+        storage.make_folder(path)
+    except StorageError as e:
+        # Any other number tells of the disk, which the same command may find mended.
+        if getattr(e.__cause__, "errno", None) not in _WRONG_PATH:
+            raise
+        raise UsageError(f"--output={e}; choose another") from e
+
+
+def read_footers(
+    claim: Claim, beam_args: Sequence[str], loaded: Callable[[], object]
+) -> list[planning.Footer]:
+    """Read the footer of every shard; ``loaded``: see :func:`claimed`."""
+    found: list[planning.Footer] = together(
+        claim.shards[0].path,
+        loaded,
+        lambda: _read_footers(claim.spec, claim.shards, claim.run_id, beam_args),
+    )[1]
+    return found
+
+
+def prepared(
+    claim: Claim, footers: list[planning.Footer], fit: engines.Fit, announce: Callable[[str], None]
+) -> Prepared:
+    """Load the model, check and plan, and write the plan.
+
+    Raises:
+        JobError: with the exit code that fits.
+    """
+    folder, run_id = claim.spec.output, claim.run_id
+    task, splits = _task(claim, footers, fit, announce)
+    _, plan, finished = together(
+        folder,
+        lambda: staging.clear_failures(folder, run_id),
+        lambda: staging.write_plan(folder, run_id, splits),
+        lambda: staging.finished(folder, run_id),
+    )
+    if finished:
+        announce(f"resuming run {run_id[:12]}: {len(finished)} of {len(splits)} splits have their receipt")
+    return Prepared(task, splits, plan, finished)
+
+
+def _read_footers(
+    spec: ScoringSpec, shards: list[Shard], run_id: str, beam_args: Sequence[str]
+) -> list[planning.Footer]:
+    if len(shards) < inputs.ON_WORKERS:
+        return inputs.read_footers(shards)
+    from job import footers
+
+    # Of its own: portable runners take their name out of those that they are given.
+    options = engines.beam_options(beam_args)
+    if engines.scores_here(options) or engines.name(options) == dataflow.NAME:
+        # On Dataflow a job of its own would take minutes to start.
+        return inputs.read_footers(shards)
+    staging.clear_failures(spec.output, run_id)
+    with waiting.workers_errors(options, spec.output, run_id):
+        return footers.read_on_workers(shards, spec.output, run_id, options, spec.stores)
+
+
+def _task(
+    claim: Claim, footers: list[planning.Footer], fit: engines.Fit, announce: Callable[[str], None]
+) -> tuple[ScoringTask, tuple[Split, ...]]:
+    from job.rejects import RowPolicy
+    from job.task import ScoringTask
+
+    spec, shards, reference = claim.spec, claim.shards, claim.reference
+    ready = preflight.check(spec, shards, footers, reference, fit.threads, fit.machine, here=fit.here)
+    splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused)
+    run = Run(
+        run_id=claim.run_id,
+        output=spec.output,
+        model=reference,
+        signature=ready.signature,
+        shards=len(shards),
+        splits=len(splits),
+        rows=sum(split.rows for split in splits),
+        max_rejected=spec.max_rejected,
+        replace=spec.if_exists == "replace",
+        started_unix_s=claim.started_unix_s,
+        versions=host.versions(),
+        scoring=preflight.scoring_text(spec, ready.binding, [field.name for field in ready.predictions]),
+        lease=claim.lease,
+        handed=not spec.wait,
+        stores=spec.stores,
+        ds=spec.ds,
+    )
+    _check_refused(run, splits, ready.told, announce)
+    return ScoringTask(
+        run=run,
+        binding=ready.binding,
+        keys=spec.keys,
+        predictions=ready.predictions,
+        policy=RowPolicy.of(spec, run.rows),
+        batch_rows=spec.batch_size or 0,
+        row_group_rows=spec.row_group_rows,
+        compression=spec.compression,
+        device=spec.device,
+        threads=fit.threads,
+        weights_digest=ready.weights_digest,
+        on_bad_shard=spec.on_bad_shard,
+        processes=fit.processes,
+        machine=fit.machine,
+    ), splits
+
+
+def _check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callable[[str], None]) -> None:
+    refused = [split for split in splits if split.refused]
+    rows = sum(split.rows for split in refused)
+    share = run.share_rejected(rows, sum(not split.row_groups for split in refused))
+    if share > run.max_rejected:
+        raise DataError(
+            f"bad shards hold {share:.2%} of the rows, more than --max_rejected={run.max_rejected}; nothing "
+            f"was scored: {told}"
+        )
+    if told:
+        announce(f"shards to be rejected: {told}")
+
+
+def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:
+    return {
+        name: getattr(spec, name)
+        for name in (
+            *("keys", "features", "casts", "prediction_columns", "batch_size", "split_rows"),
+            *("compression", "row_group_rows", "device", "on_bad_row", "on_null"),
+            *("on_nonfinite", "on_nonfinite_prediction", "on_bad_shard"),
+        )
+    }
