@@ -25,7 +25,7 @@ GROUPS = Path("/sys/fs/cgroup")
 ENTER = """
 echo $$ > {group}/cgroup.procs
 exec unshare --fork --pid --mount --cgroup --mount-proc --kill-child sh -c '
-  mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system
+  mount --make-rprivate / && mount --bind {group} {top} && mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system
   {program} --user --unit=tests.target --log-target=console & wait'
 """
 
@@ -83,7 +83,7 @@ def manager(folder: Path, units: Mapping[str, str]) -> Iterator[Manager]:
     group = top / f"scoring-job-tests-{uuid.uuid4().hex[:8]}"
     group.mkdir()
     env = {**os.environ, "XDG_RUNTIME_DIR": str(folder / "run"), "XDG_CONFIG_HOME": str(folder / "config")}
-    command = ["sh", "-c", ENTER.format(group=group, program=PROGRAM)]
+    command = ["sh", "-c", ENTER.format(group=group, top=top, program=PROGRAM)]
     with (folder / "manager.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
