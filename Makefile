@@ -40,9 +40,11 @@ $(FEATURES): models/flights_data.py | $(INSTALLED)
 	$(BIN)/python -m models.flights features --output data/features
 	touch $@
 
-servers: $(INSTALLED) ## build what tests run the job against: a Cloud Storage stand-in and Prism (needs Go)
+servers: $(INSTALLED) ## build what tests need: Airflow; a Cloud Storage stand-in, Prism, Kubernetes's validation (Go)
+	$(BIN)/python -m tests.servers.airflow
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.stores; fi
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.prism; fi
+	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.kubernetes; fi
 
 test: $(INSTALLED) servers ## run every test (Cloud Storage's stand-in and Prism need Go, Flink Java; images Go, buildah, root)
 	if command -v java > /dev/null; then $(BIN)/python -m deploy.flink fetch; fi

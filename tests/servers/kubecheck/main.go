@@ -50,12 +50,9 @@ func main() {
 			}
 			told, problems := check(decoder, text[:size])
 			failed = failed || len(problems) > 0
-			for _, one := range append([]error{nil}, problems...) {
-				if one == nil {
-					fmt.Printf("%s: %s\n", filepath.Base(path), told)
-				} else {
-					fmt.Printf("%s: %s: %v\n", filepath.Base(path), told, one)
-				}
+			fmt.Printf("%s: %s\n", filepath.Base(path), told)
+			for _, one := range problems {
+				fmt.Printf("%s: %s: %v\n", filepath.Base(path), told, one)
 			}
 		}
 	}
