@@ -1,14 +1,14 @@
-"""Runs in Airflow's environment: reads the DAG as Airflow does, runs it for nights, and tells what became of them.
+"""Runs in Airflow's environment: reads the DAG as Airflow does, runs it, and tells what became of the nights.
 
-``python airflow_nights.py FOLDER DATE…`` with ``AIRFLOW_HOME`` set; each DATE is a run's time, or ``by hand:`` and
-the night that a person asks for. Its last line on standard output is JSON.
+``python airflow_nights.py FOLDER DATE…`` with ``AIRFLOW_HOME`` set; each DATE is a run's time, or ``by hand:``
+and the night that a person asks for. Its last line is JSON.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A real systemd, as a service manager of its own beside the machine's: it needs root, and touches nothing outside.
+"""A real systemd, as a service manager of its own beside the machine's. It needs root.
 
 It lives in process, mount and control-group namespaces of its own, and all that it starts ends with it.
 """
@@ -25,7 +25,8 @@ GROUPS = Path("/sys/fs/cgroup")
 ENTER = """
 echo $$ > {group}/cgroup.procs
 exec unshare --fork --pid --mount --cgroup --mount-proc --kill-child sh -c '
-  mount --make-rprivate / && mount --bind {group} {top} && mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system
+  mount --make-rprivate / && mount --bind {group} {top}
+  mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system
   {program} --user --unit=tests.target --log-target=console & wait'
 """
 

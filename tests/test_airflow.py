@@ -94,7 +94,9 @@ def test_nights_are_scored_verified_and_told(nights: Nights) -> None:
         "tasks": {"input_is_there": ["success", 1], "score": ["success", 1], "verify": ["success", 1]},
     }
     assert killed["state"] == "success"
-    outputs = [{"night": night, "output": f"{nights.folder}/out/ds={night}"} for night in ("2026-02-01", KILLED)]
+    outputs = [
+        {"night": night, "output": f"{nights.folder}/out/ds={night}"} for night in ("2026-02-01", KILLED)
+    ]
     assert nights.told["events"] == outputs
     for one in outputs:
         files = visible(Path(one["output"]))

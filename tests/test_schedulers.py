@@ -34,7 +34,7 @@ CONFIG = DEPLOY / "job.toml"
 INSTALLED = "/opt/scoring-job/.venv/bin/scoring-job"
 CONFIGURED = "--config=/etc/scoring-job/job.toml"
 MANIFESTS = ("cronjob.yaml", "cronjob-flink.yaml")
-# What the same command may mend: storage and what nobody foresaw, input that comes late, an engine that is down.
+# What may end well the next time: storage and what nobody foresaw, input that is late, an engine that is down.
 WORTH_A_TRY = {1, 3, 7}
 
 
@@ -84,7 +84,9 @@ def parsed(args: Sequence[str], config: Path = CONFIG) -> tuple[ScoringSpec, tup
 
 def test_no_scheduler_tries_again_what_would_fail_again() -> None:
     """A new exit code must be put on one side or the other."""
-    known = {one.exit_code for one in vars(errors).values() if isinstance(one, type) and issubclass(one, JobError)}
+    known = {
+        one.exit_code for one in vars(errors).values() if isinstance(one, type) and issubclass(one, JobError)
+    }
     assert known > WORTH_A_TRY
     never = known - WORTH_A_TRY
     (systemd,) = re.findall(r"^RestartPreventExitStatus=(.*)", text("systemd", "scoring-job.service"), re.M)
@@ -129,7 +131,12 @@ def test_the_dags_engines_are_flags_of_the_engine(engine: str) -> None:
 
 def test_every_scheduler_goes_by_the_zone_and_the_time_of_the_others(tmp_path: Path) -> None:
     zone = tomllib.loads(CONFIG.read_text())["timezone"]
-    assert constant("TIMEZONE") == zone == tomllib.loads(in_kubernetes(tmp_path).read_text())["timezone"] == "UTC"
+    assert (
+        constant("TIMEZONE")
+        == zone
+        == tomllib.loads(in_kubernetes(tmp_path).read_text())["timezone"]
+        == "UTC"
+    )
     assert constant("SCHEDULE") == "30 2 * * *"
     assert "OnCalendar=*-*-* 02:30:00 UTC\n" in text("systemd", "scoring-job.timer")
     assert re.search(r"^30 2 \* \* \* .*date --utc ", text("cron", "crontab"), re.M)
@@ -143,7 +150,9 @@ def test_the_last_try_is_of_the_same_night() -> None:
     day_s, start_s = 86_400, 2.5 * 3600
     unit = text("systemd", "scoring-job.service")
     (tries,) = re.findall(r"^StartLimitBurst=(\d+)$", unit, re.M)
-    hours = {name: int(n) for name, n in re.findall(r"^(StartLimitInterval|TimeoutStart)Sec=(\d+)h$", unit, re.M)}
+    hours = {
+        name: int(n) for name, n in re.findall(r"^(StartLimitInterval|TimeoutStart)Sec=(\d+)h$", unit, re.M)
+    }
     # The limit of starts counts only those within its time.
     assert start_s + hours["StartLimitInterval"] * 3600 < day_s
     assert start_s + int(tries) * hours["TimeoutStart"] * 3600 + 4 * 600 < day_s
@@ -174,7 +183,7 @@ def test_a_pod_runs_the_command_of_the_image(name: str, tmp_path: Path) -> None:
     assert spec.ds in spec.output
     assert engine == (constant("ENGINES")["flink"] if "flink" in name else ())
     mounted = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
-    assert CONFIGURED == f"--config={mounted['config']}/job.toml"
+    assert f"--config={mounted['config']}/job.toml" == CONFIGURED
     assert {"name": "config", "configMap": {"name": "scoring-job"}} in pod(name)["volumes"]
 
 

@@ -1,4 +1,4 @@
-"""The units of ``deploy/systemd``: as ``systemd-analyze`` reads them, and in a real systemd with the real job."""
+"""The units of ``deploy/systemd``: read by ``systemd-analyze``, and run by a real systemd, with the real job."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Pager(BaseHTTPRequestHandler):
         self.send_response(204)
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
 
@@ -119,7 +119,9 @@ def units(case: str, command: str, folder: Path, alert: Path) -> dict[str, str]:
         names[0]: service.replace(UNITS[2], names[1]),
         f"{names[0]}.d/test.conf": own,
         names[1]: failed,
-        f"{names[1]}.d/test.conf": f"[Service]\nDynamicUser=no\n{NOT_HERE}EnvironmentFile=\nEnvironmentFile={alert}\n",
+        f"{names[1]}.d/test.conf": (
+            f"[Service]\nDynamicUser=no\n{NOT_HERE}EnvironmentFile=\nEnvironmentFile={alert}\n"
+        ),
     }
 
 

@@ -1,11 +1,11 @@
-"""The nightly scoring as an Airflow DAG: wait for the input, score the night, verify it, tell those who read it.
+"""The nightly scoring as an Airflow DAG: wait for the input, score it, verify the predictions, tell who reads them.
 
-Copy this file into Airflow's DAG folder (Airflow 3, with apache-airflow-providers-standard). Airflow only starts
+Copy this file into the DAG folder of Airflow 3, which has apache-airflow-providers-standard. Airflow only starts
 the job's command, which has an environment of its own. What is scored, and how, is in the job's configuration;
 docs/schedulers.md has the variables.
 
-The **night** is the day whose rows are scored: the day before the run's own day in ``TIMEZONE``. It is worked out
-here, because ``{{ ds }}`` of a cron schedule is the day of the run itself, and in UTC.
+The **night** is the day whose rows are scored: the day before the run's own day in ``TIMEZONE``. It is worked
+out here, because ``{{ ds }}`` of a cron schedule is the day of the run itself, and in UTC.
 """
 
 from __future__ import annotations
@@ -50,15 +50,19 @@ ENGINES: Final = {
         "--sdk_container_image=REGISTRY/scoring-worker:TAG",
     ),
 }
-# The same command would end the same way again: wrong usage, a model or columns that do not fit, too many bad rows
-# or a gate that refused, an output that holds another run. Somebody must look, at once. All else (storage, input
-# that is not there yet, the engine, a kill) is worth another try, which resumes where the last one stopped.
+# The same command would end the same way again: wrong usage, a model or columns that do not fit, too many bad
+# rows or a gate that refused, an output that holds another run. Somebody must look, at once. All else (storage,
+# input that is not there yet, the engine, a kill) is worth another try, which resumes where the last one stopped.
 NO_RETRY: Final = frozenset({2, 4, 5, 6})
 
 PREDICTIONS: Final = Asset("scoring-predictions")
 NIGHT: Final = "{{ params.night or night_of(dag_run) }}"
-INPUT: Final = "{{ place('scoring_input', '/srv/scoring/features/ds={ds}', params.night or night_of(dag_run)) }}"
-OUTPUT: Final = "{{ place('scoring_output', '/srv/scoring/predictions/ds={ds}', params.night or night_of(dag_run)) }}"
+INPUT: Final = (
+    "{{ place('scoring_input', '/srv/scoring/features/ds={ds}', params.night or night_of(dag_run)) }}"
+)
+OUTPUT: Final = (
+    "{{ place('scoring_output', '/srv/scoring/predictions/ds={ds}', params.night or night_of(dag_run)) }}"
+)
 CONFIG: Final = "{{ var.value.get('scoring_config', '/etc/scoring-job/job.toml') }}"
 
 
@@ -89,9 +93,9 @@ class FileIsThere(BaseSensorOperator):
         super().__init__(**kwargs)
         self.path = path
 
-    def poke(self, context: Context) -> bool:
+    def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
         """Look once."""
-        return ObjectStoragePath(self.path).exists()
+        return bool(ObjectStoragePath(self.path).exists())
 
 
 class ScoringJob(BaseOperator):
@@ -135,7 +139,10 @@ with DAG(
     max_active_runs=1,
     params={
         "night": Param(
-            None, type=["null", "string"], format="date", description="The night to score; else the day before"
+            None,
+            type=["null", "string"],
+            format="date",
+            description="The night to score; else the day before",
         )
     },
     # Airflow's default_task_retry_delay, of five minutes, lies between the tries.
@@ -143,7 +150,6 @@ with DAG(
     user_defined_macros={"night_of": night_of, "place": place},
     tags=["scoring"],
 ) as nightly_scoring:
-
     input_is_there = FileIsThere(
         task_id="input_is_there",
         path=f"{INPUT}/_SUCCESS",

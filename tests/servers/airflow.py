@@ -1,4 +1,4 @@
-"""The real Airflow, in an environment of its own: ``build/airflow``, made of ``deploy/airflow/requirements.lock``.
+"""The real Airflow in ``build/airflow``, an environment of its own made of ``deploy/airflow/requirements.lock``.
 
 ``python -m tests.servers.airflow`` makes it ahead of the tests.
 """
@@ -34,14 +34,14 @@ def built() -> Path:
 
 
 def _install() -> None:
-    wanted = ["--quiet", "--require-hashes", "--requirement", LOCK]
+    wanted = ("--quiet", "--require-hashes", "--requirement", str(LOCK))
     uv = Path(sys.executable).parent / "uv"
     # It takes seconds instead of a minute and a half, but knows nothing of the index that pip is set up for.
     if uv.exists():
-        command = [uv, "pip", "install", "--python", PYTHON, *wanted]
+        command = [str(uv), "pip", "install", "--python", str(PYTHON), *wanted]
         if subprocess.run(command, timeout=BUILD_S).returncode == 0:
             return
-    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *wanted]
+    command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *wanted]
     subprocess.run(command, check=True, timeout=BUILD_S)
 
 

@@ -1,7 +1,7 @@
-"""What Kubernetes's API server says of a manifest: its own decoding, defaults and validation, without a server.
+"""What Kubernetes's API server says of a manifest, by its own decoding, defaults and validation.
 
-Beside the schema that finds what only its code knows: times of cron, names of zones, exit codes of a container that is
-not there. ``python -m tests.servers.kubernetes`` builds it ahead of the tests; a minute where it is the first time.
+Beyond a schema they know times of cron, names of zones, and containers that are not there.
+``python -m tests.servers.kubernetes`` builds it ahead of the tests; a minute where it is the first time.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def built() -> Path:
 
 
 def compiled(source: Path, binary: Path) -> Path:
-    """A Go program of the tests, built if it is missing or older than its source; skips the test without Go."""
+    """A Go program of the tests, built if missing or older than its source; skips the test without Go."""
     if shutil.which("go") is None and binary.exists():
         return binary
     go = go_or_skip(binary.name)
