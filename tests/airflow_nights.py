@@ -1,6 +1,6 @@
 """Runs in Airflow's environment: reads the DAG as Airflow does, runs it, and tells what became of the nights.
 
-``python airflow_nights.py FOLDER DATE…`` with ``AIRFLOW_HOME`` set; each DATE is a run's time, or ``by hand:``
+``python airflow_nights.py FOLDER DATE…`` with ``AIRFLOW_HOME`` set; a DATE is a run's time, or ``by hand:``
 and the night that a person asks for. Its last line is JSON.
 """
 

@@ -31,12 +31,14 @@ exec unshare --fork --pid --mount --cgroup --mount-proc --kill-child sh -c '
 """
 
 
-def need(*programs: str) -> None:
+def need(*programs: str, root: bool = False) -> None:
     """Skip the test where one is missing; where every test counts, fail it."""
     missing = [name for name in programs if shutil.which(name) is None]
+    if root and os.geteuid() != 0:
+        missing.append("root")
     if not missing:
         return
-    told = f"this needs {', '.join(missing)}, not installed"
+    told = f"this needs {', '.join(missing)}, not to be had here"
     if os.environ.get("CI"):
         pytest.fail(told)
     pytest.skip(told)
@@ -71,9 +73,7 @@ class Manager:
 @contextlib.contextmanager
 def manager(folder: Path, units: Mapping[str, str]) -> Iterator[Manager]:
     """Run one with these units (and files below ``UNIT.d/``) until the body ends."""
-    need("systemctl", "unshare", "nsenter")
-    if os.geteuid() != 0:
-        pytest.skip("a systemd of one's own needs root")
+    need("systemctl", "unshare", "nsenter", root=True)
     for name, text in {**units, "tests.target": "[Unit]\nDefaultDependencies=no\n"}.items():
         path = folder / "config" / "systemd" / "user" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -23,10 +20,9 @@ import yaml
 from job import errors, options
 from job.errors import JobError
 from job.spec import ScoringSpec
-from tests.nights import Night, dense, features, saved
 from tests.servers import kubernetes
-from tests.systemd_manager import need
 from tests.test_image import arguments, target
+from tests.test_rooms import pins
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -34,7 +30,7 @@ CONFIG = DEPLOY / "job.toml"
 INSTALLED = "/opt/scoring-job/.venv/bin/scoring-job"
 CONFIGURED = "--config=/etc/scoring-job/job.toml"
 MANIFESTS = ("cronjob.yaml", "cronjob-flink.yaml")
-# What may end well the next time: storage and what nobody foresaw, input that is late, an engine that is down.
+# What may end well the next time: storage and what nobody foresaw, late input, an engine that is down.
 WORTH_A_TRY = {1, 3, 7}
 
 
@@ -233,63 +229,10 @@ def test_cloud_scheduler_launches_the_template_with_parameters_that_it_has() -> 
     assert f"'{spec.timezone}'" in create or f"/{spec.timezone} " in create
 
 
-def cron_command() -> str:
-    """The command line of the crontab, as cron gives it to the shell."""
-    (line,) = re.findall(r"^30 2 \* \* \* (.*)$", text("cron", "crontab"), re.M)
-    assert not re.search(r"(?<!\\)%", line), "cron would end the command there"
-    return str(line.replace(r"\%", "%"))
-
-
-def test_cron_reads_the_crontab() -> None:
-    need("crontab")
-    done = subprocess.run(["crontab", "-n", DEPLOY / "cron" / "crontab"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-
-
-@pytest.fixture
-def cron(night: Night) -> Iterator[tuple[Night, Any]]:
-    """A machine's job and configuration, and what runs the crontab's command on it."""
-    job = night.folder / "scoring-job"
-    job.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m job "$@"\n')
-    job.chmod(0o755)
-    config = CONFIG.read_text().replace("flight_id", "id").replace('"2h"', '"0s"')
-    for theirs, ours in (("features", "in"), ("predictions", "out"), ("models/flights.keras", "m.keras")):
-        config = config.replace(f"/srv/scoring/{theirs}", str(night.folder / ours))
-    (night.folder / "job.toml").write_text(config)
-    env = {"SCORING_JOB": str(job), "SCORING_CONFIG": f"{night.folder}/job.toml", "SCORING_PAUSE_S": "0"}
-    command = cron_command().replace("/opt/scoring-job", str(ROOT))
-
-    def run(more: str = "") -> subprocess.CompletedProcess[str]:
-        settings = {**os.environ, **env, "SCORING_TRIES": "2", "TMPDIR": str(night.folder)}
-        return subprocess.run(
-            f"{command} {more}", shell=True, env=settings, capture_output=True, text=True, timeout=120
-        )
-
-    yield night, run
-    assert not list(night.folder.glob("tmp.*")), "the script leaves nothing behind"
-
-
-def test_cron_mails_what_failed_and_whether_it_was_tried_again(cron: tuple[Night, Any]) -> None:
-    night, run = cron
-    # Looked at only when there is something to score.
-    (night.folder / "m.keras").touch()
-    missing = run()
-    assert missing.returncode == 3
-    last = datetime.now(UTC).date() - timedelta(days=1)
-    assert f"night {last} is not published: exit code 3, tried 2 of 2 times\n" in missing.stdout
-    assert "error: " in missing.stdout
-    usage = run("--batch_size=none")
-    assert usage.returncode == 2
-    assert "exit code 2, tried 1 of 2 times\n" in usage.stdout
-
-
-@pytest.mark.slow
-def test_cron_scores_last_night_and_says_nothing(cron: tuple[Night, Any]) -> None:
-    night, run = cron
-    last = datetime.now(UTC).date() - timedelta(days=1)
-    night.shard(f"ds={last}/part-0", features(50))
-    (night.input / f"ds={last}" / "_SUCCESS").touch()
-    saved(dense(), night.folder / "m.keras")
-    done = run()
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (night.output / f"ds={last}" / "_SUCCESS").exists()
+def test_airflow_is_of_one_lock() -> None:
+    lines = [line for line in text("airflow", "requirements.lock").splitlines() if not line.startswith("#")]
+    allowed = re.compile(r"[a-z0-9._-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?")
+    assert [line for line in lines if not allowed.fullmatch(line)] == []
+    version = pins("deploy/airflow/requirements.lock")["apache-airflow"]
+    assert f"apache-airflow=={version}\n" in text("airflow", "requirements.in")
+    assert f"| Airflow {version} |" in (ROOT / "docs" / "schedulers.md").read_text()

@@ -1,4 +1,4 @@
-"""The units of ``deploy/systemd``: read by ``systemd-analyze``, and run by a real systemd, with the real job."""
+"""The units of ``deploy/systemd``: read by ``systemd-analyze``, run by a real systemd with the real job."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def units(case: str, command: str, folder: Path, alert: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
-    need("systemctl", "curl")
+    need("systemctl", "curl", root=True)
     night = Night(tmp_path_factory.mktemp("systemd"))
     for shard in range(2):
         night.shard(f"ds={NIGHT}/part-{shard}", features(100, seed=shard))

@@ -1,8 +1,8 @@
-"""The nightly scoring as an Airflow DAG: wait for the input, score it, verify the predictions, tell who reads them.
+"""The nightly scoring as an Airflow DAG: wait for the input, score it, verify it, tell whoever reads it.
 
-Copy this file into the DAG folder of Airflow 3, which has apache-airflow-providers-standard. Airflow only starts
-the job's command, which has an environment of its own. What is scored, and how, is in the job's configuration;
-docs/schedulers.md has the variables.
+Copy this file into the DAG folder of Airflow 3, which has apache-airflow-providers-standard. Airflow only
+starts the job's command, which has an environment of its own. What is scored, and how, is in the job's
+configuration; docs/schedulers.md has the variables.
 
 The **night** is the day whose rows are scored: the day before the run's own day in ``TIMEZONE``. It is worked
 out here, because ``{{ ds }}`` of a cron schedule is the day of the run itself, and in UTC.
@@ -50,9 +50,9 @@ ENGINES: Final = {
         "--sdk_container_image=REGISTRY/scoring-worker:TAG",
     ),
 }
-# The same command would end the same way again: wrong usage, a model or columns that do not fit, too many bad
-# rows or a gate that refused, an output that holds another run. Somebody must look, at once. All else (storage,
-# input that is not there yet, the engine, a kill) is worth another try, which resumes where the last one stopped.
+# The same command would end the same way again: wrong usage, a model or columns that do not fit, too many
+# bad rows or a gate that refused, an output that holds another run. Somebody must look, at once. All else
+# (storage, input that is not there yet, the engine, a kill) is worth another try, which resumes.
 NO_RETRY: Final = frozenset({2, 4, 5, 6})
 
 PREDICTIONS: Final = Asset("scoring-predictions")

@@ -1,4 +1,4 @@
-"""The real Airflow in ``build/airflow``, an environment of its own made of ``deploy/airflow/requirements.lock``.
+"""The real Airflow, in an environment of its own: ``build/airflow``, of ``deploy/airflow/requirements.lock``.
 
 ``python -m tests.servers.airflow`` makes it ahead of the tests.
 """
