@@ -168,7 +168,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
 
 def outcomes(one: Manager, cases: list[str]) -> dict[str, dict[str, str]]:
     one.ctl("start", "--no-block", *(f"{case}.service" for case in cases))
-    ended = {case: one.ended(f"{case}.service", within_s=60) for case in cases}
+    ended = {case: one.ended(f"{case}.service", within_s=120) for case in cases}
     for case in cases:
         one.ended(f"failed-{case}.service", within_s=20)
     return ended
