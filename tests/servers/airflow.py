@@ -34,7 +34,8 @@ def built() -> Path:
 
 
 def _install() -> None:
-    wanted = ("--quiet", "--require-hashes", "--requirement", str(LOCK))
+    # The lock is complete; pip would ask it for extras, which it names no more.
+    wanted = ("--quiet", "--no-deps", "--require-hashes", "--requirement", str(LOCK))
     uv = Path(sys.executable).parent / "uv"
     # It takes seconds instead of a minute and a half, but knows nothing of the index that pip is set up for.
     if uv.exists():
