@@ -40,9 +40,11 @@ $(FEATURES): models/flights_data.py | $(INSTALLED)
 	$(BIN)/python -m models.flights features --output data/features
 	touch $@
 
-servers: $(INSTALLED) ## build what tests run the job against: a Cloud Storage stand-in and Prism (needs Go)
+servers: $(INSTALLED) ## build what tests need: Airflow; a Cloud Storage stand-in, Prism, Kubernetes's validation (Go)
+	$(BIN)/python -m tests.servers.airflow
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.stores; fi
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.prism; fi
+	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.kubernetes; fi
 
 test: $(INSTALLED) servers ## run every test (Cloud Storage's stand-in and Prism need Go, Flink Java; images Go, buildah, root)
 	if command -v java > /dev/null; then $(BIN)/python -m deploy.flink fetch; fi
@@ -80,15 +82,16 @@ bench: $(INSTALLED) ## measure the job against a hand-tuned loop without Beam (n
 # Addresses and annotations stay out: the files must serve whichever index a machine uses.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --generate-hashes \
   --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 \
-  --python-platform x86_64-manylinux_2_28 $(UPGRADE) pyproject.toml
+  --python-platform x86_64-manylinux_2_28 $(UPGRADE)
 
 lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	test -x $(BIN)/uv || $(MAKE) install
-	$(COMPILE) --extra gcs --extra s3 --extra dask --extra dataflow --extra jax --extra demo --extra dev --output-file requirements.lock
-	$(COMPILE) --extra gcs --extra s3 --constraint requirements.lock --output-file requirements-worker.lock
-	$(COMPILE) --extra gcs --extra s3 --extra gpu --constraint requirements.lock --output-file requirements-worker-gpu.lock
-	$(COMPILE) --extra gcs --extra s3 --extra dataflow --constraint requirements.lock \
+	$(COMPILE) pyproject.toml --extra gcs --extra s3 --extra dask --extra dataflow --extra jax --extra demo --extra dev --output-file requirements.lock
+	$(COMPILE) pyproject.toml --extra gcs --extra s3 --constraint requirements.lock --output-file requirements-worker.lock
+	$(COMPILE) pyproject.toml --extra gcs --extra s3 --extra gpu --constraint requirements.lock --output-file requirements-worker-gpu.lock
+	$(COMPILE) pyproject.toml --extra gcs --extra s3 --extra dataflow --constraint requirements.lock \
 	  --output-file deploy/dataflow/requirements.lock
+	$(COMPILE) deploy/airflow/requirements.in --output-file deploy/airflow/requirements.lock
 
 clean: ## remove what the chores made, except .venv and data
 	if test -d build/flink/run; then $(BIN)/python -m deploy.flink down; fi

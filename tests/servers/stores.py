@@ -96,22 +96,27 @@ def go_or_skip(what: str) -> str:
 
 
 def built() -> Path:
-    """The gcsd program, built if it is missing or older than its source; skips the test without Go."""
-    if shutil.which("go") is None and BINARY.exists():
-        return BINARY
-    go = go_or_skip("gcsd")
-    BINARY.parent.mkdir(exist_ok=True)
-    with Path(f"{BINARY}.lock").open("w") as lock:
+    """The gcsd program; skips the test without Go."""
+    return compiled(SOURCE, BINARY)
+
+
+def compiled(source: Path, binary: Path) -> Path:
+    """A Go program of the tests, built if missing or older than its source; skips the test without Go."""
+    if shutil.which("go") is None and binary.exists():
+        return binary
+    go = go_or_skip(binary.name)
+    binary.parent.mkdir(exist_ok=True)
+    with Path(f"{binary}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        newest = max(path.stat().st_mtime for path in SOURCE.iterdir())
-        if not BINARY.exists() or BINARY.stat().st_mtime < newest:
-            aside = f"{BINARY}.new"
+        newest = max(path.stat().st_mtime for path in source.iterdir())
+        if not binary.exists() or binary.stat().st_mtime < newest:
+            aside = f"{binary}.new"
             command = [go, "build", "-trimpath", "-o", aside, "."]
-            done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, timeout=BUILD_S)
+            done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=BUILD_S)
             if done.returncode:
-                pytest.fail(f"gcsd does not build:\n{done.stderr}")
-            Path(aside).replace(BINARY)
-    return BINARY
+                pytest.fail(f"{binary.name} does not build:\n{done.stderr}")
+            Path(aside).replace(binary)
+    return binary
 
 
 def environment(endpoint_s3: str | None, endpoint_gcs: str | None) -> dict[str, str]:

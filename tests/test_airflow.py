@@ -1,0 +1,129 @@
+"""The DAG of ``deploy/airflow`` in the real Airflow, which runs the real job: nights, a kill, a refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.nights import dense, features, saved, visible
+from tests.servers import airflow
+from tests.servers.stores import ROOT
+
+FOLDER = ROOT / "deploy" / "airflow"
+KILLED = "2026-02-02"
+SHARDS = 4
+ROWS = 50
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@dataclass(frozen=True)
+class Nights:
+    """What Airflow told, and where the job has put what it scored."""
+
+    told: dict[str, Any]
+    folder: Path
+
+    def report(self, night: str) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "out" / f"ds={night}" / "_report.json").read_text()))
+
+
+def command(folder: Path) -> Path:
+    """The job's command, as a machine has it for Airflow: one path."""
+    path = folder / "scoring-job"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.killed_once "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    python = airflow.built()
+    folder = tmp_path_factory.mktemp("airflow")
+    saved(dense(), folder / "m.keras")
+    for number, night in enumerate(("2026-02-01", KILLED, "2026-02-03")):
+        shards = folder / "in" / f"ds={night}"
+        shards.mkdir(parents=True)
+        for shard in range(SHARDS):
+            pq.write_table(features(ROWS, seed=10 * number + shard), shards / f"part-{shard}.parquet")
+        (shards / "_SUCCESS").touch()
+    # Whoever wrote the last one had no room left.
+    (shards / "part-0.parquet").write_bytes(b"PAR1")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))}
+    env |= {
+        "AIRFLOW_HOME": str(folder / "home"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(FOLDER),
+        "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+        "AIRFLOW_VAR_SCORING_COMMAND": str(command(folder)),
+        "AIRFLOW_VAR_SCORING_CONFIG": str(folder / "job.toml"),
+        "AIRFLOW_VAR_SCORING_INPUT": f"{folder}/in/ds={{ds}}",
+        "AIRFLOW_VAR_SCORING_OUTPUT": f"{folder}/out/ds={{ds}}",
+        "KILLED_NIGHT": KILLED,
+        "KILLED_MARK": str(folder / "killed"),
+    }
+    (folder / "job.toml").write_text(f'model = "{folder}/m.keras"\nkeys = ["id"]\nsplit_rows = {ROWS}\n')
+    driver = [python, ROOT / "tests" / "airflow_nights.py", FOLDER]
+    times = ["2026-02-02T02:30:00+00:00", "2026-02-03T02:30:00+00:00", "by hand:2026-02-03"]
+    log = folder / "log"
+    with log.open("w") as out:
+        done = subprocess.run([*driver, *times], cwd=folder, env=env, stdout=out, stderr=out, timeout=500)
+    assert done.returncode == 0, log.read_text()[-5000:]
+    return Nights(json.loads(log.read_text().splitlines()[-1]), folder)
+
+
+def test_airflow_reads_the_dag_without_a_warning(nights: Nights) -> None:
+    assert nights.told["errors"] == nights.told["warnings"] == {}
+    assert nights.told["dags"] == ["nightly_scoring"]
+
+
+def test_nights_are_scored_verified_and_told(nights: Nights) -> None:
+    first, killed, _ = nights.told["runs"]
+    assert first == {
+        "state": "success",
+        "tasks": {"input_is_there": ["success", 1], "score": ["success", 1], "verify": ["success", 1]},
+    }
+    assert killed["state"] == "success"
+    outputs = [
+        {"night": night, "output": f"{nights.folder}/out/ds={night}"} for night in ("2026-02-01", KILLED)
+    ]
+    assert nights.told["events"] == outputs
+    for one in outputs:
+        files = visible(Path(one["output"]))
+        assert [pq.read_metadata(file).num_rows for file in files] == [ROWS] * SHARDS
+
+
+def test_a_killed_night_is_tried_again_and_resumes(nights: Nights) -> None:
+    killed = nights.told["runs"][1]
+    assert (nights.folder / "killed").exists()
+    assert killed["tasks"]["score"] == ["success", 2]
+    assert nights.report("2026-02-01")["splits_reused"] == 0
+    assert 2 <= nights.report(KILLED)["splits_reused"] < SHARDS
+
+
+def test_what_would_fail_again_is_not_tried_again(nights: Nights) -> None:
+    refused = nights.told["runs"][2]
+    assert refused["state"] == "failed"
+    assert refused["tasks"]["score"] == ["failed", 1]
+    assert refused["tasks"]["verify"] == ["upstream_failed", 0]
+    assert "score ended with exit code 4" in (nights.folder / "log").read_text()
+    assert not visible(nights.folder / "out" / "ds=2026-02-03")
+
+
+def test_the_night_is_the_day_before_the_run_where_it_runs(nights: Nights) -> None:
+    assert nights.told["nights"] == [
+        ["2026-11-25", "2026-11-25", "2026-11-24"],
+        ["2026-11-25", "2026-11-26", "2026-11-25"],
+        ["2026-03-28", "2026-03-28", "2026-03-27"],
+        ["2026-02-28", "2026-02-28", "2026-02-27"],
+        ["2026-11-25", "2026-11-26", "2026-11-25"],
+    ]

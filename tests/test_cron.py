@@ -1,0 +1,83 @@
+"""The crontab of ``deploy/cron`` and its script, which runs the real job."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nights import Night, dense, features, saved
+from tests.systemd_manager import need
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "deploy" / "job.toml"
+CRONTAB = ROOT / "deploy" / "cron" / "crontab"
+
+
+def cron_command() -> str:
+    """The command line of the crontab, as cron gives it to the shell."""
+    (line,) = re.findall(r"^30 2 \* \* \* (.*)$", CRONTAB.read_text(), re.M)
+    assert not re.search(r"(?<!\\)%", line), "cron would end the command there"
+    return str(line.replace(r"\%", "%"))
+
+
+def test_cron_reads_the_crontab() -> None:
+    need("crontab")
+    done = subprocess.run(["crontab", "-n", CRONTAB], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+@pytest.fixture
+def cron(night: Night) -> Iterator[tuple[Night, Any]]:
+    """A machine's job and configuration, and what runs the crontab's command on it."""
+    job = night.folder / "scoring-job"
+    job.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m job "$@"\n')
+    job.chmod(0o755)
+    config = CONFIG.read_text().replace("flight_id", "id").replace('"2h"', '"0s"')
+    for theirs, ours in (("features", "in"), ("predictions", "out"), ("models/flights.keras", "m.keras")):
+        config = config.replace(f"/srv/scoring/{theirs}", str(night.folder / ours))
+    (night.folder / "job.toml").write_text(config)
+    env = {"SCORING_JOB": str(job), "SCORING_CONFIG": f"{night.folder}/job.toml", "SCORING_PAUSE_S": "0"}
+    command = cron_command().replace("/opt/scoring-job", str(ROOT))
+
+    def run(more: str = "") -> subprocess.CompletedProcess[str]:
+        settings = {**os.environ, **env, "SCORING_TRIES": "2", "TMPDIR": str(night.folder)}
+        return subprocess.run(
+            f"{command} {more}", shell=True, env=settings, capture_output=True, text=True, timeout=120
+        )
+
+    yield night, run
+    assert not list(night.folder.glob("tmp.*")), "the script leaves nothing behind"
+
+
+def test_cron_mails_what_failed_and_whether_it_was_tried_again(cron: tuple[Night, Any]) -> None:
+    night, run = cron
+    # Looked at only when there is something to score.
+    (night.folder / "m.keras").touch()
+    missing = run()
+    assert missing.returncode == 3
+    last = datetime.now(UTC).date() - timedelta(days=1)
+    assert f"night {last} is not published: exit code 3, tried 2 of 2 times\n" in missing.stdout
+    assert "error: " in missing.stdout
+    usage = run("--batch_size=none")
+    assert usage.returncode == 2
+    assert "exit code 2, tried 1 of 2 times\n" in usage.stdout
+
+
+@pytest.mark.slow
+def test_cron_scores_last_night_and_says_nothing(cron: tuple[Night, Any]) -> None:
+    night, run = cron
+    last = datetime.now(UTC).date() - timedelta(days=1)
+    night.shard(f"ds={last}/part-0", features(50))
+    (night.input / f"ds={last}" / "_SUCCESS").touch()
+    saved(dense(), night.folder / "m.keras")
+    done = run()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (night.output / f"ds={last}" / "_SUCCESS").exists()
