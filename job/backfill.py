@@ -23,7 +23,6 @@ from job import (
     launch,
     nightly,
     objects,
-    options,
     preflight,
     preparing,
     progress,
@@ -134,7 +133,7 @@ class _Group:
 
     def add(self, day: datetime.date, leases: ExitStack) -> None:
         """Prepare a night, or note how it has ended; ``leases`` keeps what it holds."""
-        spec = options.of_night(self._nights.template, day)
+        spec = nightly.of_night(self._nights.template, day)
         self._outputs[spec.ds] = storage.absolute(spec.output)
 
         def prepare() -> Outcome | None:

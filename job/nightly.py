@@ -11,9 +11,11 @@ import datetime
 import re
 import zoneinfo
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from job.errors import UsageError
+from job.spec import ScoringSpec
 
 NODASH: Final = "%Y%m%d"
 FORMS: Final = "{ds}, {ds_nodash}, {ds-1}, {ds:%Y/%m/%d}"
@@ -110,3 +112,22 @@ def expand(template: str, ds: datetime.date) -> str:
         return shifted.strftime(form or NODASH) if form or nodash else shifted.isoformat()
 
     return _PLACEHOLDER.sub(dated, template)
+
+
+def of_night(template: ScoringSpec, ds: datetime.date | None = None) -> ScoringSpec:
+    """Return a spec with the dates of a night in its paths: that of ``ds``, or its own, or yesterday."""
+    paths = (*template.inputs, template.model, template.weights or "", template.output)
+    dated = any(map(has_date, paths))
+    if ds is None and template.ds:
+        ds = day("ds", template.ds)
+    if ds is None and not dated:
+        return template
+    night = ds or yesterday(template.timezone)
+    return replace(
+        template,
+        inputs=tuple(expand(one, night) for one in template.inputs),
+        model=expand(template.model, night),
+        weights=template.weights and expand(template.weights, night),
+        output=expand(template.output, night),
+        ds=night.isoformat(),
+    )

@@ -12,7 +12,7 @@ import datetime
 import difflib
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn, get_args
 
 from job import clusters, config, flags, nightly, parser, quiet
@@ -30,7 +30,7 @@ def parse(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
             a configuration's file, with its line.
     """
     _, template, beam_args = _parsed(argv)
-    return of_night(template), beam_args
+    return nightly.of_night(template), beam_args
 
 
 @dataclass(frozen=True)
@@ -79,28 +79,9 @@ def effective(argv: Sequence[str]) -> str:
         given, rest = parser.build().parse_known_args(merged)
         if rest:
             _check_beam_args(rest)
-        spec = of_night(_spec(given))
+        spec = nightly.of_night(_spec(given))
     told = f"# and unchecked: {shlex.join(unchecked)}\n" if unchecked else ""
     return config.rendered(given, spec, rest) + told
-
-
-def of_night(template: ScoringSpec, ds: datetime.date | None = None) -> ScoringSpec:
-    """Return a spec with the dates of a night in its paths: that of ``ds``, or its own, or yesterday."""
-    paths = (*template.inputs, template.model, template.weights or "", template.output)
-    dated = any(map(nightly.has_date, paths))
-    if ds is None and template.ds:
-        ds = nightly.day("ds", template.ds)
-    if ds is None and not dated:
-        return template
-    night = ds or nightly.yesterday(template.timezone)
-    return replace(
-        template,
-        inputs=tuple(nightly.expand(one, night) for one in template.inputs),
-        model=nightly.expand(template.model, night),
-        weights=template.weights and nightly.expand(template.weights, night),
-        output=nightly.expand(template.output, night),
-        ds=night.isoformat(),
-    )
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -22,16 +22,8 @@ ORDER = (
     ("options", "config", "parser", "flags"),
     ("doctor", "workers", "probe", "reached", "places", "credentials", "looks", "ports"),
     (
-        "launch",
-        "preparing",
-        "waiting",
-        "preflight",
-        "footers",
-        "awaiting",
-        "inputs",
-        "host",
-        "verify",
-        "rescoring",
+        *("backfill", "launch", "endings", "preparing", "waiting", "preflight", "footers", "awaiting"),
+        *("inputs", "host", "verify", "rescoring"),
     ),
     (
         *("engines", "flink", "flink_checks", "flink_jar", "flink_rest"),
