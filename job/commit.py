@@ -83,12 +83,15 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from job import counting, manifest, output, staging, storage
 from job.errors import StateUnknownError
 from job.report import RunReport
 from job.spec import Receipt, Run, Shard, Split
 from job.together import parallel, together
+
+_TOLD: Final = (output.REPORT_JSON, output.REPORT_HTML, output.MANIFEST)
 
 
 def run_id(shards: Iterable[Shard], model_digest: str, options: Mapping[str, object]) -> str:
@@ -167,7 +170,8 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
     aside = staging.folder_of(run.output, run.run_id)
 
     def write(name: str, content: str) -> None:
-        storage.write_atomic(storage.join(run.output, name), content.encode(), aside=aside)
+        path = storage.join(run.output, name)
+        storage.write_atomic(path, content.encode(), durable=name == output.SUCCESS, aside=aside)
 
     together(
         run.output,
@@ -175,6 +179,9 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
         lambda: write(output.REPORT_HTML, report.to_html()),
         lambda: write(output.MANIFEST, manifest.compose(run, receipts)),
     )
+    # The folder once for all three.
+    storage.sync_files(storage.join(run.output, name) for name in _TOLD)
+    storage.sync_folder(run.output)
     write(output.SUCCESS, "")
     for other in output.leftovers(run.output, run.run_id) if run.replace else ():
         output.remove_staging(run.output, other)

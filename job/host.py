@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 _PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
 
 
+@functools.cache
 def versions() -> tuple[tuple[str, str], ...]:
     """Return the versions that a night's predictions may depend on, by package."""
     found = [("python", platform.python_version())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pyarrow as pa
@@ -100,8 +101,12 @@ def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
     """
     known: list[pa.Schema] = []
     footers = []
-    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
-        for footer in pool.map(_footer, shards):
+    # Threads take longer to start than the only footer to be read.
+    threads = (
+        ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") if shards[1:] else nullcontext()
+    )
+    with threads as pool:
+        for footer in pool.map(_footer, shards) if pool else map(_footer, shards):
             # Shards by the thousand share a few schemas; one object for each keeps them small. Their
             # metadata is of no use here, and all differ in it: pandas writes the number of rows there.
             schema = next((schema for schema in known if schema.equals(footer.schema)), None)

@@ -34,7 +34,8 @@ def write_plan(output: str, run: str, splits: Iterable[Split]) -> str:
         storage.make_folder(storage.join(folder, part))
     path = storage.join(folder, PLAN)
     lines = [json.dumps(dataclasses.asdict(split)) for split in splits]
-    storage.write_atomic(path, "\n".join([*lines, ""]).encode())
+    # A power cut ends the launcher too, and the next one writes it again.
+    storage.write_atomic(path, "\n".join([*lines, ""]).encode(), durable=False)
     return path
 
 
