@@ -1,13 +1,18 @@
-"""What is told of several nights, and of one that was submitted, without a night being scored."""
+"""What is told of several nights, and of one that was submitted."""
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
+
+import pytest
 
 from job import telling
 from job.errors import DataError
 from job.handover import Job
+from tests.nights import Night, dense, features, run_cli, saved
+from tests.servers.answers import Answer, answering
 from tests.test_report import REPORT
 from tests.test_telling import FIELDS
 
@@ -48,3 +53,46 @@ def test_a_job_that_was_submitted_is_told_with_its_place() -> None:
     told = ended.fields(None, 0, 2.0)
     assert (told["status"], told["run_id"], told["output"]) == ("submitted", "ab" * 32, "gs://b/out")
     assert told["job"] == {"engine": "DataflowRunner", "id": "7", "link": "https://c/7"}
+
+
+def test_a_backfill_is_told_night_by_night(night: Night, capfd: pytest.CaptureFixture[str]) -> None:
+    for i in (1, 2):
+        night.shard(f"ds=2026-01-0{i}/a", features(30, seed=i))
+    bad = features(30)
+    night.shard("ds=2026-01-03/a", bad.set_column(1, "f0", [[None] * 30]).cast(bad.schema))
+    model = saved(dense(), night.folder / "m.keras")
+    paths = (f"--input={night.input}/ds={{ds}}", f"--output={night.output}/{{ds}}", f"--model={model}")
+    with answering(lambda _: Answer()) as hook:
+        more = ("--keys=id", "--json", f"--notify_url={hook.endpoint}/secret-path", "--end=2026-01-04")
+        assert run_cli(capfd, "backfill", "--start=2026-01-01", "--end=2026-01-01", *paths, *more[:2])[0] == 0
+        code, out, err = run_cli(capfd, "backfill", "--start=2026-01-01", *paths, *more)
+    assert (code, out.count("\n")) == (1, 1), err
+    told = json.loads(out)
+    assert [*told] == [*FIELDS, "nights"]
+    assert (told["command"], told["status"], told["exit_code"], told["rows"]) == ("backfill", "failed", 1, 60)
+    ends = [(one["ds"], one["status"], one["exit_code"], one["rows"]) for one in told["nights"]]
+    assert ends == [
+        ("2026-01-01", "already_published", 0, 30),
+        ("2026-01-02", "published", 0, 30),
+        ("2026-01-03", "failed", 5, None),
+        ("2026-01-04", "failed", 3, None),
+    ]
+    before, done, spoilt, absent = told["nights"]
+    for one in told["nights"]:
+        assert one["output"] == f"{night.output}/{one['ds']}"
+    manifest = json.loads((night.output / "2026-01-02" / "_manifest.json").read_text())
+    assert (done["run_id"], done["loads"], done["error"]) == (manifest["run_id"], 1, None)
+    assert done["started"] < done["ended"]
+    assert (before["started"], before["seconds"]) == (None, None)
+    assert (night.output / "2026-01-03" / "_staging" / spoilt["run_id"]).is_dir()
+    assert absent["run_id"] is None
+    (asked,) = hook.asked
+    text = json.loads(asked.body)["text"].splitlines()
+    assert [line.split(",")[0] for line in text] == [
+        "scoring 2026-01-01: already published",
+        "scoring 2026-01-02: published",
+        "scoring 2026-01-03: failed",
+        "scoring 2026-01-04: failed",
+    ]
+    # For people, the table, where it is not in the way.
+    assert "4 nights" in err
