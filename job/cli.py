@@ -6,19 +6,18 @@ TensorFlow, and so that their start-up noise is silenced before it is made.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from job import console, progress, published, quiet, redaction
-from job.errors import EngineError, JobError, UsageError, one_line
+from job import console, host, progress, published, quiet, redaction, stopping, telling
+from job.errors import EngineError, JobError, UsageError
 
-if TYPE_CHECKING:
-    pass
-
-INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
+_HELP: Final = frozenset({"-h", "--help"})
 
 
 @dataclass(frozen=True)
@@ -36,25 +35,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``argv`` is without the program's name and defaults to the process's arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args
     redaction.learn(args)
     try:
-        return _run(args, debug=debug)
-    except JobError as error:
-        return _fail(str(error), error.exit_code, debug=debug)
-    except KeyboardInterrupt:
-        progress.say("interrupted; the same command resumes where this one stopped")
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last resort: one line, as for any other error
-        hint = "" if debug else "; run again with --debug for the traceback"
-        return _fail(f"{one_line(error)}{hint}", 1, debug=debug)
+        with stopping.on_sigterm():
+            if not args or args[0] not in telling.COMMANDS or {*_HELP, "--print_config"} & set(args):
+                return _ended(args)[0]
+            ended = telling.begin(args[0], args[1:], os.environ, host.process_start_unix_s())
+            with console.kept_for_the_end(asked=ended.asked.json):
+                code, error = _ended(args)
+            telling.tell(ended, error, code, time.time())
+            return code
+    except KeyboardInterrupt as error:  # once more, while the first one is told of
+        return telling.code_of(error)
+
+
+def _ended(args: Sequence[str]) -> tuple[int, BaseException | None]:
+    """Run one command, and say why it failed; return its exit code and that reason."""
+    debug = "--debug" in args
+    try:
+        return _run(args, debug=debug), None
+    except KeyboardInterrupt as error:
+        progress.say(telling.line_of(error))
+        return telling.code_of(error), error
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the last resort: one line, as for any other
+        if debug:
+            sys.stderr.write(redaction.scrub(traceback.format_exc()))
+        hint = "" if debug or isinstance(error, JobError) else "; run again with --debug for the traceback"
+        progress.say(f"error: {telling.line_of(error)}{hint}")
+        return telling.code_of(error), error
 
 
 def _run(args: Sequence[str], *, debug: bool) -> int:
     if not args:
         raise UsageError(f"no command; use one of {', '.join(COMMANDS)}, or {published.PROGRAM} --help")
     name, rest = args[0], args[1:]
-    if name in {"-h", "--help"}:
+    if name in _HELP:
         console.show(_overview())
         return 0
     if name not in COMMANDS:
@@ -62,7 +77,7 @@ def _run(args: Sequence[str], *, debug: bool) -> int:
             f"unknown command {name!r}; use one of {', '.join(COMMANDS)}, or {published.PROGRAM} --help"
         )
     command = COMMANDS[name]
-    if {"-h", "--help"} & set(rest):
+    if _HELP & set(rest):
         console.show(command.help())
         return 0
     quiet.hush(debug=debug)
@@ -94,7 +109,9 @@ def _score(args: Sequence[str]) -> int:
     # Only now, so that a wrong flag is told at once.
     from job import launch
 
-    outcome = launch.score(spec, beam_args, announce=progress.say)
+    with telling.night(spec.output, spec.ds or None, time.time) as night:
+        outcome = launch.score(spec, beam_args, announce=progress.say)
+        night.ends(outcome.published, outcome.job, already_published=outcome.already_published)
     if outcome.job is not None:
         told = f"the night is at {spec.output} when it is there: `{published.PROGRAM} report {spec.output}`"
         console.show(f"submitted: run {outcome.job.run[:12]} as {outcome.job}; {told}\n")
@@ -118,15 +135,16 @@ def _backfill(args: Sequence[str]) -> int:
         from job import engines
 
         engines.check_runner(asked.beam_args)
-    ended = list(
-        backfill.score(
+    ended = [
+        one.noted()
+        for one in backfill.score(
             asked.template,
             asked.beam_args,
             nightly.days(asked.start, asked.end),
             nights_at_once=asked.nights_at_once or backfill.AUTO_NIGHTS,
             announce=progress.say,
         )
-    )
+    ]
     console.show(endings.table(ended))
     return endings.exit_code(ended)
 
@@ -158,18 +176,12 @@ def _doctor(args: Sequence[str]) -> int:
     return code
 
 
-def _fail(message: str, exit_code: int, *, debug: bool) -> int:
-    if debug:
-        sys.stderr.write(redaction.scrub(traceback.format_exc()))
-    progress.say(f"error: {' '.join(message.split())}")
-    return exit_code
-
-
 COMMANDS: Final[Mapping[str, Command]] = {
     "score": Command("score shards and publish the predictions", _score, _help_of("score")),
     "backfill": Command("score many nights, each from its own input", _backfill, _help_of("backfill")),
     "doctor": Command("look at engine and paths before a night", _doctor, _help_of("doctor")),
     "report": Command("print the run report of an output", published.report, published.help_of("report")),
     "verify": Command("check a published night", published.verify, published.help_of("verify")),
+    "diff": Command("compare two published nights row by row", published.diff, published.help_of("diff")),
     "clean": Command("remove what abandoned runs left", published.clean, published.help_of("clean")),
 }

@@ -38,7 +38,7 @@ _LISTS: Final = ("keys", "features", "cast", "prediction_columns")
 _REPEATED: Final = ("input",)
 _OPPOSITES: Final = {"wait": "no_wait", "no_wait": "wait"}
 # They belong to a command line, and a night to the day on which it is scored.
-_NOT_HERE: Final = ("config", "print_config", "debug")
+_NOT_HERE: Final = ("config", "print_config", "json", "debug")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from job import telling
 from job.errors import JobError
 from job.preparing import Outcome
 
@@ -34,6 +35,13 @@ class Ending:
         if self.outcome is None:
             return "failed"
         return "already published" if self.outcome.already_published else "published"
+
+    def noted(self) -> Ending:
+        """Note it for whoever is told how the command ended; see ``job.telling``."""
+        report = None if self.outcome is None else self.outcome.published
+        done_before = self.outcome is not None and self.outcome.already_published
+        telling.add(self.ds, self.output, report, self.error, already_published=done_before)
+        return self
 
 
 def exit_code(endings: Sequence[Ending]) -> int:

@@ -169,6 +169,13 @@ def file_name(given: argparse.Namespace, name: str) -> str:
     return text
 
 
+def signed(name: str, text: str) -> float:
+    """Return a number, which may be below 0."""
+    if not re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+(e[+-]?[0-9]+)?", text):
+        raise UsageError(f"--{name}={text}: must be a number, as in 0.5")
+    return float(text)
+
+
 def share(given: argparse.Namespace, name: str) -> float:
     """Return a share from 0 to 1."""
     text = str(one(given, name))

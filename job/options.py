@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, get_args
 
-from job import clusters, config, flags, nightly, parser, quiet
+from job import clusters, config, flags, nightly, parser, quiet, telling
 from job.errors import UsageError
 from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
 
@@ -91,6 +91,8 @@ def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _spec(given: argparse.Namespace) -> ScoringSpec:
+    # First, so that what else is wrong is told where a configuration says.
+    telling.ask(flags.one(given, "notify_url"), flags.one(given, "notify_on"))
     _check_required(given)
     if given.wait and given.no_wait:
         raise UsageError("--wait and --no_wait are both given; leave one of them out")

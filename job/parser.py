@@ -55,6 +55,7 @@ def build(command: str = "score") -> argparse.ArgumentParser:
     _add_reject_flags(parser)
     _add_output_flags(parser)
     _add_running_flags(parser)
+    _add_notification_flags(parser)
     return parser
 
 
@@ -146,6 +147,18 @@ def _add_running_flags(parser: argparse.ArgumentParser) -> None:
         "--no_wait", action="store_true", help="submit the job, which publishes by itself, and end"
     )
     _switch(group, "debug", "show tracebacks and everything that TensorFlow and the engine say")
+
+
+def _add_notification_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("notifications")
+    _switch(group, "json", "print one JSON line on how it ended, whatever happens, and nothing else")
+    _add(
+        group,
+        "notify_url",
+        "URL",
+        "post the same to this webhook (better: SCORING_JOB_NOTIFY_URL in the environment)",
+    )
+    _add(group, "notify_on", "always|failure", "when to post (default: always)")
 
 
 def _add(group: argparse._ArgumentGroup, name: str, metavar: str, text: str) -> None:

@@ -27,6 +27,7 @@ from job import (
     preflight,
     staging,
     storage,
+    telling,
     waiting,
 )
 from job.errors import DataError, StateUnknownError, StorageError, UsageError
@@ -123,6 +124,7 @@ def claimed(
         lambda: output.published(spec.output),
     )
     run_id = commit.run_id(shards, reference.identity, _options_that_shape_output(spec))
+    telling.note_run(spec.output, run_id)
     if (done := _done_before(spec, run_id, held)) is not None:
         yield done
         return

@@ -1,8 +1,9 @@
-"""The commands about one output: ``report``, ``clean`` and ``verify``."""
+"""The commands about one output: ``report``, ``verify``, ``diff`` and ``clean``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -104,6 +105,65 @@ def _verify_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def diff(args: Sequence[str]) -> int:
+    """Compare two nights row by row, or two columns of one; raises ``DataError`` if that is asked for."""
+    given = _diff_parser().parse_args(list(args))
+    from job import diff as comparing
+    from job import flags, storage
+
+    asked = comparing.Asked(
+        keys=flags.columns(given, "keys"),
+        columns=tuple(flags.items(given, "columns")),
+        threshold=None if given.threshold is None else flags.signed("threshold", given.threshold),
+        tolerance=flags.number("tolerance", given.tolerance),
+        top=flags.whole("top", given.top),
+    )
+    most = flags.share(given, "max_change") if given.max_change else None
+    _configure_stores(given)
+    folders = [storage.absolute(one) for one in (given.output, given.other) if one is not None]
+    found = comparing.diff(folders, asked)
+    from job import diff_told
+
+    if given.page is not None:
+        storage.write_atomic(storage.absolute(given.page), diff_told.page(found).encode(), durable=False)
+    if given.json:
+        console.show(json.dumps(found.fields(), default=str, allow_nan=False) + "\n")
+    else:
+        for part in diff_told.tables(found):
+            console.show(part)
+    if most is not None and found.share_moved > most:
+        raise DataError(
+            f"{found.moved:,} of {found.rows:,} rows moved by more than --tolerance={given.tolerance}: a "
+            f"share of {found.share_moved:.4g}, above --max_change={most}"
+        )
+    return 0
+
+
+def _diff_parser() -> argparse.ArgumentParser:
+    told = "Compare two published nights row by row, or two prediction columns of one."
+    parser = _parser("diff", told, "the folder that night A was published at")
+    parser.add_argument(
+        "other", metavar="B", nargs="?", help="that of night B; without it, columns of OUTPUT"
+    )
+    # Lists, as the values of score's flags are, whose forms these have.
+    for name, form, told in (
+        ("keys", "COL,…", "columns that rows are matched by (default: those both carry, else shard and row)"),
+        (
+            "columns",
+            "COL,…",
+            "what to compare (default: predictions of both; in one, each with its challenger_…)",
+        ),
+        ("max_change", "SHARE", "end with 5 if more of the rows have moved"),
+    ):
+        parser.add_argument(f"--{name}", metavar=form, action="append", default=[], help=told)
+    _flag(parser, "threshold", "X", None, "count the rows that change sides of this value")
+    _flag(parser, "tolerance", "X", "0", "a row has moved if it differs by more than this")
+    _flag(parser, "top", "N", "20", "how many of the biggest movers to show")
+    _flag(parser, "page", "FILE", None, "write it as a page of HTML too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, on one line")
+    return parser
+
+
 def _parser(command: str, description: str, output: str) -> argparse.ArgumentParser:
     """Return the parser of a command about one output, with what all of these take."""
     from job.parser import Parser
@@ -139,5 +199,6 @@ def help_of(command: str) -> Callable[[], str]:
 _PARSERS: Final[Mapping[str, Callable[[], argparse.ArgumentParser]]] = {
     "report": _report_parser,
     "verify": _verify_parser,
+    "diff": _diff_parser,
     "clean": _clean_parser,
 }

@@ -14,7 +14,8 @@ from typing import Final
 
 _HIDDEN: Final = "***"
 _NAME: Final = re.compile(
-    r"secret|passw|token|credential|access_?key|api_?key|private_?key|connection_?string|(?<![a-z])sas(?![a-z])",
+    r"secret|passw|token|credential|access_?key|api_?key|private_?key|connection_?string|notify_url|"
+    r"(?<![a-z])sas(?![a-z])",
     re.IGNORECASE,
 )
 # Shorter values are found in innocent words.
@@ -38,6 +39,21 @@ def learn(args: Sequence[str]) -> None:
             value = value if equals else next(iter(args[i + 1 : i + 2]), "")
             if len(value) >= _FEWEST_CHARACTERS and not value.startswith("--"):
                 _learned.add(value)
+
+
+def flags(args: Sequence[str]) -> list[str]:
+    """Return flags as they may be shown, however short their secrets are."""
+    shown: list[str] = []
+    hide = False
+    for arg in args:
+        name, equals, _ = arg.partition("=")
+        secret = name.startswith("-") and bool(_NAME.search(name)) and not _PLACE.search(name)
+        if hide and not arg.startswith("--"):
+            shown.append(_HIDDEN)
+        else:
+            shown.append(f"{name}={_HIDDEN}" if secret and equals else scrub(arg))
+        hide = secret and not equals
+    return shown
 
 
 def scrub(text: str) -> str:

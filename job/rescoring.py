@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from job import model, storage
 from job.binding import Binding
 from job.errors import DataError
+from job.nightfiles import NightFiles
 from job.planning import read_footer
 from job.predictions import NUMPY_TYPES, to_arrow
 from job.reading import SplitReader
-from job.rejects import EXTRA_COLUMNS, Rejects, RowPolicy, sift
+from job.rejects import Rejects, RowPolicy, sift
 from job.signature import Feed, InputSpec
 from job.spec import Shard, Split
 
@@ -69,8 +70,7 @@ class Rescorer:
         self._scoring = manifest["scoring"]
         self._binding = binding_of(self._scoring)
         self._loaded = loaded
-        paths = [entry["path"] for entry in manifest["rejected_files"]]
-        self._rejected = {path.partition("/")[2]: path for path in paths}
+        self._files = NightFiles(output, manifest)
 
     def build(self) -> None:
         """Make the model ready for the inputs that the night was scored with.
@@ -97,7 +97,7 @@ class Rescorer:
             ShardError: the shard cannot be read, or is not the one that was scored.
             DataError: rows cannot be fed to the model now.
         """
-        shard_rows = self._shard_rows(entry)[rows]
+        shard_rows = self._files.shard_rows(entry)[rows]
         wanted = self._features(entry, shard_rows)
         published = self._published(entry, rows)
         names = self._scoring["predictions"]
@@ -128,20 +128,6 @@ class Rescorer:
             if wrong[name][i]
         ]
         return len(bad), found
-
-    def _shard_rows(self, entry: Mapping[str, Any]) -> NDArray[np.int64]:
-        """Return the shard's row number of each row of a file, ``(rows,) int64``."""
-        first, rows = entry["first_row"], entry["split_rows"]
-        every = np.arange(first, first + rows)
-        if path := self._rejected.get(entry["path"]):
-            with pq.ParquetFile(storage.parquet_source(storage.join(self._output, path))) as file:
-                # The extra columns come last; a shard may have columns of their names.
-                extras = file.schema_arrow.names[-len(EXTRA_COLUMNS) :]
-                column = file.read(columns=extras).column(extras[1])
-            every = np.setdiff1d(every, column.to_numpy(), assume_unique=True)
-        if len(every) != entry["rows"]:
-            raise DataError(f"{entry['path']}: {entry['rows']} rows are published, {len(every)} were scored")
-        return every
 
     def _features(self, entry: Mapping[str, Any], shard_rows: NDArray[np.int64]) -> pa.RecordBatch:
         """Return the features and keys of rows of a shard, in order."""

@@ -7,16 +7,14 @@ the job is on its own: the lease is handed over to it (see ``job.handover``), an
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from job import dataflow, engines, output, quiet, staging
+from job import dataflow, engines, output, quiet, staging, stopping
 from job.errors import EngineError, JobError, UsageError, in_text, one_line
 from job.handover import Ended, Job
 from job.spec import Run, ScoringSpec
@@ -123,27 +121,15 @@ def _job(name: str, endpoint: str, options: PipelineOptions, result: Any, run_id
 
 @contextmanager
 def undisturbed(asked: bool) -> Iterator[None]:
-    """Raise a first Ctrl-C only when the body has ended, if that is ``asked`` for.
+    """Raise a first Ctrl-C or SIGTERM only when the body has ended, if that is ``asked`` for.
 
     A job that is just being submitted can be cancelled only when it is known.
     """
     if not asked or threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
+    with stopping.later():
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
 
 
 @contextmanager

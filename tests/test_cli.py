@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from job.spec import ScoringSpec
 from tests.test_report import REPORT
 
 ROOT = Path(__file__).parents[1]
-ALL = "score, backfill, doctor, report, verify, clean"
+ALL = "score, backfill, doctor, report, verify, diff, clean"
 REQUIRED = ("--input=a", "--model=m.keras", "--output=o")
 
 
@@ -58,10 +59,11 @@ def test_help_lists_the_commands_that_exist() -> None:
     listed = [
         line.split()[0] for line in done.stdout.partition("commands:\n")[2].splitlines() if line[:2] == "  "
     ]
-    assert listed == list(cli.COMMANDS) == ["score", "backfill", "doctor", "report", "verify", "clean"]
+    every = ["score", "backfill", "doctor", "report", "verify", "diff", "clean"]
+    assert listed == list(cli.COMMANDS) == every
 
 
-@pytest.mark.parametrize("command", ["score", "backfill", "doctor", "report", "verify", "clean"])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_every_command_has_help(command: str, flag: str) -> None:
     done = job(command, flag)
@@ -170,6 +172,16 @@ def test_an_unexpected_error_is_one_line_and_points_to_debug(
     assert cli.main(["score", *REQUIRED]) == 1
     expected = "error: ZeroDivisionError: a surprise; run again with --debug for the traceback\n"
     assert capsys.readouterr() == ("", expected)
+
+
+def test_an_unexpected_error_in_json_is_without_the_hint(
+    launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(raising(ZeroDivisionError("a surprise")))
+    assert cli.main(["score", *REQUIRED, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["exit_code"], told["status"]) == (1, "failed")
+    assert told["error"] == "ZeroDivisionError: a surprise"
 
 
 def test_an_unexpected_error_with_debug_shows_where(

@@ -19,6 +19,7 @@ from job import leases, storage
 from job.errors import EngineError, OutputConflictError, StateUnknownError, UsageError
 from tests import dataflow_jobs
 from tests.dataflow_jobs import IMAGE, ROOT, TIMEOUT_S, Dataflow
+from tests.servers.answers import Answer, answering
 from tests.servers.clients import BUCKET
 from tests.store_nights import StoreNight, store_night
 
@@ -84,12 +85,19 @@ def check_pool(job: Any) -> None:
 
 def test_a_job_that_is_not_waited_for_publishes_the_night_of_the_embedded_engine(service: Dataflow) -> None:
     night = service.night
-    with service.start("alone", "--no_wait", *ASKED_FOR) as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
+    with answering(lambda _: Answer()) as hook:
+        watched = ("--json", f"--notify_url={hook.endpoint}/secret-path")
+        with service.start("alone", "--no_wait", *watched, *ASKED_FOR) as process:
+            out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, err
     number, job = the_job(service)
     link = f"{CONSOLE}/europe-west1/{number}?project=my-project"
-    assert f"as job {number} of DataflowRunner, see {link}; the night is at" in out
+    assert f"as job {number} of DataflowRunner, see {link}; the night is at" in err
+    line = json.loads(out)
+    assert (line["status"], line["rows"]) == ("submitted", None)
+    assert line["job"] == {"engine": "DataflowRunner", "id": number, "link": link}
+    (posted,) = hook.asked
+    assert line.items() < json.loads(posted.body).items()
 
     assert (job.name, dict(job.labels)) == ("night-1", {"team": "search", "night": "2026-01-01"})
     assert job.environment.service_account_email == "scorer@my-project.iam.gserviceaccount.com"
@@ -100,6 +108,7 @@ def test_a_job_that_is_not_waited_for_publishes_the_night_of_the_embedded_engine
     for content in (*service.requests("create").values(), *staged.values(), out.encode(), err.encode()):
         # Of the environment of the command.
         assert b"testing-secret" not in content
+        assert b"secret-path" not in content
 
     # Nobody renews the lease. It is the job's all the same.
     assert "_SUCCESS" not in night.files("alone")

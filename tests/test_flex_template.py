@@ -23,8 +23,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 ACTIONS = {action.option_strings[-1].removeprefix("--"): action for action in parser.build()._actions}
 REQUIRED = {"input": "gs://b/in", "model": "gs://b/m.keras", "output": "gs://b/out"}
-# Of the launch itself: whoever starts a template does not wait for its job in the template.
-OF_THE_COMMAND = {"help", "wait", "no_wait", "config", "print_config"}
+# Of the launch itself: whoever starts a template does not wait for its job in the template, and everybody
+# who may look at the job sees the values of parameters, which a webhook's address must not be.
+OF_THE_COMMAND = {"help", "wait", "no_wait", "config", "print_config", "json", "notify_url", "notify_on"}
 SHA = "0123456789abcdefABCDEF" * 2 + "0" * 20
 
 

@@ -236,6 +236,10 @@ def test_every_field_of_the_spec_has_its_flag_and_the_other_way_round() -> None:
         "no_wait",
         "config",
         "print_config",
+        # How the command's end is told: a webhook's address is secret, and nothing of the run's.
+        "json",
+        "notify_url",
+        "notify_on",
     }
     renamed = {"inputs": "input", "casts": "cast", "wait_for_input_s": "wait_for_input"}
     fields = set(ScoringSpec.__dataclass_fields__) - {"output_template"}

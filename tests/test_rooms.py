@@ -23,8 +23,9 @@ ORDER = (
     ("doctor", "workers", "probe", "reached", "places", "credentials", "looks", "ports"),
     (
         *("backfill", "launch", "endings", "preparing", "waiting", "preflight", "footers", "awaiting"),
-        *("inputs", "host", "verify", "rescoring"),
+        *("inputs", "telling", "host", "verify", "rescoring"),
     ),
+    ("diff_told", "diff", "compared", "movement", "sketches", "pairing"),
     (
         *("engines", "flink", "flink_checks", "flink_jar", "flink_rest"),
         *("clusters", "dataflow", "prism", "checks"),
@@ -35,6 +36,7 @@ ORDER = (
     ("worker", "overlap", "scoring", "task", "rejected", "reading", "fetching", "writing", "sizing"),
     ("planning", "choosing", "listing", "matching"),
     ("handler",),
+    ("nightfiles",),
     ("rejects", "finite"),
     ("binding", "tensors", "casting", "rounding"),
     ("predictions",),
@@ -83,7 +85,8 @@ ORDER = (
     ),
     ("report", "page"),
     ("metrics",),
-    ("progress", "console"),
+    ("notify",),
+    ("progress", "console", "stopping"),
     ("nightly",),
     ("quiet",),
     ("redaction",),

@@ -15,6 +15,7 @@ import pytest
 from job import cleaning, cli, handover, launch, leases, options, output, storage, waiting
 from job.errors import OutputConflictError, StateUnknownError, UsageError
 from job.handover import Job
+from job.stopping import Terminated, on_sigterm
 from tests import lease_places
 from tests.lease_places import Place
 from tests.nights import Night, dense, features, saved
@@ -202,21 +203,27 @@ def test_a_job_server_elsewhere_goes_on_without_us(name: str) -> None:
 
 
 @pytest.mark.parametrize(("asked", "times", "went_on"), [(True, 1, 1), (True, 2, 1), (False, 1, 0)])
-def test_a_first_ctrl_c_waits_until_the_job_is_known(asked: bool, times: int, went_on: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+def test_a_first_ctrl_c_or_sigterm_waits_until_the_job_is_known(
+    asked: bool, times: int, went_on: int, number: int, raised: type[BaseException]
+) -> None:
     passed = []
 
     def submit() -> None:
         with waiting.undisturbed(asked):
             for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
                 passed.append("went on")
 
-    with pytest.raises(KeyboardInterrupt):
-        submit()
-    assert len(passed) == went_on
-    # Afterwards it is as ever.
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+    with on_sigterm():
+        with pytest.raises(raised):
+            submit()
+        assert len(passed) == went_on
+        # Afterwards it is as ever.
+        with pytest.raises(raised):
+            os.kill(os.getpid(), number)
 
 
 def test_an_engine_that_does_not_answer_has_not_said_that_the_job_has_ended() -> None:

@@ -1,0 +1,286 @@
+"""How a command and its nights ended, as programs read it: one JSON line, and a message to a webhook.
+
+Fields and promises are told in docs/notifications.md. A command that scores nights says where each begins and
+ends (:func:`night`); the last word has :func:`tell`, which the command line calls whatever has happened, so
+that a wrong flag or a Ctrl-C is told of as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from job import console, notify, redaction, stopping
+from job.errors import JobError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from job.handover import Job
+    from job.report import RunReport
+
+VERSION: Final = 1
+# Those whose end is told; the others have their own output.
+COMMANDS: Final = frozenset({"score", "backfill"})
+# In this order the worst of several nights is found.
+STATUSES: Final = ("already_published", "published", "submitted", "interrupted", "failed")
+NOTIFY_ON: Final = ("always", "failure")
+
+
+@dataclass
+class Night:
+    """One night of a command. What is not known is ``None``: a night that failed early has no run yet."""
+
+    output: str | None = None
+    ds: str | None = None
+    started_unix_s: float | None = None
+    ended_unix_s: float | None = None
+    status: str = "failed"
+    exit_code: int = 1
+    run_id: str | None = None
+    rows: int | None = None
+    rejected: int | None = None
+    loads: int | None = None
+    job: dict[str, str] | None = None
+    error: str | None = None
+
+    def ends(self, report: RunReport | None, job: Job | None, *, already_published: bool) -> None:
+        """Take over what is known of a night that went well: its report, or the job that was submitted."""
+        self.exit_code = 0
+        if job is not None:
+            self.status, self.run_id = "submitted", job.run
+            self.job = {"engine": job.engine, "id": job.id, "link": job.link}
+        if report is not None:
+            self.status = "already_published" if already_published else "published"
+            self.run_id, self.output = report.run_id, report.output
+            self.rows, self.rejected = report.rows_scored, report.rows_rejected
+            self.loads = len(report.loads)
+
+    def fails(self, error: BaseException) -> None:
+        """Take over why a night failed."""
+        self.exit_code, self.error = code_of(error), line_of(error)
+        self.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+
+    def _seconds(self) -> float | None:
+        if self.started_unix_s is None or self.ended_unix_s is None:
+            return None
+        return round(max(0.0, self.ended_unix_s - self.started_unix_s), 3)
+
+    def fields(self) -> dict[str, Any]:
+        """Return what is told of it."""
+        return {
+            "status": self.status,
+            "exit_code": self.exit_code,
+            "ds": self.ds,
+            "output": None if self.output is None else redaction.scrub(self.output),
+            "run_id": self.run_id,
+            "rows": self.rows,
+            "rejected": self.rejected,
+            "seconds": self._seconds(),
+            "loads": self.loads,
+            "job": self.job,
+            "started": _utc(self.started_unix_s),
+            "ended": _utc(self.ended_unix_s),
+            "error": None if self.error is None else redaction.scrub(self.error),
+        }
+
+
+@dataclass
+class Asked:
+    """Who is to be told: whoever reads standard output, and a webhook, empty for none."""
+
+    json: bool
+    url: str = field(repr=False)
+    on: str
+
+    @classmethod
+    def of(cls, args: Sequence[str], environment: Mapping[str, str]) -> Asked:
+        """Read flags that may be wrong in other respects; a webhook whose address is wrong is none."""
+        ours = list(args[: args.index("--")] if "--" in args else args)
+        url = _last(ours, "notify_url") or environment.get(notify.URL_IN_ENVIRONMENT, "")
+        try:
+            notify.check(url, "--notify_url")
+        except UsageError:
+            url = ""
+        return cls("--json" in ours, url, _last(ours, "notify_on") or NOTIFY_ON[0])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended: with which flags, who is to be told, since when, and the nights it began.
+
+    ``runs`` are the ids of its runs by their outputs, as far as it got to know them.
+    """
+
+    command: str
+    args: tuple[str, ...]
+    asked: Asked
+    started_unix_s: float
+    nights: list[Night] = field(default_factory=list)
+    runs: dict[str, str] = field(default_factory=dict)
+
+    def fields(self, error: BaseException | None, code: int, now_unix_s: float) -> dict[str, Any]:
+        """Return what is told: of ``score`` its one night, of ``backfill`` all of them and each."""
+        for night in self.nights:
+            night.run_id = night.run_id or self.runs.get(night.output or "")
+        of_one = self.command == "score"
+        whole = self._one_night() if of_one else self._all_nights()
+        # From the start of the process: its imports are waited for too.
+        whole.started_unix_s, whole.ended_unix_s = self.started_unix_s, now_unix_s
+        if error is not None:
+            whole.fails(error)
+        whole.exit_code = code
+        told = {"version": VERSION, "command": self.command, **whole.fields()}
+        told["flags"] = redaction.flags(self.args)
+        if not of_one:
+            told["nights"] = [night.fields() for night in self.nights]
+        return told
+
+    def _one_night(self) -> Night:
+        return self.nights[-1] if self.nights else Night()
+
+    def _all_nights(self) -> Night:
+        whole = Night()
+        if self.nights:
+            worst = max(self.nights, key=lambda night: STATUSES.index(night.status))
+            whole.status, whole.error = worst.status, worst.error
+        for name in ("rows", "rejected", "loads"):
+            known = [value for night in self.nights if (value := getattr(night, name)) is not None]
+            setattr(whole, name, sum(known) if known else None)
+        return whole
+
+
+_ended: Final[ContextVar[Ended | None]] = ContextVar("ended", default=None)
+
+
+def begin(command: str, args: Sequence[str], environment: Mapping[str, str], now_unix_s: float) -> Ended:
+    """Begin a command whose end is to be told; ``args`` are its flags."""
+    one = Ended(command, tuple(args), Asked.of(args, environment), now_unix_s)
+    _ended.set(one)
+    return one
+
+
+def ask(url: str | None, on: str | None) -> None:
+    """Take the flags of notifications as they were read, perhaps from a configuration.
+
+    Raises:
+        UsageError: a webhook's address is none, or ``--notify_on`` is no word for it.
+    """
+    if url is not None:
+        notify.check(url, "--notify_url")
+    elif os.environ.get(notify.URL_IN_ENVIRONMENT):
+        notify.check(os.environ[notify.URL_IN_ENVIRONMENT], notify.URL_IN_ENVIRONMENT)
+    if on is not None and on not in NOTIFY_ON:
+        raise UsageError(f"--notify_on={on}: must be one of {', '.join(NOTIFY_ON)}")
+    if (ended := _ended.get()) is not None:
+        ended.asked.url = url or ended.asked.url
+        ended.asked.on = on or ended.asked.on
+
+
+@contextmanager
+def night(output: str, ds: str | None, clock: Callable[[], float]) -> Iterator[Night]:
+    """Note a night that the body scores; the body says how it :meth:`~Night.ends`, or raises."""
+    from job import storage
+
+    path = output
+    with suppress(JobError):
+        path = storage.absolute(output)
+    one = Night(path, ds, clock())
+    if (ended := _ended.get()) is not None:
+        ended.nights.append(one)
+    try:
+        yield one
+    except BaseException as e:
+        one.fails(e)
+        raise
+    finally:
+        one.ended_unix_s = clock()
+
+
+def add(
+    ds: str, output: str, report: RunReport | None, error: BaseException | None, *, already_published: bool
+) -> None:
+    """Note a night of several, which were scored together: there are no times of one that has no report."""
+    one = Night(output, ds)
+    if error is not None:
+        one.fails(error)
+    else:
+        one.ends(report, None, already_published=already_published)
+    if report is not None and not already_published:
+        one.started_unix_s = datetime.fromisoformat(report.started_utc).timestamp()
+        one.ended_unix_s = one.started_unix_s + report.wall_s
+    if (ended := _ended.get()) is not None:
+        ended.nights.append(one)
+
+
+def note_run(output: str, run_id: str) -> None:
+    """Note which run is an output's, so that it is told even if it fails; ``output`` is absolute."""
+    if (ended := _ended.get()) is not None:
+        ended.runs[output] = run_id
+
+
+def tell(ended: Ended, error: BaseException | None, code: int, now_unix_s: float) -> None:
+    """Write the line if it was asked for, and post the message if there is a webhook."""
+    _ended.set(None)
+    told, asked = ended.fields(error, code, now_unix_s), ended.asked
+    if asked.json:
+        # In ASCII, for whichever encoding a scheduler gives standard output.
+        console.show(json.dumps(told) + "\n")
+    if asked.url and (asked.on == "always" or code):
+        stopped = isinstance(error, KeyboardInterrupt)
+        most_s = notify.MOST_WHEN_STOPPED_S if stopped else notify.MOST_S
+        notify.send(asked.url, {"text": text(told), **told}, most_s=most_s)
+
+
+def _last(args: Sequence[str], name: str) -> str:
+    """Return the last value of a flag, given as ``--name=value`` or ``--name value``."""
+    found = ""
+    for i, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if flag == f"--{name}":
+            found = value if equals else next(iter(args[i + 1 : i + 2]), "")
+    return found
+
+
+def code_of(error: BaseException) -> int:
+    """Return the exit code that an error ends a command with."""
+    if isinstance(error, KeyboardInterrupt):
+        return stopping.exit_code(error)
+    return error.exit_code if isinstance(error, JobError) else 1
+
+
+def line_of(error: BaseException) -> str:
+    """Return what is told of an error: one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return stopping.told(error)
+    return " ".join(str(error).split()) if isinstance(error, JobError) else one_line(error)
+
+
+def text(told: Mapping[str, Any]) -> str:
+    """Return a message for people, escaped as chats want it: in Slack ``<!channel>`` would wake everybody."""
+    lines = [_line(one) for one in told.get("nights", ())] or [_line(told)]
+    if told.get("nights") and told["error"] and told["error"] not in {one["error"] for one in told["nights"]}:
+        lines.append(_line(told))
+    return "\n".join(lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _line(one: Mapping[str, Any]) -> str:
+    what = f"scoring {one['ds']}" if one["ds"] else "scoring"
+    where = f" → {one['output']}" if one["output"] else ""
+    run = f" (run {one['run_id'][:12]})" if one["run_id"] else ""
+    how = one["status"].replace("_", " ")
+    if one["error"]:
+        return f"{what}: {how}, exit {one['exit_code']}{where}{run}: {one['error']}"
+    rows = "" if one["rows"] is None else f", {one['rows']:,} rows, {one['rejected']:,} rejected"
+    took = "" if one["seconds"] is None else f", {one['seconds']:.0f} s"
+    return f"{what}: {how}{rows}{took}{where}{run}"
+
+
+def _utc(unix_s: float | None) -> str | None:
+    if unix_s is None:
+        return None
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
