@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tests.killing import Job, Zygote
 
@@ -87,11 +87,15 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def wait_for(self, workers: int) -> None:
-        """Return when so many workers have registered."""
+    def client(self) -> Any:
+        """One of the scheduler's, to be closed."""
         from dask import distributed
 
-        with distributed.Client(self.address, timeout=START_S, set_as_default=False) as client:
+        return distributed.Client(self.address, timeout=START_S, set_as_default=False)
+
+    def wait_for(self, workers: int) -> None:
+        """Return when so many workers have registered."""
+        with self.client() as client:
             client.wait_for_workers(workers, timeout=START_S)
 
 

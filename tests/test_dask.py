@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -100,8 +101,8 @@ def test_four_million_rows_are_those_of_the_embedded_engine(
     check_rows(night, model, shards)
 
 
-def slow_night(night: Night) -> list[str]:
-    night.shard("part", features(24_000), group_rows=1000)
+def slow_night(night: Night, splits: int = 24) -> list[str]:
+    night.shard("part", features(splits * 1000), group_rows=1000)
     flags = ("--keys=id", "--features=f0,f1,f2,f3", "--split_rows=1000", "--batch_size=1000")
     return night.args("slowly_built:build", *flags)
 
@@ -169,6 +170,37 @@ def test_a_scheduler_that_is_killed_ends_the_job_and_the_same_command_completes_
     assert done.code == 0, done.text
     assert report(night)["splits_reused"] >= held > 0
     check_slow_night(night, library, monkeypatch)
+
+
+def at_work(dask_worker: Any) -> int:
+    return len(dask_worker.state.executing)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(
+    night: Night, cluster: Cluster, warm: Zygote
+) -> None:
+    # Slices of six splits: two are under way, and Dask ends no task that has begun.
+    args = slow_night(night, splits=48)
+    job = started(night, args, cluster, warm)
+    until(lambda: len(receipts(night)) >= 2 or job.poll() is not None, within_s=100)
+    assert job.poll() is None, job.done.text
+    os.kill(job.pid, signal.SIGINT)
+    assert job.wait(30) == 130, job.done.text
+    assert "stopping run" in job.done.text
+    held = len(receipts(night))
+    with cluster.client() as client:
+        # The scheduler has forgotten them by now.
+        until(lambda: not any(client.run(at_work).values()), within_s=20)
+    # Each worker has ended the split that it was at, and taken no other.
+    assert 2 <= len(receipts(night)) <= held + 2 < 12
+    assert not (night.output / "_SUCCESS").exists()
+    done = run(night, args, cluster, warm)
+    assert done.code == 0, done.text
+    told = report(night)
+    assert told["splits"] == 48
+    assert held <= told["splits_reused"] <= held + 2
+    assert not (night.output / "_staging").exists()
 
 
 def test_a_scheduler_that_does_not_answer_is_told_in_one_line(night: Night) -> None:
