@@ -111,7 +111,13 @@ def run(
             if job is not None and run.handed:
                 output.hand_over(run.output, run.lease, job)
                 return job
-            state = result.wait_until_finish()
+            try:
+                state = result.wait_until_finish()
+            except Exception as e:
+                if job is None or name != dataflow.NAME:
+                    raise
+                left = staging.failure(run.output, run.run_id) or in_text(str(e))
+                raise left or dataflow.failed(job, e) from e
     if state not in (None, "DONE"):
         left = staging.failure(run.output, run.run_id)
         raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
