@@ -161,7 +161,7 @@ def test_a_job_that_is_waited_for_ends_with_its_report(service: Dataflow) -> Non
         service.tell(state="DONE")
         out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, err
-    assert "rows scored" in out
+    assert " scored of " in out
     service.night.check("waited")
 
 
