@@ -210,6 +210,7 @@ def test_who_listens_on_a_port_is_seen() -> None:
         ),
         (["--environment_type=PROCESS", "--environment_config={"], "workers' command", "no JSON"),
         (["--environment_type=EXTERNAL", "--environment_config=here"], "worker pool", "is no address"),
+        (["--environment_type=EXTERNAL", "--environment_config={bad"], "worker pool", "no JSON with a url"),
         (
             ["--runner=dask", "--dask_client_address=tcp://127.0.0.1:9", "--dask_connection_timeout=1"],
             "Dask",
