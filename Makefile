@@ -62,7 +62,6 @@ flink-down: $(INSTALLED) ## end that cluster, with every process that it started
 # Exit code 77 (and 2 of make): not run, for want of Beam's job server. Told before anything else is done.
 flink-test: $(INSTALLED) ## score nights on such a cluster while its processes are killed (FLINK_JOB_SERVER_JAR=PATH)
 	$(BIN)/python -m deploy.flink jar
-	$(MAKE) $(FLIGHTS)
 	$(BIN)/python -m pytest tests/test_flink_nights.py
 
 lint: $(INSTALLED) ## check style, format and types
