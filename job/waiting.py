@@ -17,7 +17,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from job import dataflow, engines, output, quiet, staging
+from job import clusters, dataflow, engines, output, quiet, staging
 from job.errors import EngineError, JobError, UsageError, in_text, one_line
 from job.handover import Ended, Job
 from job.spec import Run, ScoringSpec
@@ -243,4 +243,5 @@ def workers_errors(options: PipelineOptions, folder: str, run_id: str) -> Iterat
     except JobError:
         raise
     except Exception as e:
-        raise (staging.failure(folder, run_id) or in_text(str(e)) or engines.told(name, e)) from e
+        left = staging.failure(folder, run_id) or in_text(str(e)) or clusters.killed(e)
+        raise (left or engines.told(name, e)) from e
