@@ -1,4 +1,4 @@
-# worker-cpu and worker-gpu run on Flink and Dataflow; launcher runs the command. See docs/images.md.
+# worker-cpu and worker-gpu run on Flink, Dataflow and Dask; launcher runs the command. See docs/images.md.
 #
 # A tag can be moved, a digest cannot: pin it with
 #   --build-arg BASE_IMAGE=apache/beam_python3.11_sdk@sha256:...
@@ -17,6 +17,11 @@ WORKDIR /opt/scoring-job
 COPY requirements-worker.lock ./
 RUN python -m pip install --require-hashes -r requirements-worker.lock
 
+# What submitting a job to Dataflow takes on top.
+FROM dependencies AS dependencies-launcher
+COPY requirements-launcher.lock ./
+RUN python -m pip install --require-hashes -r requirements-launcher.lock
+
 # CUDA's libraries come from the index too, so the base is the same and only the driver is the machine's.
 FROM dependencies AS dependencies-gpu
 COPY requirements-worker-gpu.lock ./
@@ -32,7 +37,7 @@ RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.e
 # outside the sources, so that a package left out of the installation fails here and not on a cluster.
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow"
+RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
 ENTRYPOINT ["/opt/apache/beam/boot"]
 
 # The same steps: a stage can only follow one other.
@@ -43,10 +48,18 @@ COPY models ./models
 RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.egg-info
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow"
+RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
 ENTRYPOINT ["/opt/apache/beam/boot"]
 
 # It reads the model before anything is scored, so it needs what a worker needs, in the same versions.
-FROM worker-cpu AS launcher
+FROM dependencies-launcher AS launcher
+COPY pyproject.toml setup.py ./
+COPY job ./job
+COPY models ./models
+RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.egg-info
+USER 10001
+WORKDIR /home/worker
+RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow, distributed" \
+    && python -c "import apitools, google.cloud.dataflow, google.cloud.storage, google_auth_httplib2"
 ENTRYPOINT ["python", "-m", "job"]
 CMD ["--help"]

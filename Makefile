@@ -15,10 +15,16 @@ CHECKED := job models benchmarks deploy tests
 PROCESSES ?= 3
 IN_PARALLEL := --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
 
+# What builds images, and what more it is told (--build-arg=BASE_IMAGE=…).
+CONTAINERS ?= docker
+BUILD = $(CONTAINERS) build $(BUILD_FLAGS)
+LAUNCHER ?= localhost/scoring-launcher
+
+.PHONY: template template-image
 .PHONY: help install demo servers test test-fast lint format bench lock clean flink-up flink-down flink-test
 
 help: ## list every chore
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## build .venv from the lock file
 
@@ -62,7 +68,6 @@ flink-down: $(INSTALLED) ## end that cluster, with every process that it started
 # Exit code 77 (and 2 of make): not run, for want of Beam's job server. Told before anything else is done.
 flink-test: $(INSTALLED) ## score nights on such a cluster while its processes are killed (FLINK_JOB_SERVER_JAR=PATH)
 	$(BIN)/python -m deploy.flink jar
-	$(MAKE) $(FLIGHTS)
 	$(BIN)/python -m pytest tests/test_flink_nights.py
 
 lint: $(INSTALLED) ## check style, format and types
@@ -78,19 +83,29 @@ format: $(INSTALLED) ## put the code into the common format
 bench: $(INSTALLED) ## measure the job against a hand-tuned loop without Beam (needs 10 GB, an hour)
 	$(BIN)/python -m benchmarks.run
 
+template-image: ## build the Flex Template's image on the launcher's (IMAGE=REGISTRY/scoring-job:flex)
+	$(BUILD) --target=launcher --tag=$(LAUNCHER) .
+	$(BUILD) --file=deploy/dataflow/Dockerfile --build-arg=LAUNCHER=$(LAUNCHER) --tag=$(IMAGE) .
+
+template: template-image ## the same, push it, and write the template (also TEMPLATE=gs://BUCKET/scoring-job.json)
+	$(CONTAINERS) push $(IMAGE)
+	gcloud dataflow flex-template build $(TEMPLATE) --image=$(IMAGE) --sdk-language=PYTHON \
+	  --metadata-file=deploy/dataflow/metadata.json
+
 # COMPILE keeps the versions that are in the files already; `make lock UPGRADE=--upgrade` takes the newest.
 # Addresses and annotations stay out: the files must serve whichever index a machine uses.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --generate-hashes \
   --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 $(UPGRADE)
+WORKERS := --extra gcs --extra s3 --extra dask
 
 lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	test -x $(BIN)/uv || $(MAKE) install
 	$(COMPILE) pyproject.toml --extra gcs --extra s3 --extra dask --extra dataflow --extra jax --extra demo --extra dev --output-file requirements.lock
-	$(COMPILE) pyproject.toml --extra gcs --extra s3 --constraint requirements.lock --output-file requirements-worker.lock
-	$(COMPILE) pyproject.toml --extra gcs --extra s3 --extra gpu --constraint requirements.lock --output-file requirements-worker-gpu.lock
-	$(COMPILE) pyproject.toml --extra gcs --extra s3 --extra dataflow --constraint requirements.lock \
-	  --output-file deploy/dataflow/requirements.lock
+	$(COMPILE) pyproject.toml $(WORKERS) --constraint requirements.lock --output-file requirements-worker.lock
+	$(COMPILE) pyproject.toml $(WORKERS) --extra gpu --constraint requirements.lock --output-file requirements-worker-gpu.lock
+	$(COMPILE) pyproject.toml $(WORKERS) --extra dataflow --constraint requirements.lock \
+	  --output-file requirements-launcher.lock
 	$(COMPILE) deploy/airflow/requirements.in --output-file deploy/airflow/requirements.lock
 
 clean: ## remove what the chores made, except .venv and data

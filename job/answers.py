@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from job import artifact, objects, planning, storage
+from job import artifact, devices, objects, planning, storage
 from job.errors import JobError, StorageError, one_line
 from job.spec import StoreOptions
 
@@ -17,8 +17,9 @@ _given: Final[dict[str, dict[str, Any]]] = {}
 def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a worker has said ``about`` itself, and what it finds.
 
-    ``model``, ``input`` and ``output`` are what is wrong with each, empty where nothing is and ``None`` where
-    nothing was asked; ``digest`` is the model's. All of it is written below staging, which shows ``output``.
+    ``model``, ``input``, ``gpu`` and ``output`` are what is wrong with each, empty where nothing is and
+    ``None`` where nothing was asked; ``digest`` is the model's. All of it is written below staging, which
+    shows ``output``.
     """
     folder = str(told["folder"])
     if folder in _given:
@@ -42,6 +43,7 @@ def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
 
     found["model"] = _wrong(read_model) if told["model"] else None
     found["input"] = _wrong(read_shard) if told["shard"] else None
+    found["gpu"] = _wrong(lambda: devices.check_gpu(told["gpu"])) if told["gpu"] else None
     found["output"] = _wrong(write)
     _given[folder] = found
     return found

@@ -89,6 +89,18 @@ def client(options: PipelineOptions, timeout_s: float = _ANSWER_S) -> Any:
     return distributed.Client(**{"timeout": timeout_s, **told}, set_as_default=False)
 
 
+def killed(error: Exception) -> EngineError | None:
+    """Return what to say where Dask gave a task up whose workers died, ``None`` for any other error."""
+    # By its name, as Dask is not installed everywhere.
+    if type(error).__name__ != "KilledWorker":
+        return None
+    return EngineError(
+        "--runner=DaskRunner: workers died one after the other of the same slice of the plan; a nanny ends a "
+        "worker at 95% of its memory limit: see its log, give `dask worker` a larger --memory-limit or start "
+        "fewer workers on a machine, and run again to resume"
+    )
+
+
 def _cluster(workers: dict[str, Any], held: dict[str, int]) -> Cluster:
     threads = {address: int(worker["nthreads"]) for address, worker in workers.items()}
     on_host: Counter[str] = Counter()

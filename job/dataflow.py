@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from job import artifact, quiet, storage
-from job.errors import EngineError, JobError, UsageError
+from job.errors import EngineError, JobError, UsageError, one_line
 from job.handover import Job
 from job.spec import Run, ScoringSpec
 
@@ -28,6 +28,9 @@ _PACKAGED_BY: Final = (
     *("sdk_container_image", "setup_file", "extra_packages", "requirements_file"),
     *("prebuild_sdk_container_engine",),
 )
+# One process a machine. Without it there is one a core, each in a container of its own, so that they share
+# neither a model nor the locks by which they would share GPUs out.
+_ONE_PROCESS: Final = "no_use_multiple_sdk_containers"
 _ANSWER_S: Final = 30.0
 # States in which nothing of a job goes on. One that is being cancelled is not among them.
 _ENDED: Final = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
@@ -47,11 +50,8 @@ def check(spec: ScoringSpec, options: PipelineOptions) -> None:
     weights = (spec.weights,) if spec.weights else ()
     inputs = [path for path in spec.inputs if not path.startswith("@")]
     check_visible([*inputs, spec.output, *artifacts, *weights])
-    if spec.device == "gpu" and not _asks_for_gpu(given):
-        raise UsageError(
-            "--device=gpu: the workers have no GPU; add --dataflow_service_options="
-            "'worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver'"
-        )
+    if spec.device == "gpu":
+        _check_gpu(given)
     for flag in ("temp_location", "staging_location"):
         if flag in given:
             _check_bucket(flag, given[flag])
@@ -75,8 +75,7 @@ def tensorflow_threads(options: PipelineOptions) -> int:
     """Return TensorFlow's threads: 1 where each core has a process, 0 (all cores) where a machine has one."""
     from apache_beam.options.pipeline_options import DebugOptions
 
-    experiments = options.view_as(DebugOptions).experiments or []
-    return 0 if "no_use_multiple_sdk_containers" in experiments else 1
+    return 0 if _ONE_PROCESS in (options.view_as(DebugOptions).experiments or []) else 1
 
 
 def name_job(options: PipelineOptions, run: Run) -> None:
@@ -106,6 +105,17 @@ def job(options: PipelineOptions, result: Any, run_id: str) -> Job:
     link = f"{_CONSOLE}/{asked.region}/{number}?project={asked.project}"
     where = json.dumps({"project_id": asked.project, "location": asked.region})
     return Job(run_id, NAME, number, link, where)
+
+
+def failed(job: Job, error: Exception) -> EngineError:
+    """Return what is to be said of a job that was waited for in vain, by what Beam raised."""
+    # By its name: this module imports no Beam.
+    if type(error).__name__ != "DataflowRuntimeException":
+        return EngineError(f"{job} may still run, but cannot be waited for: {one_line(error)}; look there")
+    state, _, cause = str(error).partition(", Error:")
+    told = " ".join(cause.split()).removesuffix("None")
+    why = f": {told}" if told else ", and Dataflow gives no reason"
+    return EngineError(f"{job} ended as {state.rpartition(' ')[2]}{why}; run again to resume")
 
 
 def has_ended(job: Job, beam_args: Sequence[str]) -> bool:
@@ -164,6 +174,19 @@ def _check_flags(given: dict[str, Any]) -> None:
         raise UsageError(
             f"--runner={NAME}: its workers would not have this package; give --sdk_container_image=IMAGE, "
             f"made from the Dockerfile, or --setup_file=./setup.py"
+        )
+
+
+def _check_gpu(given: dict[str, Any]) -> None:
+    if not _asks_for_gpu(given):
+        raise UsageError(
+            "--device=gpu: the workers have no GPU; add --dataflow_service_options="
+            "'worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver'"
+        )
+    if _ONE_PROCESS not in (given.get("experiments") or ()):
+        raise UsageError(
+            f"--device=gpu: Dataflow starts a process for each core, and all would load the model into the "
+            f"machine's GPU; add --experiments={_ONE_PROCESS}"
         )
 
 

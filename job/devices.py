@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import socket
+from typing import Any
 
 from job import artifact, private, quiet
 from job.errors import ModelError, PreflightError, one_line
@@ -29,9 +30,25 @@ def configure(reference: ModelReference, device: Device, threads: int) -> None:
     elif reference.backend == "jax":
         _configure_jax(device)
     elif device == "gpu":
-        raise PreflightError(
-            f"--device=gpu: not with KERAS_BACKEND={reference.backend}; use tensorflow or jax"
-        )
+        raise _unfit(reference.backend)
+
+
+def check_gpu(backend: str) -> None:
+    """Say whether Keras on this backend would find a GPU here, without touching it more than that takes.
+
+    Raises:
+        PreflightError: there is none.
+    """
+    if backend == "jax":
+        _jax_gpus()
+        return
+    if backend != "tensorflow":
+        raise _unfit(backend)
+    with quiet.imports():
+        import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        raise _no_gpu("TensorFlow")
 
 
 def _check_backend(reference: ModelReference) -> None:
@@ -70,9 +87,19 @@ def _configure_tensorflow(device: Device, threads: int) -> None:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
-def _configure_jax(device: Device) -> None:
+def _jax_gpus() -> list[Any]:
     # Or JAX takes three quarters of the card at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        with quiet.imports():
+            import jax
+
+            return list(jax.devices("gpu"))
+    except RuntimeError as e:
+        raise _no_gpu("JAX") from e
+
+
+def _configure_jax(device: Device) -> None:
     with quiet.imports():
         import jax
         import tensorflow as tf
@@ -84,14 +111,17 @@ def _configure_jax(device: Device) -> None:
         jax.config.update("jax_platforms", "cpu")
         return
     try:
-        with quiet.imports():
-            gpus = jax.devices("gpu")
-    except RuntimeError as e:
+        gpus = _jax_gpus()
+    except PreflightError:
         if device == "gpu":
-            raise _no_gpu("JAX") from e
+            raise
         return
     if len(gpus) > 1:
         jax.config.update("jax_default_device", gpus[own_gpu(len(gpus))])
+
+
+def _unfit(backend: str) -> PreflightError:
+    return PreflightError(f"--device=gpu: not with KERAS_BACKEND={backend}; use tensorflow or jax")
 
 
 def _no_gpu(who: str) -> PreflightError:

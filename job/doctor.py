@@ -25,10 +25,11 @@ from job import (
     reached,
     redaction,
     storage,
+    waiting,
     workers,
 )
 from job.checks import Check, of_error
-from job.errors import EngineError, ModelError, StorageError
+from job.errors import EngineError, ModelError, StorageError, UsageError
 from job.looks import Look, anything_overdue
 from job.spec import ScoringSpec
 
@@ -89,9 +90,14 @@ def examine(
         writing = Look("output", lambda: place.write(night.spec), limit_s=_PLACES_S)
         yield _this_machine(night.schemes, beam_args)
         options, checks = _engine(beam_args)
+        # What `score` refuses before it does anything.
+        flags = Look("flags", partial(waiting.checked, night.spec, beam_args), limit_s=_ENGINE_S)
+        checks.append(flags.check(lambda _: Check("flags", True, "the engine and this job take them")))
         yield from checks
         yield from night.checks(options)
-        yield writing.check(lambda held: places.output_told(night.spec, held))
+        yield _unseen("output", options, [night.spec.output]) or writing.check(
+            lambda held: places.output_told(night.spec, held)
+        )
         answers = all(map(is_well, checks)) and not anything_overdue()
         yield from _workers(night, beam_args, options, place.folder, limit_s if answers else 0.0)
     finally:
@@ -120,14 +126,30 @@ class _Night:
             name = credentials.name(scheme)
             look = Look(name, partial(credentials.found, scheme), limit_s=_ENGINE_S)
             yield look.check(partial(credentials.told, scheme))
-        yield self.listing.check(places.shards_told)
-        yield self._wrong_model or self.model.check(lambda found: places.model_told(_given(found)))
-        if self.listing.value and not storage.is_remote(self.spec.output):
+        listed = self.listing.check(places.shards_told)
+        yield _unseen("input", options, [shard.path for shard in self.listing.value or ()]) or listed
+        yield (
+            self._wrong_model
+            or _unseen("model", options, inputs.model_files(self.spec))
+            or self.model.check(lambda found: places.model_told(_given(found)))
+        )
+        local = not storage.is_remote(self.spec.output) and not _unseen("", options, [self.spec.output])
+        if self.listing.value and local:
             shards = self.listing.value
             yield Look("disk", lambda: places.disk(self.spec, shards), limit_s=_PLACES_S).check(_as_it_is)
         for flag, path in reached.temporary_places(options) if options else ():
             look = Look(flag, partial(places.temporary, path), limit_s=_ENGINE_S)
             yield look.check(partial(Check, flag, True))
+
+
+def _unseen(name: str, options: PipelineOptions | None, paths: Sequence[str]) -> Check | None:
+    """Return what is wrong with paths that are here, and that the engine's workers cannot see."""
+    try:
+        if options is not None:
+            engines.check_visible(options, paths)
+    except UsageError as e:
+        return of_error(name, e)
+    return None
 
 
 def _this_machine(schemes: Sequence[str], beam_args: Sequence[str]) -> Check:
@@ -165,10 +187,14 @@ def _workers(
         yield Check("workers", None, "they are asked when the lines above do not stand in the way")
         return
     shards, model = night.listing.value, night.model.value
-    about = night.spec.model if model else "", shards[0].path if shards else ""
+    about = workers.About(
+        model=night.spec.model if model else "",
+        shard=shards[0].path if shards else "",
+        gpu=(model.reference.backend if model else "tensorflow") if night.spec.device == "gpu" else "",
+    )
 
     def ask() -> workers.Heard:
-        return workers.ask(night.spec, beam_args, *about, folder, limit_s=limit_s)
+        return workers.ask(night.spec, beam_args, about, folder, limit_s=limit_s)
 
     heard = Look("workers", ask, limit_s=limit_s + 2 * workers.MORE_S)
     found: list[Check] = []

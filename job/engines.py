@@ -164,6 +164,7 @@ def fit(options: PipelineOptions, key: str = "") -> Fit:
 
         # Here and again where the pipeline starts: the sooner it is told, the less is in vain.
         flink.refuse(options)
+        flink.announce(options)
         return Fit(flink.threads(options), processes=_processes(options), machine=key)
     if engine != DASK:
         return Fit(tensorflow_threads(options), processes=_processes(options), machine=key)

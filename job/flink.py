@@ -78,6 +78,17 @@ def refuse(options: PipelineOptions) -> None:
             raise EngineError(f"--runner=FlinkRunner: {look.told}; {look.fix}")
 
 
+def announce(options: PipelineOptions) -> None:
+    """Say how many slots the job takes: it was set by those that were free, and stays so until its end."""
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions
+
+    cluster, asked = cluster_of(options), options.view_as(FlinkRunnerOptions).parallelism
+    if cluster is not None:
+        told = cluster.overview()
+        found = f"{told.free_slots} of {told.slots} slots at {cluster.url} are free"
+        progress.say(f"Flink: the job takes {asked} slots (--parallelism); {found}")
+
+
 def threads(options: PipelineOptions) -> int:
     """Return TensorFlow's threads within one operation, so that all slots of a machine use its cores once.
 

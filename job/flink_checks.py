@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from job.checks import Check
+from job.checks import Check, of_error
+from job.errors import EngineError
 from job.flink_rest import Cluster, Overview
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ def room(options: PipelineOptions, cluster: Cluster) -> Check:
     name, told = "free slots", cluster.overview()
     asked: int = options.view_as(FlinkRunnerOptions).parallelism
     found = f"{told.free_slots} of {told.slots} slots at {cluster.url} are free"
+    if cluster.grows() and asked < 1:
+        told_so = (
+            f"{found}, and it starts TaskManagers as needed, but only as many as a job asks for: one slot"
+        )
+        return Check(name, False, told_so, "give --parallelism")
     if cluster.grows():
         return Check(name, True, f"{found}; it starts TaskManagers as needed")
     if not told.slots:
@@ -125,10 +131,11 @@ def workers(options: PipelineOptions, cluster: Cluster) -> Check:
             return Check(name, False, told, "use EXTERNAL or PROCESS")
         return Check(name, True, "LOOPBACK: in this process")
     if kind == "EXTERNAL":
-        address = json.loads(config).get("url", "") if config.startswith("{") else config
-        return _pool(
-            str(address or portable.lookup_environment_option("external_service_address", "")), hosts
-        )
+        try:
+            address = pool_address(config)
+        except EngineError as e:
+            return of_error(name, e)
+        return _pool(address or portable.lookup_environment_option("external_service_address", ""), hosts)
     image = config or options.view_as(WorkerOptions).sdk_container_image
     if kind == "DOCKER" and not (image or options.view_as(SetupOptions).setup_file):
         told = (
@@ -136,6 +143,18 @@ def workers(options: PipelineOptions, cluster: Cluster) -> Check:
         )
         return Check(name, False, told, "give --environment_config=IMAGE, or another --environment_type")
     return Check(name, True, f"{kind} {config}".strip())
+
+
+def pool_address(config: str) -> str:
+    """Return the address of a worker pool from ``--environment_config``, which may be JSON.
+
+    Raises:
+        EngineError: it is no JSON, or has no url.
+    """
+    try:
+        return str(json.loads(config)["url"]) if config.startswith("{") else config
+    except (ValueError, KeyError) as e:
+        raise EngineError(f"--environment_config={config}: no JSON with a url; correct it") from e
 
 
 def _pool(address: str, hosts: Counter[str]) -> Check:

@@ -45,6 +45,12 @@ def _model(model: str) -> str:
     return model if is_builder else storage.absolute(model)
 
 
+def model_files(spec: ScoringSpec) -> list[str]:
+    """Return the paths of the model's own files: a builder comes with its package."""
+    built = not storage.is_remote(spec.model) and artifact.kind_of(spec.model) == "builder"
+    return [*(() if built else (spec.model,)), *((spec.weights,) if spec.weights else ())]
+
+
 def list_shards(spec: ScoringSpec) -> list[Shard]:
     """Return the shards that the inputs name, each once, sorted by path.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindow
@@ -47,6 +47,10 @@ class ScoreNights(beam.PTransform):
     def device(self) -> Device:
         """Return where the model runs."""
         return self.tasks[0].device
+
+    def stop_by(self, mark: str) -> None:
+        """Have workers begin no further split once there is a file at ``mark``."""
+        self.tasks = tuple(replace(task, stop_mark=mark) for task in self.tasks)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, int]]:
         """Wire the steps that the module's docstring draws."""

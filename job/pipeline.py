@@ -15,7 +15,7 @@ The graph holds the path of the plan and not the plan, so its size does not depe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 
@@ -44,6 +44,10 @@ class ScoreParquet(beam.PTransform):
     def device(self) -> Device:
         """Return where the model runs."""
         return self.task.device
+
+    def stop_by(self, mark: str) -> None:
+        """Have workers begin no further split once there is a file at ``mark``."""
+        self.task = replace(self.task, stop_mark=mark)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[str]:
         """Wire the steps that the module's docstring draws."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packaging.requirements import Requirement
 
-from job import clusters, engines, flink, host, ports, prism
+from job import clusters, engines, flink, flink_checks, host, ports, prism
 from job.checks import Check
 from job.errors import EngineError
 
@@ -138,7 +138,7 @@ def _environment(options: PipelineOptions, kind: str) -> Check:
         where = cluster.url if cluster else ""
     here = not where or ports.is_here(where)
     if kind == "EXTERNAL":
-        return _pool(config, here=here)
+        return _pool(flink_checks.pool_address(config), here=here)
     if kind == "PROCESS":
         return _command(config, here=here)
     told = f"--environment_type={kind}: the engine starts its workers itself"

@@ -239,6 +239,21 @@ def clear_failures(output: str, run: str) -> None:
     storage.remove_tree(storage.join(folder_of(output, run), "failures"))
 
 
+def stop_mark(output: str, run: str) -> str:
+    """Return the path of a new mark: one that stops this try's workers stops no later one's."""
+    return storage.join(folder_of(output, run), f"stopped-{os.urandom(8).hex()}")
+
+
+def stop(output: str, run: str, mark: str) -> None:
+    """Tell workers that look for the mark to score no further split.
+
+    Raises:
+        StateUnknownError: the run's staging is gone.
+    """
+    _check_under_way(output, run)
+    storage.write_atomic(mark, b"", durable=False)
+
+
 def _receipt_path(output: str, run: str, split: Split) -> str:
     return storage.join(folder_of(output, run), "receipts", f"{split.name}.json")
 

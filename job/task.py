@@ -20,6 +20,7 @@ class ScoringTask:
     worker divides its cores by ``processes``, see ``engines.Fit``.
     ``weights_digest`` is of the weights that a builder made on the launcher, empty for an artifact's.
     ``machine`` is not empty where all workers of a machine share one model, see ``model.acquire``.
+    ``stop_mark`` is the file that tells workers to stop, empty where the engine stops them by itself.
     """
 
     run: Run
@@ -36,6 +37,7 @@ class ScoringTask:
     on_bad_shard: OnBadShard = "fail"
     processes: int = -1
     machine: str = ""
+    stop_mark: str = ""
 
     @property
     def files(self) -> FileOptions:

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from job import dataflow, engines, output, quiet, staging, stopping
+from job import clusters, dataflow, engines, output, quiet, staging, stopping
 from job.errors import EngineError, JobError, UsageError, in_text, one_line
 from job.handover import Ended, Job
 from job.spec import Run, ScoringSpec
@@ -88,23 +89,34 @@ def run(
     name, endpoint = engines.name(options), _endpoint(options)
     if name == dataflow.NAME:
         dataflow.name_job(options, run)
+    mark = staging.stop_mark(run.output, run.run_id) if name == engines.DASK else ""
+    if mark:
+        scoring.stop_by(mark)
     with workers_errors(options, run.output, run.run_id), engines.ended_on_failure(options):
         pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
         # On all of it, or what differs in its hints would be a stage of its own, with a shuffle in between.
         scoring.with_resource_hints(**engines.hints(options, scoring.device))
         pipeline | "Score Parquet" >> scoring
-        with _cancelled_by_ctrl_c(announce) as submitted:
+        with _cancelled_by_ctrl_c() as submitted:
             # Where the pipeline is run by others, the call only submits it.
-            with undisturbed(name == dataflow.NAME or bool(endpoint)):
+            with undisturbed(name in (dataflow.NAME, engines.DASK) or bool(endpoint)):
                 result = pipeline.run()
                 job = _job(name, endpoint, options, result, run.run_id)
                 if job is not None:
-                    submitted.append((result, job))
+                    submitted.append(partial(_cancel, result, job, announce))
                     announce(f"run {run.run_id[:12]} was submitted as {job}")
+                elif mark:
+                    submitted.append(partial(_stop, result, run, mark, announce))
             if job is not None and run.handed:
                 output.hand_over(run.output, run.lease, job)
                 return job
-            state = result.wait_until_finish()
+            try:
+                state = result.wait_until_finish()
+            except Exception as e:
+                if job is None or name != dataflow.NAME:
+                    raise
+                left = staging.failure(run.output, run.run_id) or in_text(str(e))
+                raise left or dataflow.failed(job, e) from e
     if state not in (None, "DONE"):
         left = staging.failure(run.output, run.run_id)
         raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
@@ -133,15 +145,26 @@ def undisturbed(asked: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _cancelled_by_ctrl_c(announce: Callable[[str], None]) -> Iterator[list[tuple[Any, Job]]]:
-    """Cancel what the body has put into the list that it is given, if Ctrl-C ends it."""
-    submitted: list[tuple[Any, Job]] = []
+def _cancelled_by_ctrl_c() -> Iterator[list[Callable[[], None]]]:
+    """Do what the body has put into the list that it is given, if Ctrl-C ends it."""
+    submitted: list[Callable[[], None]] = []
     try:
         yield submitted
     except KeyboardInterrupt:
-        for result, job in submitted:
-            _cancel(result, job, announce)
+        for cancel in submitted:
+            cancel()
         raise
+
+
+def _stop(result: Any, run: Run, mark: str, announce: Callable[[str], None]) -> None:
+    """End a job of Dask: what has not begun is cancelled, and what has looks for the mark at each split."""
+    told = f"run {run.run_id[:12]}"
+    announce(f"stopping {told}: workers end after the splits that they are at; Ctrl-C once more leaves them")
+    try:
+        staging.stop(run.output, run.run_id, mark)
+        result.cancel()
+    except Exception as e:  # noqa: BLE001 - whatever the store or Dask raises, a person must be told
+        announce(f"{told} may still be scored by its workers: {one_line(e)}")
 
 
 def _cancel(result: Any, job: Job, announce: Callable[[str], None]) -> None:
@@ -207,4 +230,5 @@ def workers_errors(options: PipelineOptions, folder: str, run_id: str) -> Iterat
     except JobError:
         raise
     except Exception as e:
-        raise (staging.failure(folder, run_id) or in_text(str(e)) or engines.told(name, e)) from e
+        left = staging.failure(folder, run_id) or in_text(str(e)) or clusters.killed(e)
+        raise (left or engines.told(name, e)) from e

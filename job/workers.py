@@ -41,18 +41,21 @@ class Heard:
     overdue: bool
 
 
-def ask(
-    spec: ScoringSpec, beam_args: Sequence[str], model: str, shard: str, folder: str, *, limit_s: float
-) -> Heard:
-    """Run the smallest job on the engine's workers and gather what they say.
+@dataclass(frozen=True)
+class About:
+    """What workers are asked about, where it is not empty; ``gpu`` is the backend that must see one."""
 
-    An empty ``model`` or ``shard`` is not asked about.
-    """
+    model: str
+    shard: str
+    gpu: str
+
+
+def ask(spec: ScoringSpec, beam_args: Sequence[str], about: About, folder: str, *, limit_s: float) -> Heard:
+    """Run the smallest job on the engine's workers and gather what they say."""
     told = {
         "packages": _PACKAGES,
-        "model": model,
+        **asdict(about),
         "weights": spec.weights,
-        "shard": shard,
         "folder": folder,
         "stores": asdict(spec.stores),
     }
@@ -119,6 +122,9 @@ def checks(heard: Heard, where: str, digest: str, model_bytes: int, limit_s: flo
         fix = "give them the launcher's path and rights"
         found.append(_about(able, "input", "they can read the first shard", fix))
     found.append(_output(able))
+    if able[0]["gpu"] is not None:
+        fix = "give the workers a GPU and its driver, or leave --device=gpu out"
+        found.append(_about(able, "gpu", "they have one", fix))
     if any(one["memory_bytes"] for one in able):
         found.append(_memory(able, model_bytes))
     return found

@@ -64,6 +64,21 @@ def night(tmp_path: Path) -> Night:
 
 
 @pytest.fixture(scope="session")
+def december(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The flags of the nights of December: real flights, through a model that has learned from two days."""
+    from models import flights, flights_data
+
+    folder = tmp_path_factory.mktemp("december")
+    flights_data.write_features(folder / "year")
+    for day in ("ds=2013-11-29", "ds=2013-11-30"):
+        (folder / "before").mkdir(exist_ok=True)
+        (folder / "before" / day).symlink_to(folder / "year" / day)
+    flights.train(folder / "flights.keras", features=folder / "before", epochs=1)
+    shards, model = f"--input={folder}/year/ds=2013-12-*", f"--model={folder}/flights.keras"
+    return [shards, model, "--keys=flight_id", "--batch_size=512"]
+
+
+@pytest.fixture(scope="session")
 def warm() -> Iterator[Zygote]:
     """What forks jobs that have imported everything already; they find no store that is not told to them."""
     # Only here: most tests need no process of their own.

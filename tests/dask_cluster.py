@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tests.killing import Job, Zygote
 
@@ -74,6 +74,11 @@ class Cluster:
         args = (self.address, "--nthreads=1", "--no-nanny", f"--local-directory={self.folder / name}")
         return self.start("distributed.cli.dask_worker", name, *args)
 
+    def add_nanny(self, workers: int) -> Process:
+        """Start workers of one thread as the documentation does: by a process that starts dead ones again."""
+        flags = ("--nthreads=1", f"--nworkers={workers}", f"--local-directory={self.folder}/nanny")
+        return self.start("distributed.cli.dask_worker", "nanny", self.address, *flags)
+
     def start(self, module: str, name: str, *args: str) -> Process:
         """Start ``python -m MODULE``, as the others of the cluster; its log has that name."""
         args, log = (*args, "--host=127.0.0.1", "--no-dashboard"), self.folder / f"{name}.log"
@@ -87,17 +92,26 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def wait_for(self, workers: int) -> None:
-        """Return when so many workers have registered."""
+    def client(self) -> Any:
+        """One of the scheduler's, to be closed."""
         from dask import distributed
 
-        with distributed.Client(self.address, timeout=START_S, set_as_default=False) as client:
+        return distributed.Client(self.address, timeout=START_S, set_as_default=False)
+
+    def wait_for(self, workers: int) -> None:
+        """Return when so many workers have registered."""
+        with self.client() as client:
             client.wait_for_workers(workers, timeout=START_S)
 
 
 @contextlib.contextmanager
 def dask_cluster(
-    folder: Path, workers: int = 2, path: Path | None = None, warm: Zygote | None = None
+    folder: Path,
+    workers: int = 2,
+    path: Path | None = None,
+    warm: Zygote | None = None,
+    *,
+    nanny: bool = False,
 ) -> Iterator[Cluster]:
     """A scheduler and its workers, which find modules in ``path`` too; ``folder`` gets what they log."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +129,9 @@ def dask_cluster(
             assert scheduler.poll() is None, (folder / "scheduler.log").read_text()
             assert time.monotonic() < give_up_s
             time.sleep(0.05)
-        for _ in range(workers):
+        if nanny:
+            cluster.add_nanny(workers)
+        for _ in range(0 if nanny else workers):
             cluster.add_worker()
         if workers:
             cluster.wait_for(workers)

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -167,19 +168,40 @@ def _copy(paths: Sequence[str], root: Path) -> None:
 
 def build(target: str, context: Path = ROOT, *flags: str) -> subprocess.CompletedProcess[str]:
     """Build a target of a context's Dockerfile as ``localhost/TARGET``; its layers are kept."""
-    args = (
-        "--pull-never",
-        "--isolation=chroot",
-        "--layers",
-        "--force-rm",
-        f"--build-arg=BASE_IMAGE={base()}",
-        *flags,
-    )
+    args = (*_flags(), *flags, f"--target={target}", f"--tag=localhost/{target}")
     with alone("build"):
-        done = buildah("bud", *args, f"--target={target}", f"--tag=localhost/{target}", context, check=False)
+        done = buildah("build", *args, context, check=False)
         # What no image stands on any more: of another lock, it is gigabytes.
         buildah("rmi", "--prune")
     return done
+
+
+def _flags() -> list[str]:
+    offline = ("--pull-never", "--isolation=chroot", "--layers", "--force-rm")
+    return [*offline, f"--build-arg=BASE_IMAGE={base()}"]
+
+
+def template(program: str) -> subprocess.CompletedProcess[str]:
+    """Build the Flex Template's image as ``make`` does, with this script in the place of Google's program."""
+    stand_in = "localhost/template-stand-in"
+    with alone("build"):
+        container = buildah("from", "scratch").stdout.strip()
+        try:
+            inside = Path(buildah("mount", container).stdout.strip()) / "opt" / "google" / "dataflow"
+            inside.mkdir(parents=True)
+            (inside / "python_template_launcher").write_text(program)
+            (inside / "python_template_launcher").chmod(0o755)
+            buildah("commit", "--quiet", container, stand_in)
+        finally:
+            buildah("rm", container)
+        told = {
+            "CONTAINERS": shlex.join(command()),
+            "BUILD_FLAGS": shlex.join([*_flags(), f"--build-arg=TEMPLATE_BASE={stand_in}"]),
+            "LAUNCHER": "localhost/launcher",
+            "IMAGE": "localhost/template",
+        }
+        make = ["make", "template-image", *(f"{name}={value}" for name, value in told.items())]
+        return subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT_S)
 
 
 @dataclass(frozen=True)
@@ -202,11 +224,15 @@ class Container:
         flags = ("--isolation=chroot", "--hostname=localhost", f"--volume={self.folder}:{self.at}")
         return command("run", *flags, self.name, "--", *args)
 
-    def run(self, *args: str) -> str:
-        """What a program prints inside."""
-        done = subprocess.run(
+    def tried(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """How a program ends inside."""
+        return subprocess.run(
             self.command(*args), capture_output=True, text=True, check=False, timeout=LIMIT_S
         )
+
+    def run(self, *args: str) -> str:
+        """What a program prints inside."""
+        done = self.tried(*args)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 

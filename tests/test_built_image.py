@@ -86,13 +86,57 @@ def test_a_night_is_launched_and_scored_inside_the_images(tmp_path: Path) -> Non
     night.check_as_embedded(path, *flags)
 
 
-def test_what_is_installed_is_what_is_locked(tmp_path: Path) -> None:
-    with images.container("worker-cpu", tmp_path) as worker:
-        told = json.loads(worker.run("python", "-m", "pip", "list", "--format=json"))
-        assert "No broken requirements" in worker.run("python", "-m", "pip", "check")
+def test_a_night_is_scored_on_dask_inside_the_images(tmp_path: Path) -> None:
+    night, logs, inside = Night(tmp_path / "night"), tmp_path / "logs", Night(Path("/night"))
+    logs.mkdir()
+    for day in range(2):
+        night.shard(f"part-{day}", features(300, seed=day))
+    path = saved(dense(), night.folder / "m.keras")
+    night.folder.chmod(0o777)
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    here = ("--host=127.0.0.1", "--no-dashboard")
+    with (
+        images.container("worker-cpu", night.folder) as worker,
+        images.container("launcher", night.folder) as launcher,
+        served(worker.command("dask", "scheduler", *here, f"--port={port}"), port, logs / "scheduler"),
+        served(worker.command("dask", "worker", address, *here, "--nthreads=1"), port, logs / "worker"),
+    ):
+        engine = ("--runner=DaskRunner", f"--dask_client_address={address}")
+        args = inside.args(inside.folder / "m.keras", "--keys=id", "--batch_size=100")
+        until(lambda: "Registered to" in (logs / "worker").read_text(), within_s=60)
+        said = launcher.run(*launcher.config["Entrypoint"], "score", *args, *engine)
+    assert "600 scored of 600 read" in said
+    assert {path.stat().st_uid for path in night.files()} == {10001}
+    night.check_as_embedded(path, "--keys=id", "--batch_size=100")
+
+
+@pytest.mark.parametrize(
+    ("image", "lock"),
+    [("worker-cpu", "requirements-worker.lock"), ("launcher", "requirements-launcher.lock")],
+)
+def test_what_is_installed_is_what_is_locked(tmp_path: Path, image: str, lock: str) -> None:
+    with images.container(image, tmp_path) as one:
+        told = json.loads(one.run("python", "-m", "pip", "list", "--format=json"))
+        assert "No broken requirements" in one.run("python", "-m", "pip", "check")
     held = {re.sub(r"[-_.]+", "-", one["name"]).lower(): one["version"] for one in told}
     assert {held.pop(name) for name in ("pip", "scoring-job")}
-    assert held == pins("requirements-worker.lock")
+    assert held == pins(lock)
+
+
+def test_the_flex_templates_image_starts_the_command(tmp_path: Path) -> None:
+    # As Google's program does, which is of no use without Google.
+    done = images.template('#!/bin/sh\nexec python "$FLEX_TEMPLATE_PYTHON_PY_FILE" "$@"\n')
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    launch = ["--input=gs://b/in", "--model=gs://b/m.keras", "--output=gs://b/out", "--trust_model=false"]
+    with images.container("template", tmp_path) as template:
+        (program,) = template.config["Entrypoint"]
+        assert template.run("id", "-u").strip() == template.config["User"] == "10001"
+        ended = template.tried(program, *launch, "--runner=DataflowRunner")
+        assert "No broken requirements" in template.run("python", "-m", "pip", "check")
+    # All that submitting takes is installed, or that would have been told first.
+    told = "error: --runner=DataflowRunner needs --project, --region, --temp_location as well"
+    assert (ended.returncode, ended.stderr.splitlines()[0]) == (2, told)
 
 
 def edit(path: Path, old: str, new: str) -> None:

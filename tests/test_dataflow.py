@@ -93,6 +93,14 @@ def test_a_gpu_must_be_asked_for() -> None:
     assert "--device=gpu: the workers have no GPU; add --dataflow_service_options='worker_acc" in message
 
 
+def test_a_gpu_is_not_for_a_process_of_each_core() -> None:
+    gpu = ("--device=gpu", f"--dataflow_service_options={GPU}", "--machine_type=g2-standard-32")
+    # Nor does it help to share a model within a container.
+    for more in ((), ("--model_sharing=machine",), ("--experiments=use_multiple_sdk_containers",)):
+        message = refusal(IN, MODEL, OUT, *NEEDED, *gpu, *more)
+        assert "all would load the model into the machine's GPU; add --experiments=no_use_multiple" in message
+
+
 @pytest.mark.parametrize("module", ["google.cloud.dataflow", "google_auth_httplib2", "apitools"])
 def test_a_missing_package_is_told_with_what_installs_it(
     module: str, monkeypatch: pytest.MonkeyPatch

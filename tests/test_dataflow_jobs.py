@@ -70,7 +70,8 @@ def check_pool(job: Any) -> None:
     (pool,) = job.environment.worker_pools
     (container,) = pool.sdk_harness_container_images
     assert pool.worker_harness_container_image == container.container_image == IMAGE
-    # One process a machine, which scores two bundles at a time.
+    # One process a machine, which scores two bundles at a time. It is the experiment that Dataflow goes by:
+    # Beam asks for single cores in any case.
     experiments = list(job.environment.experiments)
     assert "no_use_multiple_sdk_containers" in experiments
     assert "use_multiple_sdk_containers" not in experiments
@@ -138,7 +139,11 @@ def test_ctrl_c_cancels_the_job_and_the_same_command_goes_on_elsewhere(service: 
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, out) == (130, ""), err
-    number, _ = the_job(service)
+    number, job = the_job(service)
+    # One process a core, which is why TensorFlow has one thread in each.
+    assert "no_use_multiple_sdk_containers" not in job.environment.experiments
+    (container,) = job.environment.worker_pools[0].sdk_harness_container_images
+    assert container.use_single_core_per_container
     assert [*service.requests("update")] == [number]
     assert f"cancelling job {number} of DataflowRunner" in err
     assert err.strip().splitlines()[-2].endswith("is CANCELLED")
@@ -151,6 +156,43 @@ def test_ctrl_c_cancels_the_job_and_the_same_command_goes_on_elsewhere(service: 
     # The dead command's lease is free on its own machine.
     service.night.score("stopped")
     service.night.check("stopped")
+
+
+def test_a_job_that_is_waited_for_ends_with_its_report(service: Dataflow) -> None:
+    with service.start("waited") as process:
+        assert process.stderr is not None
+        # The lease is the command's, which renews it: a job of Dataflow publishes under it.
+        assert any("was submitted as job" in line for line in process.stderr)
+        ran = service.run(the_job(service)[1])
+        assert ran.returncode == 0, ran.stderr
+        assert "_SUCCESS" in service.night.files("waited")
+        assert process.poll() is None
+        service.tell(state="DONE")
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, err
+    assert " scored of " in out
+    service.night.check("waited")
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "told"),
+    [
+        # What Dataflow says and what the bucket holds are two things.
+        ("DONE", StateUnknownError, "the engine ended, and run .* is not published; run again to resume"),
+        ("CANCELLED", EngineError, "^job .* ended as CANCELLED, and Dataflow gives no reason; run again"),
+    ],
+)
+def test_a_job_that_ends_without_a_night(
+    service: Dataflow, state: str, kind: type[Exception], told: str
+) -> None:
+    service.tell(state=state)
+    with pytest.raises(kind, match=told) as ended:
+        service.score("ended")
+    number, _ = the_job(service)
+    if state != "DONE":
+        link = f"{CONSOLE}/europe-west1/{number}?project=my-project"
+        assert str(ended.value).startswith(f"job {number} of DataflowRunner, see {link} ended as ")
+        assert ended.value.exit_code == 7  # type: ignore[attr-defined]
 
 
 def test_a_job_that_failed_makes_its_output_free_and_one_that_is_waited_for_is_told(
@@ -215,7 +257,11 @@ def test_what_a_list_names_on_this_disk_is_refused(service: Dataflow) -> None:
 def test_the_launcher_of_a_flex_template_gets_the_job_written_down(service: Dataflow) -> None:
     written = f"gs://{BUCKET}/launches/job_object"
     # No GPU is needed where the graph is made.
-    gpu = (f"--dataflow_service_options={GPU}", "--device=gpu")
+    gpu = (
+        f"--dataflow_service_options={GPU}",
+        "--experiments=no_use_multiple_sdk_containers",
+        "--device=gpu",
+    )
     job = service.score("flex", f"--template_location={written}", "--job_name=flexible", *gpu).job
     assert job is not None
     assert (job.id, job.link) == ("flexible", f"{CONSOLE}?project=my-project")

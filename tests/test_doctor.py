@@ -80,8 +80,8 @@ def test_all_is_well_on_this_machine_and_nothing_is_left_behind(night: Night, ar
     *lines, imported = done.stdout.splitlines()
     assert (done.returncode, done.stderr, imported) == (0, "", "set()"), done.stdout
     names = [line.split(":")[0].removeprefix("ok").strip() for line in lines]
-    assert names[:6] == ["this machine", "runner", "input", "model", "disk", "output"]
-    assert names[6:] == ["workers"] * 7
+    assert names[:7] == ["this machine", "runner", "flags", "input", "model", "disk", "output"]
+    assert names[7:] == ["workers"] * 7
     assert all(line.startswith("ok ") for line in lines)
     assert not night.output.exists()
 
@@ -210,6 +210,7 @@ def test_who_listens_on_a_port_is_seen() -> None:
         ),
         (["--environment_type=PROCESS", "--environment_config={"], "workers' command", "no JSON"),
         (["--environment_type=EXTERNAL", "--environment_config=here"], "worker pool", "is no address"),
+        (["--environment_type=EXTERNAL", "--environment_config={bad"], "worker pool", "no JSON with a url"),
         (
             ["--runner=dask", "--dask_client_address=tcp://127.0.0.1:9", "--dask_connection_timeout=1"],
             "Dask",
@@ -232,6 +233,7 @@ GOOD = {
     "digest": "aa",
     "model": "",
     "input": "",
+    "gpu": None,
     "output": "",
     "memory_bytes": 100,
     "seen": True,
@@ -249,6 +251,8 @@ GOOD = {
         ({"output": "read-only"}, "workers: output", "w: read-only"),
         ({"seen": False}, "workers: output", "w wrote a file that is not seen here"),
         ({"memory_bytes": 19}, "workers: memory", "19 bytes are free on w, the model takes 10"),
+        ({"gpu": ""}, None, ""),
+        ({"gpu": "TensorFlow sees none"}, "workers: gpu", "w: TensorFlow sees none"),
         # Not asked: there is none.
         ({"model": None, "input": None}, None, ""),
         # The kernel did not tell.

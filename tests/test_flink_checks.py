@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +31,46 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
         EngineError, match=r"--flink_master=http://127.0.0.1:.* no answer .*; start the cluster"
     ):
         engines.fit(closed)
+
+
+@contextlib.contextmanager
+def answering(folder: Path, **answers: object) -> Iterator[flink_rest.Cluster]:
+    """A server that has these answers, by name, and no others; ``__`` stands for a slash."""
+    for name, answer in answers.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(answer))
+    command = [sys.executable, "-m", "http.server", "0", "--bind=127.0.0.1", f"--directory={folder}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={"PYTHONUNBUFFERED": "1"}
+    ) as server:
+        try:
+            assert server.stdout is not None
+            port = int(server.stdout.readline().split("port ")[1].split()[0])
+            yield flink_rest.Cluster(f"http://127.0.0.1:{port}")
+        finally:
+            server.kill()
+
+
+def test_what_answers_must_be_flink(tmp_path: Path) -> None:
+    with answering(tmp_path, overview={"slots": 4}) as served:
+        with pytest.raises(EngineError, match="is not Flink's REST server"):
+            served.overview()
+        with pytest.raises(EngineError, match="answered 404"):
+            served.jobs()
+
+
+def test_a_cluster_that_grows_must_be_told_how_far(tmp_path: Path) -> None:
+    empty = {"flink-version": "2.2.1", "taskmanagers": 0, "slots-total": 0, "slots-available": 0}
+    grows = [{"key": "kubernetes.cluster-id", "value": "nightly"}]
+    with answering(tmp_path, overview=empty, jobmanager__config=grows) as served:
+        # It has no slots to count now, and Flink's own default is one.
+        asked = options(served.url)
+        assert asked.view_as(FlinkRunnerOptions).parallelism < 1
+        check = flink_checks.room(asked, served)
+        assert (check.ok, check.fix) == (False, "give --parallelism")
+        assert "0 of 0 slots" in check.told
+        assert flink_checks.room(options(served.url, "--parallelism=8"), served).ok
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Nights on a real Flink cluster, while its processes are killed; ``make flink-test`` runs them.
 
 They need the jar of Beam's job server for Flink. The same functions run on Beam's own job service in
-tests/test_boot.py, with the Python worker that the TaskManagers here start.
+tests/test_boot.py, with the Python worker that the TaskManagers here start, and on Dask in
+tests/test_dask_nights.py.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -20,16 +23,17 @@ from deploy.flink.cluster import Cluster
 from deploy.flink.distribution import DeployError
 from tests import rehearsal
 from tests.nights import Night, dense, features, saved
+from tests.pools import free_port, worker_pool
 from tests.servers.flink import flink_cluster
 from tests.store_nights import until
 
-ROOT = Path(__file__).parents[1]
 WITHIN_S = 280.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
+# Asked for before all that takes time.
+@pytest.fixture(scope="session")
 def jar() -> Path:
     try:
         return jobserver.found(fetch=False)
@@ -57,12 +61,34 @@ def engine(cluster: Cluster, jar: Path) -> list[str]:
     return [*flags(cluster), f"--flink_job_server_jar={jar}"]
 
 
-def test_december_is_that_of_the_embedded_engine(tmp_path: Path, engine: list[str]) -> None:
-    model = ROOT / "data" / "models" / "flights.keras"
-    assert model.exists(), "make flink-test makes the flights and their model"
-    december = [f"--input={ROOT}/data/features/ds=2013-12-*", f"--model={model}", "--keys=flight_id"]
-    told = rehearsal.as_embedded([*december, "--batch_size=512"], tmp_path, engine, WITHIN_S)
-    assert (told["rows_scored"], told["splits"]) == (27_110, 31)
+@contextlib.contextmanager
+def environment(kind: str, cluster: Cluster, folder: Path) -> Iterator[tuple[list[str], int]]:
+    """Where the Python workers come from, as flags, and how many processes they are."""
+    if kind == "PROCESS":
+        yield (
+            [f"--environment_config={json.dumps({'command': str(cluster.worker)})}"],
+            len(cluster.task_managers()),
+        )
+    elif kind == "LOOPBACK":
+        yield [], 1
+    else:
+        # A pool is for one TaskManager: two end each other's workers.
+        cluster.kill("taskmanager2")
+        until(lambda: cluster.rest().overview().slots == 2, within_s=90)
+        port = free_port()
+        with worker_pool(folder, port):
+            yield [f"--environment_config=localhost:{port}"], 1
+
+
+@pytest.mark.parametrize("kind", ["PROCESS", "LOOPBACK", "EXTERNAL"])
+def test_december_is_that_of_the_embedded_engine(
+    jar: Path, december: list[str], cluster: Cluster, tmp_path: Path, kind: str
+) -> None:
+    with environment(kind, cluster, tmp_path) as (more, workers):
+        where = [one for one in flags(cluster) if not one.startswith("--environment_")]
+        engine = [*where, f"--flink_job_server_jar={jar}", f"--environment_type={kind}", *more]
+        told = rehearsal.as_embedded(december, tmp_path, engine, WITHIN_S)
+    assert (told["rows_scored"], told["splits"], len(told["workers"])) == (27_110, 31, workers)
 
 
 def test_four_million_rows_are_those_of_the_embedded_engine(night: Night, engine: list[str]) -> None:

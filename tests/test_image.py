@@ -77,7 +77,7 @@ def test_the_base_is_of_the_beam_and_python_that_are_locked() -> None:
 def test_only_locked_versions_are_installed(name: str) -> None:
     installs = [rest for rest in arguments("RUN", target(name)) if "pip install" in rest]
     locked = [rest for rest in installs if "--require-hashes" in rest]
-    assert len(locked) == (2 if name == "worker-gpu" else 1)
+    assert len(locked) == (1 if name == "worker-cpu" else 2)
     assert [rest for rest in installs if rest not in locked and "--no-deps --no-build-isolation" in rest]
     assert len(installs) == len(locked) + 1
 
@@ -99,11 +99,12 @@ def test_a_worker_is_beams_boot_and_the_launcher_the_command() -> None:
     for name in WORKERS:
         assert arguments("ENTRYPOINT", target(name)) == ['["/opt/apache/beam/boot"]']
     assert arguments("ENTRYPOINT", target("launcher"))[-1] == '["python", "-m", "job"]'
-    assert stages()["launcher"][0] == "worker-cpu"
 
 
-def test_both_workers_are_made_by_the_same_steps() -> None:
+def test_all_are_made_by_the_same_steps() -> None:
     assert stages()["worker-gpu"][1] == stages()["worker-cpu"][1]
+    # But for what it tries to import, and for how it is started.
+    assert stages()["launcher"][1][:-3] == stages()["worker-cpu"][1][:-2]
 
 
 @pytest.mark.parametrize("name", TARGETS)

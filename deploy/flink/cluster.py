@@ -56,7 +56,9 @@ class Cluster:
         return self.folder / "worker"
 
     def up(self, port: int = 0) -> flink_rest.Cluster:
-        """Start what is not running, and return the cluster when every slot has registered.
+        """Start what is not running, and return the cluster when its slots are there, and no others.
+
+        One that was killed counts until its heartbeat is missed.
 
         ``port`` is that of the REST server; 0 takes Flink's usual one, or a free one where that is taken.
 
@@ -219,7 +221,9 @@ class Cluster:
         wanted = {json.loads((run / f"{name}.json").read_text())["id"] for name in self.task_managers()}
         while True:
             with contextlib.suppress(EngineError):
-                if wanted <= {one.id for one in rest.task_managers()}:
+                ids = {one.id for one in rest.task_managers()}
+                # A TaskManager is known a moment before its slots are.
+                if ids == wanted and rest.overview().slots == TASK_MANAGERS * SLOTS_EACH:
                     return rest
             for name in names:
                 self.process(name)

@@ -57,6 +57,9 @@ def write(folder: Path, *, rest_port: int, rpc_port: int, slots: int) -> None:
         "restart-strategy.type": "fixed-delay",
         "restart-strategy.fixed-delay.attempts": 10,
         "restart-strategy.fixed-delay.delay": "2 s",
+        # A TaskManager that was killed is known to be gone after seconds, not after the usual 20 to 50.
+        "heartbeat.interval": 2000,
+        "heartbeat.timeout": 12000,
         "io.tmp.dirs": folder / "tmp",
         "web.tmpdir": folder / "tmp",
     }

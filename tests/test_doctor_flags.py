@@ -1,0 +1,39 @@
+"""``job doctor`` refuses what ``job score`` would, and asks for the GPU that a night is to be scored on."""
+
+from __future__ import annotations
+
+from tests.nights import Night, dense, features, saved
+from tests.test_devices import without_gpu
+from tests.test_doctor import examined, not_ok
+
+
+def args_of(night: Night) -> list[str]:
+    night.shard("part", features(100))
+    return night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")
+
+
+def test_what_the_engine_does_not_take(night: Night) -> None:
+    checks = examined([*args_of(night), "--no_wait"])
+    assert not_ok(checks) == ["flags"]
+    assert checks["flags"].told.startswith("--no_wait: the job would end with this command")
+    assert checks["flags"].fix
+    assert checks["workers"].ok is None
+
+
+def test_a_night_on_this_disk_for_machines_of_googles(night: Night) -> None:
+    checks = examined([*args_of(night), "--runner=DataflowRunner", "--no_wait", "--device=gpu"])
+    assert not_ok(checks) == ["flags", "input", "model", "output"]
+    needed = "--project, --region, --temp_location"
+    assert f"needs {needed} as well" in checks["flags"].told + checks["flags"].fix
+    for name, path in (("input", night.input), ("model", night.folder), ("output", night.output)):
+        assert checks[name].told.startswith(f"{path}")
+        assert ": on this machine's disk" in checks[name].told
+    assert "disk" not in checks
+
+
+@without_gpu
+def test_a_gpu_is_asked_for_where_the_rows_are_scored(night: Night) -> None:
+    # Here it is the embedded engine's process, as for any worker.
+    checks = examined([*args_of(night), "--device=gpu"])
+    assert not_ok(checks) == ["workers: gpu"]
+    assert "--device=gpu: TensorFlow sees no GPU on " in checks["workers: gpu"].told
