@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from job.compared import CHALLENGER, Column, alike, apart, check_keys, columns, plain
+from job.paired_columns import CHALLENGER, Column, alike, apart, check_keys, columns, plain
 from job.errors import UsageError
 from job.movement import Numbers, Words
 from job.nightfiles import NightFiles

@@ -28,7 +28,7 @@ from job.metrics import CountReceipts
 from job.overlap import Overlap, StoppedError
 from job.spec import Device, Receipt, Run, Split
 from job.task import ScoringTask
-from job.worker import PlanSlice, ReadPlan, ScoreSplits
+from job.worker import PlanSlice, ReadPlan, ScoreSplits, check_not_stopped
 
 
 @dataclass(eq=False)
@@ -106,6 +106,7 @@ class ScoreSplitsOfNights(beam.DoFn):
     def process(self, one: tuple[int, Split]) -> Iterator[Receipt]:
         """Score one split, or return the receipt that it has; see ``ScoreSplits``."""
         night, split = one
+        check_not_stopped(self.tasks[night])
         output = self.tasks[night].run.output
         if not self.overlaps or not (storage.is_remote(split.shard.path) or storage.is_remote(output)):
             yield from self._receipts(night, split, nullcontext())

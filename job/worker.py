@@ -64,6 +64,13 @@ def _threads(task: ScoringTask) -> int:
     return max(1, cores // (task.processes or cores))
 
 
+def check_not_stopped(task: ScoringTask) -> None:
+    """Refuse to go on with a job whose command was stopped; its engine may not end what has begun."""
+    if task.stop_mark and storage.size_bytes(task.stop_mark) is not None:
+        run = task.run
+        raise StateUnknownError(f"{run.output}: run {run.run_id[:12]} was stopped; run again to resume")
+
+
 @dataclass(eq=False)
 class ScoreSplits(beam.DoFn):
     """``Split`` → ``Receipt``; a split that has a receipt is not scored again."""
@@ -105,7 +112,7 @@ class ScoreSplits(beam.DoFn):
 
         The rest of those comes when the bundle ends.
         """
-        self._check_not_stopped()
+        check_not_stopped(self.task)
         in_buckets = storage.is_remote(split.shard.path) or storage.is_remote(self.task.run.output)
         if not in_buckets or not self.overlaps:
             yield from self.receipts(split, nullcontext())
@@ -122,12 +129,6 @@ class ScoreSplits(beam.DoFn):
         for receipts in self._overlap.finish():
             for receipt in receipts:
                 yield WindowedValue(receipt, MIN_TIMESTAMP, (GlobalWindow(),))
-
-    def _check_not_stopped(self) -> None:
-        """Refuse to go on with a job whose command was stopped; its engine may not end what has begun."""
-        if self.task.stop_mark and storage.size_bytes(self.task.stop_mark) is not None:
-            run = self.task.run
-            raise StateUnknownError(f"{run.output}: run {run.run_id[:12]} was stopped; run again to resume")
 
     def receipts(self, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
         """Yield a split's receipt, none where the run is published; the model is asked within ``turn``."""

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from job import pairing
-from job.compared import plain
+from job.paired_columns import plain
 from job.errors import UsageError
 from job.pairing import Pairs, Side, pairs
 

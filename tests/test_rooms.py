@@ -25,7 +25,7 @@ ORDER = (
         *("backfill", "launch", "endings", "preparing", "waiting", "preflight", "footers", "awaiting"),
         *("inputs", "telling", "host", "verify", "rescoring"),
     ),
-    ("diff_told", "diff", "compared", "movement", "sketches", "pairing"),
+    ("diff_told", "diff", "paired_columns", "movement", "sketches", "pairing"),
     (
         *("engines", "flink", "flink_checks", "flink_jar", "flink_rest"),
         *("clusters", "dataflow", "prism", "checks"),
