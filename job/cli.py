@@ -171,5 +171,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "doctor": Command("look at engine and paths before a night", _doctor, _help_of("doctor")),
     "report": Command("print the run report of an output", published.report, published.help_of("report")),
     "verify": Command("check a published night", published.verify, published.help_of("verify")),
+    "publish": Command(
+        "publish a night that a gate has refused", published.publish, published.help_of("publish")
+    ),
+    "golden": Command("make a file of rows for --golden", published.golden, published.help_of("golden")),
     "clean": Command("remove what abandoned runs left", published.clean, published.help_of("clean")),
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from job.binding import Binding
+from job.golden import Golden
 from job.rejected import FileOptions
 from job.rejects import RowPolicy
 from job.spec import Device, OnBadShard, Run
@@ -20,6 +21,7 @@ class ScoringTask:
     worker divides its cores by ``processes``, see ``engines.Fit``.
     ``weights_digest`` is of the weights that a builder made on the launcher, empty for an artifact's.
     ``machine`` is not empty where all workers of a machine share one model, see ``model.acquire``.
+    ``golden`` are rows that each loaded model must predict rightly before it scores.
     """
 
     run: Run
@@ -36,6 +38,7 @@ class ScoringTask:
     on_bad_shard: OnBadShard = "fail"
     processes: int = -1
     machine: str = ""
+    golden: Golden | None = None
 
     @property
     def files(self) -> FileOptions:

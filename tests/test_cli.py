@@ -18,7 +18,7 @@ from job.spec import ScoringSpec
 from tests.test_report import REPORT
 
 ROOT = Path(__file__).parents[1]
-ALL = "score, backfill, doctor, report, verify, clean"
+ALL = "score, backfill, doctor, report, verify, publish, golden, clean"
 REQUIRED = ("--input=a", "--model=m.keras", "--output=o")
 
 
@@ -58,10 +58,10 @@ def test_help_lists_the_commands_that_exist() -> None:
     listed = [
         line.split()[0] for line in done.stdout.partition("commands:\n")[2].splitlines() if line[:2] == "  "
     ]
-    assert listed == list(cli.COMMANDS) == ["score", "backfill", "doctor", "report", "verify", "clean"]
+    assert listed == list(cli.COMMANDS) == ALL.split(", ")
 
 
-@pytest.mark.parametrize("command", ["score", "backfill", "doctor", "report", "verify", "clean"])
+@pytest.mark.parametrize("command", ALL.split(", "))
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_every_command_has_help(command: str, flag: str) -> None:
     done = job(command, flag)
