@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job import gates, options, staging
+from job import gates, options, output, staging
 from job.errors import UsageError
 from tests.gated_nights import ROWS, moved, published, report, run_of, score, staged
 from tests.nights import Night, dense, features, matrix, put_back, run_cli, saved
@@ -233,3 +233,26 @@ def test_candidates_are_the_nights_before_in_order() -> None:
     assert (len(found), found[:2], found[-1]) == (35, ("/o/2013-03-01", "/o/2013-02-28"), "/o/2013-01-26")
     assert gates.candidates("/o/{ds:%Y-%m}", date(2013, 3, 2), "/o/2013-03") == ("/o/2013-02", "/o/2013-01")
     assert gates.candidates("/o/{ds}", date(1, 1, 2), "/o") == ("/o/0001-01-01",)
+
+
+def test_in_a_backfill_each_night_is_compared_with_the_one_before_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    night = Night(tmp_path)
+    saved(dense(), night.folder / "m.keras")
+    for day in (1, 2, 3, 4):
+        strict = ("--max_psi=0.25",)
+        table = moved(2000, 3.0) if day == 3 else features(2000 + day, seed=day)
+        command = dated(night, day, table, *strict)
+    args = [arg for arg in command[1:] if not arg.startswith("--ds=")]
+    code, out, err = run_cli(capfd, "backfill", *args, "--start=2013-12-01", "--end=2013-12-04")
+    assert (code, " ".join(out.split()).count("PSI above --max_psi: prediction")) == (5, 1), out + err
+    folders = [tmp_path / f"out/2013/12/d=2013120{day}" for day in (1, 2, 3, 4)]
+    assert [(folder / "_SUCCESS").exists() for folder in folders] == [True, True, False, True]
+    told = [json.loads((folders[i] / "_report.json").read_text())["compared"]["baseline"] for i in (0, 1, 3)]
+    assert told == ["", str(folders[0]), str(folders[1])]
+    # Released, it is what the next night is compared with.
+    (run_id,) = output.leftovers(str(folders[2]), "")
+    assert run_cli(capfd, "publish", str(folders[2]), f"--run_id={run_id}")[0] == 0
+    night.shard("2013-12-04/b", features(10))
+    assert run_cli(capfd, *command, "--if_exists=replace")[0] == 5
