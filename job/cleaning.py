@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from job import handover, output, refused, staging, storage
-from job.errors import OutputConflictError, StorageError, UsageError
+from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,10 @@ def _look_at(
 
 def _refusal(folder: str, run_id: str) -> str:
     """Return why a refused run stays, empty where no gate has refused it."""
-    note = refused.read(folder, run_id)
+    try:
+        note = refused.read(folder, run_id)
+    except StateUnknownError as e:
+        return f"refused, though {e}; --older_than=0h removes it"
     if note is None:
         return ""
     return f"refused: {'; '.join(note[1].refused)}; `job publish` releases it, --older_than=0h removes it"

@@ -104,7 +104,9 @@ def _compare(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compar
     then = _read(before)
     stability = {name: histograms.psi(then[name], now[name]) for name in now if name in then}
     notes = [] if rows_before else ["it has no rows"]
-    if now and not then:
+    if rows and not now and run.gates.max_psi:
+        notes.append("the predictions are no numbers, so they have no PSI")
+    elif now and not then:
         notes.append("an older version of this job scored it, which noted no histograms")
     elif missing := [name for name in now if name not in then]:
         notes.append(f"it has no {', '.join(missing)}")

@@ -45,12 +45,13 @@ _checked: set[tuple[str, str, Tolerance]] = set()
 class Golden:
     """Rows whose predictions are known: ``content`` is a table of both as an Arrow stream.
 
-    ``path`` is the file that they come from; the rest says how they are scored.
+    ``digest`` is its SHA-256, ``path`` the file that it comes from; the rest says how the rows are scored.
     """
 
     path: str
     rows: int
     content: bytes
+    digest: str
     tolerance: Tolerance
     binding: Binding
     predictions: tuple[pa.Field, ...]
@@ -63,7 +64,7 @@ class Golden:
             GoldenError: a prediction is not the expected one.
         """
         with _lock:
-            done = (loaded.load, hashlib.sha256(self.content).hexdigest(), self.tolerance)
+            done = (loaded.load, self.digest, self.tolerance)
             if done not in _checked:
                 self._check(loaded)
                 _checked.add(done)
@@ -145,7 +146,8 @@ def read(path: str, spec: ScoringSpec, binding: Binding, predictions: tuple[pa.F
     on_nonfinite: OnNonfinite = "keep" if spec.on_nonfinite == "keep" else "reject"
     policy = RowPolicy("reject", on_null, 0, on_nonfinite)
     tolerance = Tolerance(spec.golden_rtol, spec.golden_atol)
-    return Golden(path, table.num_rows, content, tolerance, binding, predictions, policy)
+    digest = hashlib.sha256(content).hexdigest()
+    return Golden(path, table.num_rows, content, digest, tolerance, binding, predictions, policy)
 
 
 def _misnamed(table: pa.Table, binding: Binding, predictions: Sequence[pa.Field]) -> Iterator[str]:

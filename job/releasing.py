@@ -54,6 +54,8 @@ def release(
         run, compared = note
         now = replace(
             run,
+            # As it is called now: its lease is held by this name.
+            output=folder,
             replace=replacing,
             started_unix_s=host.process_start_unix_s(),
             lease=lease,

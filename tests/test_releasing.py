@@ -115,6 +115,8 @@ def test_what_publish_refuses(night: Night, capfd: pytest.CaptureFixture[str]) -
     (place / refused.NOTE).write_text(note[:50])
     code, _, err = run_cli(capfd, *args)
     assert (code, "cannot be made out" in err) == (1, True)
+    code, out, _ = run_cli(capfd, "clean", folder)
+    assert (code, "kept, refused, though" in out) == (0, True)
     (place / refused.NOTE).unlink()
     code, _, err = run_cli(capfd, *args)
     assert (code, "no gate has refused run" in err) == (2, True)
