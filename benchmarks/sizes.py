@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from job import counting, gates, manifest, planning, staging
+from job import counting, histograms, manifest, planning, staging
 from job.binning import Counting
 from job.buckets import handle_of
 from job.report import RunReport
@@ -73,8 +73,8 @@ def _publisher(run: Run, receipts: list[Receipt]) -> None:
     report = _timed("publisher: report", count, lambda: RunReport.of(run, receipts, ended_unix_s=2e9))
     _bytes("file: _report.json, 1,000 workers", count, len(report.to_json()))
     before = _peak_bytes()
-    sums = _timed("publisher: histograms", count, lambda: gates.histograms_of(receipts))
-    text = _timed("publisher: manifest", count, lambda: manifest.compose(run, receipts, sums))
+    _timed("publisher: histograms", count, lambda: histograms.of(receipts))
+    text = _timed("publisher: manifest with them", count, lambda: manifest.compose(run, receipts))
     _bytes("publisher: memory while it is written", count, _peak_bytes() - before)
     _bytes("file: _manifest.json", count, len(text))
     _bytes("file: publishing.json", count, len(json.dumps({"files": [part.final for part in parts]})))

@@ -201,10 +201,7 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
         run.output,
         lambda: write(output.REPORT_JSON, report.to_json()),
         lambda: write(output.REPORT_HTML, report.to_html()),
-        lambda: write(
-            output.MANIFEST,
-            manifest.compose(run, receipts, gates.histograms_of(receipts), report.compared),
-        ),
+        lambda: write(output.MANIFEST, manifest.compose(run, receipts, report.compared)),
     )
     # The folder once for all three.
     storage.sync_files(storage.join(run.output, name) for name in _TOLD)

@@ -82,11 +82,6 @@ def passed(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared
     return compared
 
 
-def histograms_of(receipts: Sequence[Receipt]) -> dict[str, Histogram]:
-    """Return the histogram of each prediction column; none where an older version scored a part."""
-    return histograms.summed(receipt.histograms for receipt in receipts if receipt.rows_scored)
-
-
 def _compare(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared:
     try:
         folder, before = _last_good(run, seen)
@@ -100,7 +95,7 @@ def _compare(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compar
         return Compared(note=f"none in {where}: nothing to compare with" if run.gates.look_back else "")
     rows = sum(receipt.rows_scored for receipt in receipts)
     rows_before = int(before["rows_scored"])
-    now = histograms_of(receipts)
+    now = histograms.of(receipts)
     then = _read(before)
     stability = {name: histograms.psi(then[name], now[name]) for name in now if name in then}
     notes = [] if rows_before else ["it has no rows"]

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from job.spec import Receipt
+
 # A receipt holds one for each prediction column, and there may be a million receipts.
 MOST_BINS: Final = 128
 FINEST_BITS: Final = 16
@@ -92,6 +94,11 @@ class Histogram:
     def of_packed(cls, packed: str) -> Histogram:
         """Return what :meth:`packed` gave."""
         return cls.of_text(zlib.decompress(base64.b85decode(packed)).decode())
+
+
+def of(receipts: Iterable[Receipt]) -> dict[str, Histogram]:
+    """Return the histogram of each prediction column; none where an older version scored a part."""
+    return summed(receipt.histograms for receipt in receipts if receipt.rows_scored)
 
 
 def summed(parts: Iterable[Iterable[tuple[str, str]]]) -> dict[str, Histogram]:
