@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import dataclasses
+import functools
 import gc
 import json
 import pickle
@@ -21,7 +22,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from job import counting, manifest, planning, staging
+import numpy as np
+import pyarrow as pa
+
+from job import counting, histograms, manifest, planning, staging
+from job.binning import Counting
 from job.buckets import handle_of
 from job.report import RunReport
 from job.spec import ModelReference, Receipt, Run, Shard, Split
@@ -68,7 +73,8 @@ def _publisher(run: Run, receipts: list[Receipt]) -> None:
     report = _timed("publisher: report", count, lambda: RunReport.of(run, receipts, ended_unix_s=2e9))
     _bytes("file: _report.json, 1,000 workers", count, len(report.to_json()))
     before = _peak_bytes()
-    text = _timed("publisher: manifest", count, lambda: manifest.compose(run, receipts))
+    _timed("publisher: histograms", count, lambda: histograms.of(receipts))
+    text = _timed("publisher: manifest with them", count, lambda: manifest.compose(run, receipts))
     _bytes("publisher: memory while it is written", count, _peak_bytes() - before)
     _bytes("file: _manifest.json", count, len(text))
     _bytes("file: publishing.json", count, len(json.dumps({"files": [part.final for part in parts]})))
@@ -113,7 +119,17 @@ def _receipt(split: Split, number: int) -> Receipt:
         first_batch_unix_s=1.79e9 + number,
         weights_digest="",
         boot_id=f"{number % 1000:08x}-8a7b-4c6d-9e0f-1a2b3c4d5e6f",
+        histograms=(("prediction", _histogram(number % 10)),),
     )
+
+
+@functools.cache
+def _histogram(seed: int) -> str:
+    """Of two million predictions of one column, as of a regression: both signs and 20 doublings."""
+    counting = Counting([pa.field("prediction", pa.float32())])
+    values = np.random.default_rng(seed).normal(size=2_000_000).astype(np.float32)
+    counting.add(pa.table({"prediction": values}))
+    return counting.packed()[0][1]
 
 
 def _run(splits: Sequence[Split]) -> Run:

@@ -258,7 +258,7 @@ def _alike(tasks: Sequence[ScoringTask]) -> tuple[ScoringTask, ...]:
         )
         shared = {
             name: getattr(first, name)
-            for name in ("binding", "keys", "predictions")
+            for name in ("binding", "keys", "predictions", "golden")
             if getattr(task, name) == getattr(first, name)
         }
         alike.append(replace(task, run=run, **shared))

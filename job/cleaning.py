@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from job import handover, output, staging, storage
-from job.errors import OutputConflictError, StorageError, UsageError
+from job import handover, output, refused, staging, storage
+from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Leftover:
     kept: str
 
 
-def clean(folder: str, *, older_than_s: float, dry_run: bool, clock: Callable[[], float]) -> list[Leftover]:
+def clean(
+    folder: str, *, older_than_s: float | None, dry_run: bool, clock: Callable[[], float]
+) -> list[Leftover]:
     """Remove the staging of runs that nobody works on, and return what there was.
 
     Args:
         folder: the output.
-        older_than_s: younger ones stay.
+        older_than_s: younger ones stay; ``None`` keeps what a gate has refused, and nothing else.
         dry_run: remove nothing.
         clock: tells the time in seconds since 1970.
 
@@ -98,17 +100,32 @@ def _remove_rest_in_bucket(folder: str, run: str) -> None:
             storage.sweep(folder, kept)
 
 
-def _look_at(folder: str, run_id: str, now_s: float, older_than_s: float, published: str | None) -> Leftover:
+def _look_at(
+    folder: str, run_id: str, now_s: float, older_than_s: float | None, published: str | None
+) -> Leftover:
     place = staging.folder_of(folder, run_id)
     # No run leaves a mere file there, but somebody may.
     stray = None if storage.is_folder(place) else storage.describe(place)
     files = storage.tree(place) if stray is None else [stray]
     age_s = now_s - max((info.modified_unix_s for info in files), default=0.0)
     kept = ""
-    if age_s < older_than_s:
+    if age_s < (older_than_s or 0.0):
         kept = "too young"
     elif run_id != published and output.read_marker(folder, run_id) is not None:
         # What is not yet under its final name would be lost, and the night with it.
         kept = "half published: finish it with its own command, or score with --if_exists=replace"
+    elif run_id != published and older_than_s is None and stray is None:
+        kept = _refusal(folder, run_id)
     size_bytes = sum(info.size_bytes for info in files)
     return Leftover(run_id, len(staging.finished(folder, run_id)), size_bytes, age_s, kept)
+
+
+def _refusal(folder: str, run_id: str) -> str:
+    """Return why a refused run stays, empty where no gate has refused it."""
+    try:
+        note = refused.read(folder, run_id)
+    except StateUnknownError as e:
+        return f"refused, though {e}; --older_than=0h removes it"
+    if note is None:
+        return ""
+    return f"refused: {'; '.join(note[1].refused)}; `job publish` releases it, --older_than=0h removes it"

@@ -183,5 +183,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "report": Command("print the run report of an output", published.report, published.help_of("report")),
     "verify": Command("check a published night", published.verify, published.help_of("verify")),
     "diff": Command("compare two published nights row by row", published.diff, published.help_of("diff")),
+    "publish": Command(
+        "publish a night that a gate has refused", published.publish, published.help_of("publish")
+    ),
+    "golden": Command("make a file of rows for --golden", published.golden, published.help_of("golden")),
     "clean": Command("remove what abandoned runs left", published.clean, published.help_of("clean")),
 }

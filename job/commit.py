@@ -19,7 +19,10 @@ state      on the disk                                          the step out of 
 new        nothing of the run                                   write ``plan.jsonl``; the same each time
 planned    the plan                                             score a split, then write its receipt
 scoring    some receipts; any attempts, torn or whole           the same, of splits without a receipt
-complete   a receipt of every split                             count all rows; write ``publishing.json``
+complete   a receipt of every split                             count all rows, ask the gates; write
+                                                                ``publishing.json``
+refused    the same, and a gate's note                          the same with another threshold, or at a
+                                                                person's word (``job publish``) without gates
 publishing the mark; the old night's ``_SUCCESS`` may be gone,  take ``_SUCCESS`` away, rename each attempt
            some files renamed, some of the old night removed    that counts, remove what the new night lacks
 moved      every file under its final name                      flush; report, manifest, then ``_SUCCESS``
@@ -73,7 +76,9 @@ the disk; so a receipt tells in which boot of which machine its file was written
 counts only if the file still has the receipt's digest. A torn receipt counts as none.
 
 Before the mark is written, rows are counted three times: the plan's (from the shards' footers), the receipts'
-(read = scored + rejected, split by split), and those in the footers of the files that were written.
+(read = scored + rejected, split by split), and those in the footers of the files that were written. Then the
+gates compare the night with the last good one, see ``job.gates``; what they said is in the mark, so that who
+goes on from there asks nobody again.
 """
 
 from __future__ import annotations
@@ -83,9 +88,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
-from job import counting, manifest, output, staging, storage
+from job import counting, gates, manifest, output, staging, storage
+from job.compared import Compared
 from job.errors import StateUnknownError
 from job.report import RunReport
 from job.spec import Receipt, Run, Shard, Split
@@ -103,12 +109,23 @@ def run_id(shards: Iterable[Shard], model_digest: str, options: Mapping[str, obj
     return digest.hexdigest()
 
 
-def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float] = time.time) -> RunReport:
+def publish(
+    run: Run,
+    receipts: Iterable[Receipt],
+    *,
+    ask: gates.Ask = gates.passed,
+    clock: Callable[[], float] = time.time,
+) -> RunReport:
     """Publish a run whose splits all have receipts; safe to repeat from any point.
 
-    ``clock`` tells the time in seconds since 1970.
+    Args:
+        run: the run.
+        receipts: those that an engine has given; the others are looked up.
+        ask: the gates, and whoever may release what they refuse.
+        clock: tells the time in seconds since 1970.
 
     Raises:
+        GateError: the night is not as it must be; it stays in staging.
         DataError: rows do not add up, or workers built different models.
         StorageError: reading or writing failed; nothing is lost.
         StateUnknownError: a split has no receipt, a file that a receipt names is nowhere, or another run has
@@ -123,11 +140,15 @@ def publish(run: Run, receipts: Iterable[Receipt], *, clock: Callable[[], float]
             output.give_back(run.output, run.run_id, run.lease)
         return output.read_report(run.output)
     with output.watched(run.output, run.lease):
-        return _publish(run, receipts, seen, clock)
+        return _publish(run, receipts, seen, ask, clock)
 
 
 def _publish(
-    run: Run, receipts: Iterable[Receipt], seen: output.Seen, clock: Callable[[], float]
+    run: Run,
+    receipts: Iterable[Receipt],
+    seen: output.Seen,
+    ask: gates.Ask,
+    clock: Callable[[], float],
 ) -> RunReport:
     every = _one_of_each_split(run, receipts)
     counted = sorted(every, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
@@ -143,7 +164,8 @@ def _publish(
         # Counting may have taken minutes. In a bucket nobody else can have changed it without the lease.
         seen = output.look(run.output, run.run_id)
     output.check_output(run.output, run.run_id, replace=run.replace, seen=seen)
-    stale = _begin_publishing(run, parts, seen)
+    marker = seen.marker or _begin_publishing(run, parts, seen, ask(run, counted, seen))
+    stale = marker["stale"]
     storage.remove(storage.join(run.output, output.SUCCESS))
     # After a power cut the old mark must not stand beside files of the new night.
     storage.sync_folder(run.output)
@@ -161,7 +183,9 @@ def _publish(
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
     for folder in sorted({run.output, *(folder for part in parts for folder in _folders(run.output, part))}):
         storage.sync_folder(folder)
-    return _finish(run, counted, RunReport.of(run, counted, ended_unix_s=clock()))
+    told = marker.get("compared")
+    compared = None if told is None else Compared.of_fields(told)
+    return _finish(run, counted, RunReport.of(run, counted, ended_unix_s=clock(), compared=compared))
 
 
 def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunReport:
@@ -177,7 +201,7 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
         run.output,
         lambda: write(output.REPORT_JSON, report.to_json()),
         lambda: write(output.REPORT_HTML, report.to_html()),
-        lambda: write(output.MANIFEST, manifest.compose(run, receipts)),
+        lambda: write(output.MANIFEST, manifest.compose(run, receipts, report.compared)),
     )
     # The folder once for all three.
     storage.sync_files(storage.join(run.output, name) for name in _TOLD)
@@ -220,15 +244,15 @@ def _one_of_each_split(run: Run, receipts: Iterable[Receipt]) -> list[Receipt]:
     return list(found.values())
 
 
-def _begin_publishing(run: Run, parts: Sequence[staging.PartFile], seen: output.Seen) -> list[str]:
-    """Mark the point of no return and return the files of the replaced night that the new one lacks."""
-    marker = seen.marker
-    if marker is None:
-        new = {part.final for part in parts}
-        stale = sorted(output.known_files(run.output, seen.others, seen.manifest) - new)
-        marker = {"stale": stale, "files": sorted(new)}
-        storage.write_atomic(output.marker_path(run.output, run.run_id), json.dumps(marker).encode())
-    return marker["stale"]
+def _begin_publishing(
+    run: Run, parts: Sequence[staging.PartFile], seen: output.Seen, compared: Compared
+) -> dict[str, Any]:
+    """Mark the point of no return; the mark's ``stale`` files are of the replaced night alone."""
+    new = {part.final for part in parts}
+    stale = sorted(output.known_files(run.output, seen.others, seen.manifest) - new)
+    marker = {"stale": stale, "files": sorted(new), "compared": compared.to_fields()}
+    storage.write_atomic(output.marker_path(run.output, run.run_id), json.dumps(marker).encode())
+    return marker
 
 
 def _move_all(top: str, parts: Sequence[staging.PartFile]) -> None:

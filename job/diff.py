@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from job.paired_columns import CHALLENGER, Column, alike, apart, check_keys, columns, plain
 from job.errors import UsageError
 from job.movement import Numbers, Words
 from job.nightfiles import NightFiles
+from job.paired_columns import CHALLENGER, Column, alike, apart, check_keys, columns, plain
 from job.pairing import Pairs, Side, pairs
 
 VERSION: Final = 1

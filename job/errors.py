@@ -11,6 +11,8 @@
     │   └── ShardError            4     the data's fault: a shard that cannot be read
     │       └── ShardChangedError 4       it is not the file that was planned; run again
     ├── DataError                 5   the data's fault: rows that cannot be scored
+    │   ├── GateError                 the night is scored, but not like the last good one
+    │   └── GoldenError               a model does not predict what it is known to predict
     ├── OutputConflictError       6   the output holds another run
     ├── EngineError               7   the engine cannot be reached
     ├── StorageError              1   reading or writing failed; the same command may succeed
@@ -70,6 +72,14 @@ class DataError(JobError):
     """Rows that cannot be scored; nothing is published."""
 
     exit_code = 5
+
+
+class GateError(DataError):
+    """A gate refuses to publish a night that is scored; it stays in staging, to be released by a person."""
+
+
+class GoldenError(DataError):
+    """A model that was loaded does not predict what it is known to predict."""
 
 
 class OutputConflictError(JobError):

@@ -184,6 +184,30 @@ def share(given: argparse.Namespace, name: str) -> float:
     return float(text)
 
 
+def least_rows(given: argparse.Namespace) -> int | None:
+    """Return ``--min_rows``, ``None`` where it is left out."""
+    text = one(given, "min_rows")
+    return None if text is None else count("min_rows", str(text), "a whole number of rows from 1")
+
+
+def rows_change(given: argparse.Namespace) -> float | None:
+    """Return ``--max_rows_change``, ``None`` where it is left out."""
+    text = one(given, "max_rows_change")
+    return None if text is None else number("max_rows_change", str(text))
+
+
+def max_psi(given: argparse.Namespace) -> tuple[tuple[str, float], ...]:
+    """Return ``--max_psi`` as pairs of column and threshold, with ``""`` for all other columns."""
+    pairs = [item.rpartition("=") for item in items(given, "max_psi")]
+    # Blanks in front belong to the name: they were in quotes.
+    pairs = [(column.rstrip(), equals, text.strip()) for column, equals, text in pairs]
+    refuse_repeats("max_psi", [column or "the threshold of all columns" for column, _, _ in pairs])
+    for column, equals, text in pairs:
+        if equals and not column:
+            raise UsageError(f"--max_psi={equals}{text}: must be X or COLUMN=X, as in 0.25 or delay=0.1")
+    return tuple((column, number("max_psi", text)) for column, _, text in pairs)
+
+
 def sha256(text: str | None) -> str | None:
     """Return a digest in lower case."""
     if text is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", text):

@@ -33,6 +33,7 @@ def absolute(spec: ScoringSpec) -> ScoringSpec:
         inputs=inputs,
         model=_model(spec.model),
         weights=spec.weights and storage.absolute(spec.weights),
+        golden=spec.golden and storage.absolute(spec.golden),
         output=storage.absolute(spec.output),
         output_template=spec.output_template and storage.absolute(spec.output_template),
     )

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from job import staging
+from job import histograms, staging
+from job.compared import Compared
 from job.errors import OutputConflictError
 from job.spec import Receipt, Run
 
@@ -49,8 +50,11 @@ _NIGHT: Final = {
 _KINDS: Final = {str: "text", int: "a count", bool: "true or false", dict: "an object"}
 
 
-def compose(run: Run, receipts: Sequence[Receipt]) -> str:
-    """Return the manifest of a run whose splits all have receipts, as JSON."""
+def compose(run: Run, receipts: Sequence[Receipt], compared: Compared | None = None) -> str:
+    """Return the manifest of a run whose splits all have receipts, as JSON.
+
+    ``compared`` tells whether somebody had to release it.
+    """
     scored = [(receipt, part) for receipt in receipts if (part := staging.scored_part(receipt)) is not None]
     rejected = [
         (receipt, part) for receipt in receipts if (part := staging.rejected_part(receipt)) is not None
@@ -73,6 +77,8 @@ def compose(run: Run, receipts: Sequence[Receipt]) -> str:
         "rows_read": run.rows,
         "rows_scored": sum(receipt.rows_scored for receipt in receipts),
         "rows_rejected": sum(receipt.rows_rejected for receipt in receipts),
+        "histograms": {name: histogram.text() for name, histogram in histograms.of(receipts).items()},
+        "released": compared.release if compared else None,
         "files": [_entry(receipt, part) for receipt, part in scored],
         "rejected_files": [_entry(receipt, part) for receipt, part in rejected],
         "rejected_shards": [

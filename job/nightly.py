@@ -116,7 +116,8 @@ def expand(template: str, ds: datetime.date) -> str:
 
 def of_night(template: ScoringSpec, ds: datetime.date | None = None) -> ScoringSpec:
     """Return a spec with the dates of a night in its paths: that of ``ds``, or its own, or yesterday."""
-    paths = (*template.inputs, template.model, template.weights or "", template.output)
+    optional = (template.weights or "", template.golden or "")
+    paths = (*template.inputs, template.model, template.output, *optional)
     dated = any(map(has_date, paths))
     if ds is None and template.ds:
         ds = day("ds", template.ds)
@@ -128,6 +129,7 @@ def of_night(template: ScoringSpec, ds: datetime.date | None = None) -> ScoringS
         inputs=tuple(expand(one, night) for one in template.inputs),
         model=expand(template.model, night),
         weights=template.weights and expand(template.weights, night),
+        golden=template.golden and expand(template.golden, night),
         output=expand(template.output, night),
         ds=night.isoformat(),
     )

@@ -115,6 +115,12 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         on_nonfinite_prediction=flags.choice(given, "on_nonfinite_prediction", get_args(OnNonfinite)),
         on_bad_shard=flags.choice(given, "on_bad_shard", get_args(OnBadShard)),
         max_rejected=flags.share(given, "max_rejected"),
+        min_rows=flags.least_rows(given),
+        max_rows_change=flags.rows_change(given),
+        max_psi=flags.max_psi(given),
+        golden=flags.one(given, "golden"),
+        golden_rtol=flags.number("golden_rtol", str(flags.one(given, "golden_rtol"))),
+        golden_atol=flags.number("golden_atol", str(flags.one(given, "golden_atol"))),
         if_exists=flags.choice(given, "if_exists", get_args(IfExists)),
         model_sha256=flags.sha256(flags.one(given, "model_sha256")),
         trust_model=given.trust_model,
@@ -137,7 +143,7 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
 
 
 def _check_dates(given: argparse.Namespace) -> None:
-    for name in ("input", "model", "weights", "output"):
+    for name in ("input", "model", "weights", "golden", "output"):
         for value in getattr(given, name):
             nightly.check(name, value)
     nightly.zone(flags.one(given, "timezone"))

@@ -34,7 +34,7 @@ class Seen:
     run: str
     has_success: bool
     manifest_content: bytes | None
-    marker: dict[str, list[str]] | None
+    marker: dict[str, Any] | None
     others: list[str]
     paths: list[str]
 
@@ -246,13 +246,13 @@ def known_files(output: str, others: Sequence[str], manifest: dict[str, Any] | N
     return found
 
 
-def read_marker(output: str, run: str) -> dict[str, list[str]] | None:
+def read_marker(output: str, run: str) -> dict[str, Any] | None:
     """Return what a run that began to publish was going to do, or ``None`` if none has begun."""
     path = marker_path(output, run)
     content = storage.read_bytes(path)
     if not content:
         return None
-    marker: dict[str, list[str]] = json.loads(content)
+    marker: dict[str, Any] = json.loads(content)
     check_inside([*marker["stale"], *marker["files"]], path)
     return marker
 

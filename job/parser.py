@@ -33,7 +33,7 @@ After a crash the same command resumes: finished splits are not scored again.
 
 exit codes:
   0  published, or already published      4  preflight failed (model, schema, shard)
-  1  unexpected, or storage failed        5  rows that cannot be scored; nothing published
+  1  unexpected, or storage failed        5  too many rejects, or a gate refused; nothing published
   2  wrong usage                          6  the output holds another run
   3  no input                             7  the engine cannot be reached
 """
@@ -53,6 +53,8 @@ def build(command: str = "score") -> argparse.ArgumentParser:
     _add_night_flags(parser, command)
     _add_binding_flags(parser)
     _add_reject_flags(parser)
+    _add_gate_flags(parser)
+    _add_golden_flags(parser)
     _add_output_flags(parser)
     _add_running_flags(parser)
     _add_notification_flags(parser)
@@ -122,6 +124,24 @@ def _add_reject_flags(parser: argparse.ArgumentParser) -> None:
         "what to do with a shard that cannot be read or bound",
     )
     _add(group, "max_rejected", "SHARE", "nothing is published if more of the rows are rejected")
+
+
+def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
+    told = "What is refused stays in staging; `job publish` releases it. See docs/gates.md."
+    group = parser.add_argument_group("gates before publishing", told)
+    _add(group, "min_rows", "ROWS", "nothing is published if fewer rows are scored")
+    _add(group, "max_rows_change", "SHARE", "nor if their number differs so much from the last good night's")
+    _add(group, "max_psi", "X|COL=X,…", "nor if the predictions' distribution does, by its PSI, as in 0.25")
+
+
+def _add_golden_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "golden rows", "`job golden` makes such a file of a night that is right."
+    )
+    told = "Parquet rows with known predictions, checked after each loading of the model, before it scores"
+    _add(group, "golden", "FILE", told)
+    _add(group, "golden_rtol", "X", "a prediction may differ by this share of itself")
+    _add(group, "golden_atol", "X", "and by this much, times their median magnitude if that is above 1")
 
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:

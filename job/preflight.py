@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from job import planning
 from job.binding import Binding, bind, mismatches
 from job.columns import layout
-from job.errors import SchemaError, ShardError
+from job.errors import DataError, SchemaError, ShardError
 from job.planning import Footer
 from job.predictions import check_names, prediction_fields
 from job.signature import Signature
-from job.spec import ModelReference, ScoringSpec, Shard
+from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
+
+if TYPE_CHECKING:
+    from job.golden import Golden
 
 _MOST_MISMATCHES = 20
 
@@ -36,6 +40,7 @@ class Ready:
     weights_digest: str
     refused: Mapping[str, str]
     told: str
+    golden: Golden | None
 
 
 def check(
@@ -58,7 +63,7 @@ def check(
         ShardError: no shard can be read, or some cannot and are not to be rejected.
         SchemaError: columns and inputs do not fit, in one message for all shards.
     """
-    from job import model
+    from job import golden, model
 
     wrong: dict[int, tuple[str, ...]] = {
         i: (footer.error,) for i, footer in enumerate(footers) if footer.error
@@ -84,9 +89,28 @@ def check(
     loaded.build([feed.input for feed in binding.feeds])
     fields = prediction_fields(loaded.signature.outputs, spec.prediction_columns)
     check_names(fields, spec.keys)
+    known = golden.checked(spec, binding, fields, loaded)
     refused = {shards[i].path: "; ".join(lines) for i, lines in wrong.items()}
     told = _grouped(wrong, shards)
-    return Ready(binding, fields, describe(loaded.signature), loaded.weights_digest, refused, told)
+    return Ready(binding, fields, describe(loaded.signature), loaded.weights_digest, refused, told, known)
+
+
+def check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callable[[str], None]) -> None:
+    """Refuse a run of which bad shards alone hold more rows than may be rejected; ``announce`` others.
+
+    Raises:
+        DataError: they do.
+    """
+    refused = [split for split in splits if split.refused]
+    rows = sum(split.rows for split in refused)
+    share = run.share_rejected(rows, sum(not split.row_groups for split in refused))
+    if share > run.max_rejected:
+        raise DataError(
+            f"bad shards hold {share:.2%} of the rows, more than --max_rejected={run.max_rejected}; nothing "
+            f"was scored: {told}"
+        )
+    if told:
+        announce(f"shards to be rejected: {told}")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from job import (
     commit,
     dataflow,
     engines,
+    gates,
     host,
     inputs,
     output,
@@ -30,7 +31,7 @@ from job import (
     telling,
     waiting,
 )
-from job.errors import DataError, StateUnknownError, StorageError, UsageError
+from job.errors import StateUnknownError, StorageError, UsageError
 from job.handover import Job
 from job.report import RunReport
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
@@ -239,25 +240,8 @@ def _task(
     spec, shards, reference = claim.spec, claim.shards, claim.reference
     ready = preflight.check(spec, shards, footers, reference, fit.threads, fit.machine, here=fit.here)
     splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused)
-    run = Run(
-        run_id=claim.run_id,
-        output=spec.output,
-        model=reference,
-        signature=ready.signature,
-        shards=len(shards),
-        splits=len(splits),
-        rows=sum(split.rows for split in splits),
-        max_rejected=spec.max_rejected,
-        replace=spec.if_exists == "replace",
-        started_unix_s=claim.started_unix_s,
-        versions=host.versions(),
-        scoring=preflight.scoring_text(spec, ready.binding, [field.name for field in ready.predictions]),
-        lease=claim.lease,
-        handed=not spec.wait,
-        stores=spec.stores,
-        ds=spec.ds,
-    )
-    _check_refused(run, splits, ready.told, announce)
+    run = _run_of(claim, splits, ready)
+    preflight.check_refused(run, splits, ready.told, announce)
     return ScoringTask(
         run=run,
         binding=ready.binding,
@@ -273,20 +257,31 @@ def _task(
         on_bad_shard=spec.on_bad_shard,
         processes=fit.processes,
         machine=fit.machine,
+        golden=ready.golden,
     ), splits
 
 
-def _check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callable[[str], None]) -> None:
-    refused = [split for split in splits if split.refused]
-    rows = sum(split.rows for split in refused)
-    share = run.share_rejected(rows, sum(not split.row_groups for split in refused))
-    if share > run.max_rejected:
-        raise DataError(
-            f"bad shards hold {share:.2%} of the rows, more than --max_rejected={run.max_rejected}; nothing "
-            f"was scored: {told}"
-        )
-    if told:
-        announce(f"shards to be rejected: {told}")
+def _run_of(claim: Claim, splits: Sequence[Split], ready: preflight.Ready) -> Run:
+    spec = claim.spec
+    return Run(
+        run_id=claim.run_id,
+        output=spec.output,
+        model=claim.reference,
+        signature=ready.signature,
+        shards=len(claim.shards),
+        splits=len(splits),
+        rows=sum(split.rows for split in splits),
+        max_rejected=spec.max_rejected,
+        replace=spec.if_exists == "replace",
+        started_unix_s=claim.started_unix_s,
+        versions=host.versions(),
+        scoring=preflight.scoring_text(spec, ready.binding, [field.name for field in ready.predictions]),
+        lease=claim.lease,
+        handed=not spec.wait,
+        stores=spec.stores,
+        ds=spec.ds,
+        gates=gates.of(spec, ready.predictions),
+    )
 
 
 def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The commands about one output: ``report``, ``verify``, ``diff`` and ``clean``."""
+"""The commands about outputs: ``report``, ``verify``, ``diff``, ``publish``, ``golden`` and ``clean``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, get_args
 
-from job import console
+from job import console, progress
 from job.errors import DataError, UsageError
+from job.spec import IfExists
 
 PROGRAM: Final = "python -m job"
 
@@ -43,7 +44,7 @@ def clean(args: Sequence[str]) -> int:
 
     given = _clean_parser().parse_args(list(args))
     _configure_stores(given)
-    age_s = flags.duration_s("older_than", given.older_than)
+    age_s = None if given.older_than is None else flags.duration_s("older_than", given.older_than)
     output = storage.absolute(given.output)
     if given.release_job is not None:
         if given.dry_run:
@@ -65,10 +66,72 @@ def _clean_parser() -> argparse.ArgumentParser:
     told = "Remove what abandoned runs left in the staging of an output; never a live run's."
     parser = _parser("clean", told, "the folder that runs were to publish at")
     _flag(parser, "kms_key", "KEY", None, "encrypt the lease that is written to a bucket with this key")
-    _flag(parser, "older_than", "AGE", "0h", "as in 90m, 12h or 7d")
+    told = "as in 90m, 12h or 7d; without it, of any age but for what a gate has refused"
+    _flag(parser, "older_than", "AGE", None, told)
     told = "only free the output from this job, submitted with --no_wait, that has ended or was cancelled"
     _flag(parser, "release_job", "ID", None, told)
     parser.add_argument("--dry_run", action="store_true", help="only say what would be removed")
+    return parser
+
+
+def publish(args: Sequence[str]) -> int:
+    """Publish a night that a gate has refused."""
+    given = _publish_parser().parse_args(list(args))
+    if not given.run_id:
+        raise UsageError("--run_id must be given; the refusal names it, and so does `job clean --dry_run`")
+    from job import releasing, storage
+
+    _configure_stores(given)
+    report, was_there = releasing.release(
+        storage.absolute(given.output),
+        given.run_id,
+        replacing=given.if_exists == "replace",
+        announce=progress.say,
+        clock=time.time,
+    )
+    if was_there:
+        console.show(f"already published: run {report.run_id[:12]} at {report.output}: nothing to do\n")
+    else:
+        console.show(report.summary_table())
+    return 0
+
+
+def _publish_parser() -> argparse.ArgumentParser:
+    told = "Publish a night that a gate has refused, as it lies in staging; nothing is scored."
+    parser = _parser("publish", told, "the folder that the night was to be published at")
+    _flag(parser, "run_id", "ID", None, "of the refused run, or its first digits")
+    told = "what to do when the output holds another run"
+    parser.add_argument("--if_exists", choices=get_args(IfExists), default="fail", help=told)
+    _flag(parser, "kms_key", "KEY", None, "encrypt what is written to a bucket with this key")
+    return parser
+
+
+def golden(args: Sequence[str]) -> int:
+    """Make a file of golden rows."""
+    given = _golden_parser().parse_args(list(args))
+    if not given.to:
+        raise UsageError("--to must be given: the file to write, as in golden.parquet")
+    from job import flags, picking, storage
+    from job.golden import MOST_ROWS
+
+    rows = flags.count("rows", given.rows, f"a whole number of rows from 1 to {MOST_ROWS}")
+    if rows > MOST_ROWS:
+        raise UsageError(f"--rows={rows}: must be a whole number of rows from 1 to {MOST_ROWS}")
+    seed = None if given.seed is None else flags.whole("seed", given.seed)
+    _configure_stores(given)
+    path = storage.absolute(given.to)
+    written = picking.pick(storage.absolute(given.output), path, rows=rows, seed=seed)
+    console.show(f"{written:,} rows in {path}\n")
+    return 0
+
+
+def _golden_parser() -> argparse.ArgumentParser:
+    told = "Write rows of a published night, with their predictions, for --golden. Verify the night before."
+    parser = _parser("golden", told, "the folder that the night was published at")
+    _flag(parser, "rows", "ROWS", "100", "how many, drawn at random")
+    _flag(parser, "seed", "N", None, "of the sample, to draw the same one again")
+    _flag(parser, "to", "FILE", None, "the file to write, which must not be there")
+    _flag(parser, "kms_key", "KEY", None, "encrypt what is written to a bucket with this key")
     return parser
 
 
@@ -77,7 +140,7 @@ def verify(args: Sequence[str]) -> int:
     given = _verify_parser().parse_args(list(args))
     from job import flags, storage
     from job import verify as verifying
-    from job.rescoring import Tolerance
+    from job.tolerance import Tolerance
 
     sample = verifying.ALL if given.sample_rows == "all" else flags.whole("sample_rows", given.sample_rows)
     seed = None if given.seed is None else flags.whole("seed", given.seed)
@@ -201,4 +264,6 @@ _PARSERS: Final[Mapping[str, Callable[[], argparse.ArgumentParser]]] = {
     "verify": _verify_parser,
     "diff": _diff_parser,
     "clean": _clean_parser,
+    "publish": _publish_parser,
+    "golden": _golden_parser,
 }

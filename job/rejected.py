@@ -12,7 +12,7 @@ import pyarrow as pa
 from job.errors import ShardChangedError, ShardError
 from job.reading import SplitReader
 from job.rejects import EXTRA_COLUMNS, Rejects, with_extras
-from job.spec import Split
+from job.spec import Run, Split
 from job.writing import PartWriter
 
 BAD_SHARD: Final = "bad_shard"
@@ -80,3 +80,12 @@ def _write(path: str, schema: pa.Schema, tables: Iterator[pa.Table], options: Fi
                 writer.append(batch.columns)
         part = writer.finish()
     return {"rejects": part.handle, "rejects_bytes": part.size_bytes, "rejects_sha256": part.sha256}
+
+
+def too_many(split: Split, rows: int, reasons: str, run: Run, written: Mapping[str, Any]) -> str:
+    """Say that a split has more bad rows than the run may reject; ``written`` is where they are."""
+    return (
+        f"{split.shard.path}: {rows} row(s) rejected ({reasons}), more than --max_rejected="
+        f"{run.max_rejected} of {run.rows} allows; look at {written['rejects']}, mend the shard or "
+        f"raise --max_rejected"
+    )

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from job import page
+from job.compared import Compared
 from job.errors import UsageError
 from job.spec import Receipt, Run
 
@@ -25,6 +26,11 @@ VERSION: Final = 1
 # Shards smaller than a batch are batches of their own size, and nobody reads hundreds of sizes.
 _MOST_LISTED: Final = 3
 STAGES: Final = ("read", "bind", "predict", "write")
+# What a report and a receipt have by the same names, and what of many receipts adds up.
+_SUMS: Final = (
+    *("rows_read", "rows_scored", "rows_rejected", "nonfinite_rows", "batches"),
+    *(f"{stage}_s" for stage in STAGES),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class RunReport:
     its start to its first predicted batch, ``None`` where nothing was left to predict. Stage
     seconds are summed over threads, so they may exceed ``wall_s``. ``batch_rows`` are the
     distinct batch sizes used, ascending. ``nonfinite_rows`` were kept with a prediction that is not finite;
-    ``memory_rows`` is the smallest batch that did not fit the memory, 0 where all did.
+    ``memory_rows`` is the smallest batch that did not fit the memory, 0 where all did. ``compared`` is the
+    night beside the last good one, ``None`` of an older version of this job.
     """
 
     run_id: str
@@ -79,16 +86,24 @@ class RunReport:
     nonfinite_rows: int = 0
     shards_rejected: int = 0
     memory_rows: int = 0
+    compared: Compared | None = None
+    golden_checks: int = 0
 
     @classmethod
-    def of(cls, run: Run, receipts: Sequence[Receipt], *, ended_unix_s: float) -> RunReport:
+    def of(
+        cls,
+        run: Run,
+        receipts: Sequence[Receipt],
+        *,
+        ended_unix_s: float,
+        compared: Compared | None = None,
+    ) -> RunReport:
         """Add up the receipts of a run, one per split.
 
         Raises:
             ValueError: two receipts are for the same split, so rows would count twice.
         """
-        names = {receipt.split.name for receipt in receipts}
-        if len(names) != len(receipts):
+        if len(names := {receipt.split.name for receipt in receipts}) != len(receipts):
             raise ValueError(f"{len(receipts)} receipts for {len(names)} splits in run {run.run_id}")
         fresh = [receipt for receipt in receipts if not receipt.reused]
         # A clock that was set back in between must not make a speed negative.
@@ -108,21 +123,18 @@ class RunReport:
             shards=run.shards,
             splits=len(receipts),
             splits_reused=sum(receipt.reused for receipt in receipts),
-            rows_read=sum(receipt.rows_read for receipt in receipts),
-            rows_scored=sum(receipt.rows_scored for receipt in receipts),
-            rows_rejected=sum(receipt.rows_rejected for receipt in receipts),
             reject_reasons=reasons_of(receipts),
             files=sum(receipt.file_bytes > 0 for receipt in receipts),
             files_bytes=sum(receipt.file_bytes for receipt in receipts),
             loads=_loads(receipts),
             workers=_distinct(receipt.worker for receipt in receipts),
             batch_rows=tuple(sorted({receipt.batch_rows for receipt in receipts if receipt.batches})),
-            batches=sum(receipt.batches for receipt in receipts),
             traces=_traces(receipts),
-            nonfinite_rows=sum(receipt.nonfinite_rows for receipt in receipts),
             shards_rejected=len({receipt.split.shard.path for receipt in receipts if receipt.refused}),
             memory_rows=min((r.memory_rows for r in receipts if r.memory_rows), default=0),
-            **{f"{stage}_s": sum(getattr(r, f"{stage}_s") for r in receipts) for stage in STAGES},
+            compared=compared,
+            golden_checks=len({receipt.load for receipt in receipts if receipt.golden_rows}),
+            **{name: sum(getattr(receipt, name) for receipt in receipts) for name in _SUMS},
         )
 
     @property
@@ -158,6 +170,7 @@ class RunReport:
                 ModelLoad(load["load"], load["worker"], load["load_s"]) for load in values["loads"]
             )
             values["reject_reasons"] = tuple((reason, rows) for reason, rows in values["reject_reasons"])
+            values["compared"] = values["compared"] and Compared.of_fields(values["compared"])
             for name in ("weights_sha256", "workers", "batch_rows"):
                 values[name] = tuple(values[name])
         except (ValueError, TypeError, KeyError) as error:
@@ -206,12 +219,16 @@ class RunReport:
                 f"{self.load_s:.1f} s",
                 f"{_count(self.traces, 'trace')} of the predict step",
             ),
+            "golden rows": f"as expected after {self.golden_checks} of {_count(len(self.loads), 'load')}"
+            if self.golden_checks
+            else "",
             "batch size": _join(
                 f"{_span(self.batch_rows)} rows" if self.batch_rows else "",
                 _count(self.batches, "batch", "batches"),
                 f"{self.memory_rows:,} did not fit the memory" if self.memory_rows else "",
             ),
             "thread seconds": _join(*(f"{stage} {getattr(self, f'{stage}_s'):.1f}" for stage in STAGES)),
+            **(self.compared.lines() if self.compared else {}),
             "started": self.started_utc,
             "run": self.run_id,
         }

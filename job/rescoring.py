@@ -16,28 +16,16 @@ from job.binding import Binding
 from job.errors import DataError
 from job.nightfiles import NightFiles
 from job.planning import read_footer
-from job.predictions import NUMPY_TYPES, to_arrow
+from job.predictions import to_arrow
 from job.reading import SplitReader
 from job.rejects import Rejects, RowPolicy, sift
 from job.signature import Feed, InputSpec
 from job.spec import Shard, Split
+from job.tolerance import Tolerance, apart, unequal
 
 # Rows that are predicted at once, and read at once.
 _BATCH_ROWS = 8192
 _CHUNK_ROWS = 65_536
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far two predictions may be apart: ``|published - again| <= atol·s + rtol·|again|``.
-
-    How rows are cut into batches changes the last digits. ``s`` is the column's median magnitude among the
-    rows compared, at least 1, since sums of large terms cancel to small ones. Types with fewer digits than
-    float32 are given four of their own rounding steps.
-    """
-
-    rtol: float = 1e-5
-    atol: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -62,15 +50,41 @@ def binding_of(scoring: Mapping[str, Any]) -> Binding:
     return Binding(feeds, tuple(scoring["casts"].items()))
 
 
+class PublishedRows:
+    """Rows of a night, and those of the shards that they were scored from."""
+
+    def __init__(self, output: str, manifest: Mapping[str, Any]) -> None:
+        self._output = output
+        self.scoring = manifest["scoring"]
+        self.binding = binding_of(self.scoring)
+        self.files = NightFiles(output, manifest)
+
+    def features(self, entry: Mapping[str, Any], shard_rows: NDArray[np.int64]) -> pa.RecordBatch:
+        """Return the features and keys of rows of a shard, in order."""
+        partition = tuple(entry["partition"].items())
+        shard = Shard(entry["shard"], entry["shard_bytes"], entry["shard_stamp"], partition)
+        keys = self.scoring["keys"]
+        found: list[pa.RecordBatch] = []
+        for split in _groups_with(shard, shard_rows):
+            with SplitReader(split) as reader:
+                chunks = reader.chunks(self.binding.columns, keys, _CHUNK_ROWS)
+                found += _taken(chunks, shard_rows - split.first_row)
+        return pa.Table.from_batches(found).combine_chunks().to_batches()[0]
+
+    def published(self, entry: Mapping[str, Any], rows: NDArray[np.int64]) -> pa.RecordBatch:
+        """Return rows of a file, by their numbers in it, ascending."""
+        with pq.ParquetFile(storage.parquet_source(storage.join(self._output, entry["path"]))) as file:
+            found = list(_taken(_valid(file.iter_batches(_CHUNK_ROWS)), rows))
+        return pa.Table.from_batches(found).combine_chunks().to_batches()[0]
+
+
 class Rescorer:
     """Scores rows of a night again. ``output`` is the folder, ``manifest`` the night's."""
 
     def __init__(self, output: str, manifest: Mapping[str, Any], loaded: model.LoadedModel) -> None:
-        self._output = output
-        self._scoring = manifest["scoring"]
-        self._binding = binding_of(self._scoring)
+        self._rows = PublishedRows(output, manifest)
+        self._scoring, self._binding = self._rows.scoring, self._rows.binding
         self._loaded = loaded
-        self._files = NightFiles(output, manifest)
 
     def build(self) -> None:
         """Make the model ready for the inputs that the night was scored with.
@@ -97,9 +111,9 @@ class Rescorer:
             ShardError: the shard cannot be read, or is not the one that was scored.
             DataError: rows cannot be fed to the model now.
         """
-        shard_rows = self._files.shard_rows(entry)[rows]
-        wanted = self._features(entry, shard_rows)
-        published = self._published(entry, rows)
+        shard_rows = self._rows.files.shard_rows(entry)[rows]
+        wanted = self._rows.features(entry, shard_rows)
+        published = self._rows.published(entry, rows)
         names = self._scoring["predictions"]
         fields = [published.schema.field(name) for name in names]
         again = self._predicted(wanted, fields, entry)
@@ -108,10 +122,10 @@ class Rescorer:
             for name in self._scoring["keys"]
             if name in published.schema.names
         }
-        wrong = {name: _unequal(old, new) for name, (old, new) in columns.items()}
+        wrong = {name: unequal(old, new) for name, (old, new) in columns.items()}
         for i, name in enumerate(names):
             columns[name] = (published.column(name), again[i])
-            wrong[name] = _apart(published.column(name), again[i], tolerance)
+            wrong[name] = apart(published.column(name), again[i], tolerance)
         bad = np.flatnonzero(np.any(list(wrong.values()), axis=0))
         found = [
             Difference(
@@ -128,23 +142,6 @@ class Rescorer:
             if wrong[name][i]
         ]
         return len(bad), found
-
-    def _features(self, entry: Mapping[str, Any], shard_rows: NDArray[np.int64]) -> pa.RecordBatch:
-        """Return the features and keys of rows of a shard, in order."""
-        partition = tuple(entry["partition"].items())
-        shard = Shard(entry["shard"], entry["shard_bytes"], entry["shard_stamp"], partition)
-        keys = self._scoring["keys"]
-        found: list[pa.RecordBatch] = []
-        for split in _groups_with(shard, shard_rows):
-            with SplitReader(split) as reader:
-                chunks = reader.chunks(self._binding.columns, keys, _CHUNK_ROWS)
-                found += _taken(chunks, shard_rows - split.first_row)
-        return pa.Table.from_batches(found).combine_chunks().to_batches()[0]
-
-    def _published(self, entry: Mapping[str, Any], rows: NDArray[np.int64]) -> pa.RecordBatch:
-        with pq.ParquetFile(storage.parquet_source(storage.join(self._output, entry["path"]))) as file:
-            found = list(_taken(_valid(file.iter_batches(_CHUNK_ROWS)), rows))
-        return pa.Table.from_batches(found).combine_chunks().to_batches()[0]
 
     def _predicted(
         self, rows: pa.RecordBatch, fields: Sequence[pa.Field], entry: Mapping[str, Any]
@@ -192,29 +189,3 @@ def _valid(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         # Of a damaged file, codes may lead out of the dictionary, where Arrow follows them.
         batch.validate(full=True)
         yield batch
-
-
-def _unequal(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:
-    return np.array(
-        [a != b and not (a != a and b != b) for a, b in zip(old.to_pylist(), new.to_pylist(), strict=True)]
-    )
-
-
-def _apart(old: pa.Array, new: pa.ChunkedArray, tolerance: Tolerance) -> NDArray[np.bool_]:
-    """Return which rows of a prediction differ, ``(rows,) bool``."""
-    new = new.combine_chunks()
-    leaf = old.type
-    while pa.types.is_nested(leaf):
-        leaf = leaf.value_type
-    if not pa.types.is_floating(leaf):
-        return _unequal(old, new)
-    a, b = (np.array(column.to_pylist(), np.float64).reshape(len(column), -1) for column in (old, new))
-    step = float(np.finfo(NUMPY_TYPES[leaf]).eps)
-    coarse = 4 * step if step > np.finfo(np.float32).eps else 0.0
-    finite = np.where(np.isfinite(b), np.abs(b), np.nan)
-    with np.errstate(invalid="ignore"):
-        scale = max(1.0, float(np.nanmedian(finite))) if np.isfinite(b).any() else 1.0
-        limit = max(tolerance.atol, coarse) * scale + max(tolerance.rtol, coarse) * np.abs(b)
-        same = (np.abs(a - b) <= limit) | (a == b) | (np.isnan(a) & np.isnan(b))
-    differ: NDArray[np.bool_] = ~same.all(axis=1)
-    return differ

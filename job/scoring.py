@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from job import model, progress, rejected, staging, storage
 from job.binding import to_tensors
+from job.binning import Counting
 from job.errors import DataError, ShardChangedError, ShardError
 from job.finite import NONFINITE_PREDICTION, nonfinite_rows, prediction_error
 from job.predictions import to_arrow
@@ -87,7 +88,9 @@ def _refuse(split: Split, task: ScoringTask, loaded: model.LoadedModel, error: s
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
     written = rejected.write_split(attempt, split, error, task.files)
     if split.rows > task.policy.most_rows:
-        raise DataError(_too_many(split, split.rows, f"{rejected.BAD_SHARD}: {error}", task, written))
+        raise DataError(
+            rejected.too_many(split, split.rows, f"{rejected.BAD_SHARD}: {error}", task.run, written)
+        )
     progress.rows_done.add(split.rows)
     return Receipt(
         attempt="",
@@ -114,6 +117,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         kept = [name for name in task.keys if name in reader.schema.names]
         fields = [*(reader.schema.field(name) for name in kept), *task.predictions]
         schema = pa.schema(fields, metadata=dict(task.files.metadata))
+        counting = Counting(task.predictions)
         with (
             PartWriter(
                 attempt,
@@ -122,6 +126,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
                 task.compression,
                 overlap=overlap,
                 final=storage.join(task.run.output, staging.final_name(split)),
+                seen=counting.add,
             ) as writer,
             # On an error the thread that reads ahead must end before the file is closed.
             closing(_in_turn(reader.chunks(columns, task.keys, rows_at_once), turn)) as chunks,
@@ -148,6 +153,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         read_s=reader.read_s,
         write_s=part.write_s,
         reject_reasons=rejects.reasons,
+        histograms=counting.packed(),
         **set_aside,
         **_circumstances(split, task, loaded, tally),
     )
@@ -184,6 +190,7 @@ def _circumstances(
         "boot_id": storage.boot_id(),
         "nonfinite_rows": tally.nonfinite_rows,
         "memory_rows": loaded.batch.memory_rows,
+        "golden_rows": task.golden.rows if task.golden else 0,
     }
 
 
@@ -192,15 +199,7 @@ def _give_up(
 ) -> NoReturn:
     written = rejected.write_rows(attempt, reader, rejects, task.files)
     reasons = ", ".join(f"{rows} {reason}" for reason, rows in rejects.reasons)
-    raise DataError(_too_many(split, rejects.rows, reasons, task, written))
-
-
-def _too_many(split: Split, rows: int, reasons: str, task: ScoringTask, written: dict[str, Any]) -> str:
-    return (
-        f"{split.shard.path}: {rows} row(s) rejected ({reasons}), more than --max_rejected="
-        f"{task.run.max_rejected} of {task.run.rows} allows; look at {written['rejects']}, mend the shard or "
-        f"raise --max_rejected"
-    )
+    raise DataError(rejected.too_many(split, rejects.rows, reasons, task.run, written))
 
 
 def _batches(

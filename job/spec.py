@@ -38,6 +38,28 @@ NO_OPTIONS = StoreOptions()
 
 
 @dataclass(frozen=True)
+class Gates:
+    """What a night must be like to be published; the same night by other gates is the same run.
+
+    ``min_rows`` is how many rows must be published at least. The others look at the last good night:
+    ``max_rows_change`` is a share of its rows, ``None`` for any change; ``max_psi`` has the most that a
+    prediction column's population stability index may be, by column, with ``""`` for those that it does not
+    name. ``baselines`` are the folders where that night may be, the latest first; none where it is the one
+    that the output holds.
+    """
+
+    min_rows: int = 0
+    max_rows_change: float | None = None
+    max_psi: tuple[tuple[str, float], ...] = ()
+    baselines: tuple[str, ...] = ()
+
+    @property
+    def look_back(self) -> bool:
+        """Say whether any of them needs the last good night."""
+        return self.max_rows_change is not None or bool(self.max_psi)
+
+
+@dataclass(frozen=True)
 class ScoringSpec:
     """What a person asked for, validated. ``batch_size`` is rows; ``None`` means ``auto``.
 
@@ -62,6 +84,12 @@ class ScoringSpec:
     on_nonfinite_prediction: OnNonfinite = "reject"
     on_bad_shard: OnBadShard = "fail"
     max_rejected: float = 0.01
+    min_rows: int | None = None
+    max_rows_change: float | None = None
+    max_psi: tuple[tuple[str, float], ...] = ()
+    golden: str | None = None
+    golden_rtol: float = 1e-5
+    golden_atol: float = 1e-6
     if_exists: IfExists = "fail"
     model_sha256: str | None = None
     trust_model: bool = False
@@ -145,7 +173,8 @@ class Run:
     launcher. ``signature`` is the model's inputs and outputs as text. ``scoring`` is, as JSON, what is
     needed to score a row again. ``lease`` is what the launcher wrote into the output's lease, empty where no
     other machine could hold it; ``handed`` says that the job has it when the launcher has ended. ``stores``
-    says how object stores are asked. ``ds`` is the night, empty where none was asked for.
+    says how object stores are asked. ``ds`` is the night, empty where none was asked for, ``gates`` what it
+    must be like to be published.
     """
 
     run_id: str
@@ -164,6 +193,7 @@ class Run:
     handed: bool = False
     stores: StoreOptions = StoreOptions()
     ds: str = ""
+    gates: Gates = Gates()
 
     def share_rejected(self, rows: int, unreadable: int) -> float:
         """Return the share of the run's rows that so many rejected ones are, from 0 to 1.
@@ -188,7 +218,9 @@ class Receipt:
     there are none, and ``reject_reasons`` counts them by reason. ``refused`` says why every row was rejected,
     because of the shard; then ``attempt`` is empty. ``nonfinite_rows`` are rows that were kept with a
     prediction that is not finite. ``memory_rows`` is the smallest batch that did not fit the memory so far, 0
-    where all did.
+    where all did. ``histograms`` tells, by prediction column, how the predictions that were written are
+    distributed, see ``job.histograms``. ``golden_rows`` were predicted rightly before
+    the loaded model scored, see ``job.golden``.
     """
 
     split: Split
@@ -219,4 +251,6 @@ class Receipt:
     refused: str = ""
     nonfinite_rows: int = 0
     memory_rows: int = 0
+    histograms: tuple[tuple[str, str], ...] = ()
+    golden_rows: int = 0
     reused: bool = False

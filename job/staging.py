@@ -119,9 +119,10 @@ def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
     if not content:
         return None
     try:
-        fields = json.loads(content)
-        reasons = tuple((reason, rows) for reason, rows in fields["reject_reasons"])
-        receipt = Receipt(**{**fields, "split": _split(fields["split"]), "reject_reasons": reasons})
+        fields = dict(json.loads(content))
+        lists = ("reject_reasons", "histograms")
+        pairs = {name: tuple((key, value) for key, value in fields.get(name, ())) for name in lists}
+        receipt = Receipt(**{**fields, **pairs, "split": _split(fields["split"])})
     except (ValueError, TypeError, KeyError):
         return None
     if receipt.run_id != run or receipt.split != split:

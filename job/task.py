@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from job.binding import Binding
+from job.golden import Golden
 from job.rejected import FileOptions
 from job.rejects import RowPolicy
 from job.spec import Device, OnBadShard, Run
@@ -21,6 +22,7 @@ class ScoringTask:
     ``weights_digest`` is of the weights that a builder made on the launcher, empty for an artifact's.
     ``machine`` is not empty where all workers of a machine share one model, see ``model.acquire``.
     ``stop_mark`` is the file that tells workers to stop, empty where the engine stops them by itself.
+    ``golden`` are rows that each loaded model must predict rightly before it scores.
     """
 
     run: Run
@@ -38,6 +40,7 @@ class ScoringTask:
     processes: int = -1
     machine: str = ""
     stop_mark: str = ""
+    golden: Golden | None = None
 
     @property
     def files(self) -> FileOptions:

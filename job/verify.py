@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from job import artifact, manifest, output, staging, storage
 from job.errors import JobError, ModelError, UsageError, one_line
-from job.rescoring import Difference, Rescorer, Tolerance
+from job.rescoring import Difference, Rescorer
 from job.spec import Device, ModelReference
+from job.tolerance import Tolerance
 
 ALL: Final = -1
 _THREADS: Final = 16
@@ -71,14 +72,7 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
         UsageError: nothing is published there, or by a version that noted too little.
         OutputConflictError: the manifest is none of this job's.
     """
-    night = output.published(folder)
-    if night is None:
-        raise UsageError(
-            f"{folder}: it holds no published night; without _SUCCESS there is nothing to verify"
-        )
-    if "feeds" not in (night.get("scoring") or {}):
-        raise UsageError(f"{folder}: an older version of this job wrote it, whose manifest tells too little")
-    manifest.check_shape(night, storage.join(folder, output.MANIFEST))
+    night = night_of(folder)
     findings = [*_counts(night), *_strangers(folder, night)]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
         entries = manifest.entries(night)
@@ -92,7 +86,7 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
     changed = {entry["path"] for entry, (lines, _) in zip(entries, told, strict=True) if lines}
     again, different, differences = 0, 0, list[Difference]()
     rescorer = _rescorer(folder, night, findings) if sample_rows else None
-    for entry, rows in _sample(whole, sample_rows, seed) if rescorer else ():
+    for entry, rows in sample(whole, sample_rows, seed) if rescorer else ():
         try:
             wrong, shown = cast(Rescorer, rescorer).differences(entry, rows, tolerance)
         except (JobError, pa.ArrowException, OSError, LookupError, ValueError, TypeError) as e:
@@ -107,6 +101,22 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
     # A file that is damaged is told once, though several checks may see it.
     told_once = tuple(dict.fromkeys(findings))
     return Verification(folder, night["run_id"], *counts, told_once, tuple(differences), tuple(_notes(night)))
+
+
+def night_of(folder: str) -> dict[str, Any]:
+    """Return the manifest of a published night, with all that scoring its rows again needs.
+
+    Raises:
+        UsageError: nothing is published there, or by a version that noted too little.
+        OutputConflictError: the manifest is none of this job's.
+    """
+    night = output.published(folder)
+    if night is None:
+        raise UsageError(f"{folder}: it holds no published night: there is no _SUCCESS")
+    if "feeds" not in (night.get("scoring") or {}):
+        raise UsageError(f"{folder}: an older version of this job wrote it, whose manifest tells too little")
+    manifest.check_shape(night, storage.join(folder, output.MANIFEST))
+    return night
 
 
 def _counts(night: Mapping[str, Any]) -> Iterator[str]:
@@ -216,7 +226,7 @@ def _rescorer(folder: str, night: Mapping[str, Any], findings: list[str]) -> Res
     return rescorer
 
 
-def _sample(
+def sample(
     files: Sequence[Mapping[str, Any]], sample_rows: int, seed: int | None
 ) -> Iterator[tuple[Mapping[str, Any], NDArray[np.int64]]]:
     """Yield files and numbers of rows in them, ascending, about as many as were asked for."""

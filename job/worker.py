@@ -102,6 +102,11 @@ class ScoreSplits(beam.DoFn):
                     f"here, {task.weights_digest[:12]} where the run was planned; give --weights, or "
                     f"seed its initializers"
                 )
+            self._check_golden()
+
+    def _check_golden(self) -> None:
+        if self.task.golden is not None:
+            self.task.golden.check(self._loaded)
 
     def start_bundle(self) -> None:
         """Wait for what a bundle that failed has left behind."""
@@ -140,6 +145,8 @@ class ScoreSplits(beam.DoFn):
             return
         try:
             with self._failures_left_behind(split.name), self._overlap.reading(split.shard.size_bytes):
+                # Again only where another process, which held the model for this one, has died.
+                self._check_golden()
                 receipt = score_split(split, self.task, self._loaded, turn)
             with self._failures_left_behind(split.name):
                 receipt = staging.write_receipt(run.output, receipt)

@@ -251,7 +251,7 @@ def test_sizes_are_those_of_the_files_that_a_run_writes(
 ) -> None:
     assert sizes.main(["--splits=100"]) == 0
     told = {line[:46].strip(): line[46:].split() for line in capsys.readouterr().out.splitlines()[1:]}
-    assert len(told) == 20
+    assert len(told) == 21
     shards, groups = [sizes._shard(i) for i in range(100)], [sizes._groups(i) for i in range(100)]
     splits = planning.plan(shards, groups, 2_000_000)
     plan = Path(staging.write_plan(str(tmp_path), RUN_ID, splits)).stat().st_size

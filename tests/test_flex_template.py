@@ -101,6 +101,12 @@ VALUES = (
     *(("on_bad_shard", value) for value in ("reject", "fail", "keep")),
     *(("max_rejected", value) for value in ("0", "1", "1.0", "0.01", ".5", "5e-2", "1e-3", "00.1")),
     *(("max_rejected", value) for value in ("1.5", "2", "-1", "1%", "x", "1.", "+1", "1e2")),
+    *(("min_rows", value) for value in ("1", "+7", "0064", "0", "-1", "1e3", "")),
+    *(("max_rows_change", value) for value in ("0", "0.5", "2", ".5", "5e-1", "-1", "50%", "1.")),
+    *(("max_psi", value) for value in ("0.25", "p=0.1", "0.2, p=.1", '"a,b=0.1",c=1e-2', "0", " 1 ", "a =1")),
+    *(("max_psi", value) for value in ("x", "p=", "=0.1", "0.2,", "p=x", "-1", "a,b=0.1", '"0.1')),
+    *(("golden_rtol", value) for value in ("0", "1e-4", "x")),
+    *(("golden_atol", value) for value in ("1", ".5", "-1")),
     *(("if_exists", value) for value in ("fail", "replace", "append")),
     *(("compression", value) for value in (*parser.COMPRESSIONS, "lzo", "ZSTD")),
     *(("batch_size", value) for value in ("auto", "1", "+7", "0064", "0", "-1", "1_000", "many", "1.5")),
@@ -117,7 +123,7 @@ VALUES = (
 
 
 def test_every_parameter_is_in_the_table() -> None:
-    assert {name for name, _ in VALUES} == PARAMETERS.keys() - {"sdk_container_image", "weights"}
+    assert {name for name, _ in VALUES} == PARAMETERS.keys() - {"sdk_container_image", "weights", "golden"}
 
 
 @pytest.mark.parametrize(("name", "value"), VALUES)
@@ -134,7 +140,7 @@ def test_the_template_takes_what_the_command_takes(name: str, value: str) -> Non
         assert taken or value == ""
 
 
-@pytest.mark.parametrize("name", ["input", "model", "output", "weights"])
+@pytest.mark.parametrize("name", ["input", "model", "output", "weights", "golden"])
 def test_what_lies_on_a_launchers_disk_is_refused_by_the_template_alone(name: str) -> None:
     for value in ("/in", "in", "file:///in", "m.keras"):
         assert re.fullmatch(PARAMETERS[name]["regexes"][0], value) is None

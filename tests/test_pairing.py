@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from job import pairing
-from job.paired_columns import plain
 from job.errors import UsageError
+from job.paired_columns import plain
 from job.pairing import Pairs, Side, pairs
 
 VALUES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {

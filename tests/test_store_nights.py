@@ -15,7 +15,7 @@ import pytest
 from job import launch, objects, options, output, storage, verify
 from job.errors import OutputConflictError, StorageError, UsageError
 from job.report import RunReport
-from job.rescoring import Tolerance
+from job.tolerance import Tolerance
 from tests.nights import dense, features, matrix, saved
 from tests.servers import stores
 from tests.servers.clients import BUCKET, gcs_way, s3_way

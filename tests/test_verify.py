@@ -16,7 +16,7 @@ import pytest
 from job import artifact
 from job.errors import OutputConflictError, UsageError
 from job.model import acquire
-from job.rescoring import Tolerance
+from job.tolerance import Tolerance
 from job.verify import ALL, Verification, verify
 from tests.nights import Night, dense, features, kept, module, put_back, run_cli, saved
 from tests.spoilt_nights import FAULTS, change_a_prediction, changed, delete, rewrite, swap, table_of

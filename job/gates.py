@@ -1,0 +1,169 @@
+"""Gates before publishing: is a night that is scored, counted and whole like the last good one?
+
+The last good night is the newest before this one whose output has a ``_SUCCESS``; it is looked for when the
+night is published, since in a backfill it may have been published only just now. Where nights follow each
+other in one output, it is the night that is to be replaced. A gate without it passes, and the report says so.
+
+What is refused stays in staging with a note (``job.refused``): the same command with another threshold goes
+on from the receipts, and ``job publish`` releases it as it is.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from job import histograms, nightly, output, refused, storage
+from job.compared import Compared
+from job.errors import GateError, OutputConflictError, StorageError, UsageError
+from job.histograms import Histogram
+from job.spec import Gates, Receipt, Run, ScoringSpec
+from job.together import parallel
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NIGHTS_BACK: Final = 35
+
+# Says how a run compares with the last good night, or raises what refuses it.
+Ask = Callable[[Run, Sequence[Receipt], output.Seen], Compared]
+
+
+def of(spec: ScoringSpec, predictions: Sequence[pa.Field]) -> Gates:
+    """Return what a spec asks of its night; ``predictions`` are the prediction columns.
+
+    Raises:
+        UsageError: a threshold is for another column.
+    """
+    names = [field.name for field in predictions]
+    for name, most in spec.max_psi:
+        if name and name not in names:
+            these = ", ".join(names)
+            raise UsageError(f"--max_psi={name}={most}: no prediction column has this name, of {these}")
+    dated = nightly.has_date(spec.output_template)
+    before = candidates(spec.output_template, nightly.day("ds", spec.ds), spec.output) if dated else ()
+    return Gates(spec.min_rows or 0, spec.max_rows_change, spec.max_psi, before)
+
+
+def candidates(template: str, ds: datetime.date, folder: str) -> tuple[str, ...]:
+    """Return where the nights before ``ds`` are published, the latest first; none where it is in ``folder``.
+
+    Args:
+        template: the output, with its placeholders.
+        ds: the night.
+        folder: the output of that night.
+    """
+    nights = range(1, min(NIGHTS_BACK, ds.toordinal() - 1) + 1)
+    folders = (nightly.expand(template, ds - datetime.timedelta(days=back)) for back in nights)
+    return tuple(one for one in dict.fromkeys(map(storage.absolute, folders)) if one != folder)
+
+
+def passed(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared:
+    """Return how a night compares with the last good one.
+
+    Raises:
+        GateError: a gate refuses it; a note of that is in its staging.
+        StorageError: the last good night cannot be read, and a gate needs it.
+    """
+    compared = _compare(run, receipts, seen)
+    rows = sum(receipt.rows_scored for receipt in receipts)
+    told = tuple(_refusals(run.gates, rows, compared))
+    if told:
+        compared = replace(compared, refused=told)
+        refused.write(run, compared)
+        flag = " --if_exists=replace" if run.replace else ""
+        raise GateError(
+            f"{run.output}: {'; '.join(told)}; nothing was published and all is kept in staging: look at it, "
+            f"then `job publish {run.output} --run_id={run.run_id[:12]}{flag}` releases it, or the same "
+            f"command with another threshold"
+        )
+    return compared
+
+
+def _compare(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared:
+    try:
+        folder, before = _last_good(run, seen)
+    except StorageError as e:
+        # Whoever asks for no comparison need not be allowed to read the night before.
+        if run.gates.look_back:
+            raise
+        return Compared(note=f"cannot be read: {e}")
+    if before is None:
+        where = f"{run.gates.baselines[-1]} and later" if run.gates.baselines else run.output
+        return Compared(note=f"none in {where}: nothing to compare with" if run.gates.look_back else "")
+    rows = sum(receipt.rows_scored for receipt in receipts)
+    rows_before = int(before["rows_scored"])
+    now = histograms.of(receipts)
+    then = _read(before)
+    stability = {name: histograms.psi(then[name], now[name]) for name in now if name in then}
+    notes = [] if rows_before else ["it has no rows"]
+    if rows and not now and run.gates.max_psi:
+        notes.append("the predictions are no numbers, so they have no PSI")
+    elif now and not then:
+        notes.append("an older version of this job scored it, which noted no histograms")
+    elif missing := [name for name in now if name not in then]:
+        notes.append(f"it has no {', '.join(missing)}")
+    return Compared(
+        baseline=folder,
+        baseline_run=before["run_id"],
+        baseline_rows=rows_before,
+        rows_change=(rows - rows_before) / rows_before if rows_before else None,
+        psi=tuple((name, value) for name, value in stability.items() if value is not None),
+        note="; ".join(notes),
+    )
+
+
+def _last_good(run: Run, seen: output.Seen) -> tuple[str, Mapping[str, Any] | None]:
+    """Return the folder of the last good night and its manifest; ``None`` where there is none."""
+    if not run.gates.baselines:
+        return run.output, seen.published
+
+    def is_whole(folder: str) -> bool:
+        return storage.size_bytes(storage.join(folder, output.SUCCESS)) is not None
+
+    # Mostly it is the night before, and a bucket asks a price for each look.
+    for some in (run.gates.baselines[:1], run.gates.baselines[1:]):
+        for folder, found in zip(some, parallel(is_whole, some, name="baseline"), strict=True):
+            night = _manifest(folder) if found else None
+            if night is not None:
+                return folder, night
+    return "", None
+
+
+def _manifest(folder: str) -> dict[str, Any] | None:
+    try:
+        night = output.published(folder)
+    except OutputConflictError:
+        # Somebody else's manifest: no night of this job.
+        return None
+    return night if night is not None and isinstance(night.get("rows_scored"), int) else None
+
+
+def _read(before: Mapping[str, Any]) -> dict[str, Histogram]:
+    try:
+        return {name: Histogram.of_text(text) for name, text in before.get("histograms", {}).items()}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _refusals(gates: Gates, rows: int, compared: Compared) -> Iterator[str]:
+    """Yield what a gate has against a night of so many published rows, with both values."""
+    if rows < gates.min_rows:
+        yield f"{rows:,} rows are scored, fewer than --min_rows={gates.min_rows}"
+    before = f"the last good night ({compared.baseline})"
+    change, most = compared.rows_change, gates.max_rows_change
+    if change is not None and most is not None and abs(change) > most:
+        yield (
+            f"{rows:,} rows are scored, {change:+.1%} against the {compared.baseline_rows:,} of {before}, "
+            f"more than --max_rows_change={most}"
+        )
+    limits = dict(gates.max_psi)
+    over = [
+        f"{name} {value:.3f} > {limit:g}"
+        for name, value in compared.psi
+        if (limit := limits.get(name, limits.get(""))) is not None and value > limit
+    ]
+    if over:
+        yield f"predictions have another distribution than {before}, PSI above --max_psi: {', '.join(over)}"

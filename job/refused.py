@@ -1,0 +1,61 @@
+"""The note that a refused night has in its staging: the run itself, and what the gates had against it.
+
+With it, another process can publish the night without its model, its shards or its command.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from typing import Any, Final
+
+from job import staging, storage
+from job.compared import Compared
+from job.errors import StateUnknownError
+from job.spec import Gates, ModelReference, Run, StoreOptions
+
+NOTE: Final = "refused.json"
+
+
+def write(run: Run, compared: Compared) -> None:
+    """Note that the gates have refused a run."""
+    content = {"run": asdict(run), "compared": compared.to_fields()}
+    storage.write_atomic(_path(run.output, run.run_id), json.dumps(content).encode())
+
+
+def read(output: str, run: str) -> tuple[Run, Compared] | None:
+    """Return a refused run and why it was; ``None`` where no gate has refused it.
+
+    Raises:
+        StateUnknownError: the note cannot be made out.
+    """
+    content = storage.read_bytes(_path(output, run))
+    if content is None:
+        return None
+    try:
+        told = json.loads(content)
+        return _run(told["run"]), Compared.of_fields(told["compared"])
+    except (ValueError, TypeError, KeyError) as e:
+        raise StateUnknownError(
+            f"{_path(output, run)}: cannot be made out; the command of its run writes it again"
+        ) from e
+
+
+def _path(output: str, run: str) -> str:
+    return storage.join(staging.folder_of(output, run), NOTE)
+
+
+def _run(told: dict[str, Any]) -> Run:
+    # What a later version added is of no use here.
+    known = {field.name: told[field.name] for field in fields(Run) if field.name in told}
+    gates = known.pop("gates")
+    max_psi = tuple((name, most) for name, most in gates["max_psi"])
+    return Run(
+        **{
+            **known,
+            "model": ModelReference(**known["model"]),
+            "versions": tuple((name, version) for name, version in known["versions"]),
+            "stores": StoreOptions(**known["stores"]),
+            "gates": Gates(**{**gates, "max_psi": max_psi, "baselines": tuple(gates["baselines"])}),
+        }
+    )
