@@ -6,7 +6,7 @@ Few steps for many values: the thread that writes shares the interpreter's lock 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,26 +22,40 @@ _BINS: Final = 1 << FINEST_BITS
 _FEW: Final = 4096
 
 
+class Binned:
+    """Numbers counted into bins, some at a time."""
+
+    def __init__(self) -> None:
+        nothing = np.empty(0, np.int64)
+        self._counts: _Counts = (nothing, nothing)
+
+    def add(self, values: NDArray[np.floating[Any]]) -> None:
+        """Count more numbers; what is beyond a float32 counts as infinite."""
+        if len(values):
+            with np.errstate(over="ignore"):
+                self._counts = _sum(self._counts, _counted(np.ascontiguousarray(values, np.float32)))
+
+    def histogram(self) -> Histogram:
+        """Return the finest histogram that has few enough bins, or else the coarsest that there is."""
+        return _compact(self._counts)
+
+
 class Counting:
     """Counts the prediction columns of tables on their way to a file; columns of text are left out."""
 
     def __init__(self, fields: Iterable[pa.Field]) -> None:
-        nothing = np.empty(0, np.int64)
-        self._counts: dict[str, _Counts] = {
-            field.name: (nothing, nothing) for field in fields if is_counted(field.type)
-        }
+        self._columns = {field.name: Binned() for field in fields if is_counted(field.type)}
 
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table."""
-        for name, counts in self._counts.items():
-            values = [_floats(chunk) for chunk in table.column(name).chunks]
+        for name, binned in self._columns.items():
+            values = [_numbers(chunk) for chunk in table.column(name).chunks]
             if values:
-                more = _counted(values[0] if len(values) == 1 else np.concatenate(values))
-                self._counts[name] = _sum(counts, more)
+                binned.add(values[0] if len(values) == 1 else np.concatenate(values))
 
     def packed(self) -> tuple[tuple[str, str], ...]:
         """Return the histogram of each column, packed."""
-        return tuple((name, _compact(counts).packed()) for name, counts in self._counts.items())
+        return tuple((name, binned.histogram().packed()) for name, binned in self._columns.items())
 
 
 def is_counted(kind: pa.DataType) -> bool:
@@ -52,14 +66,12 @@ def is_counted(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(leaf) or pa.types.is_integer(leaf) or pa.types.is_boolean(leaf))
 
 
-def _floats(array: pa.Array) -> NDArray[np.float32]:
-    """Return all numbers of a column, ``(values,) float32``; all elements of its lists."""
+def _numbers(array: pa.Array) -> NDArray[Any]:
+    """Return all numbers of a column, ``(values,)``; all elements of its lists."""
     while pa.types.is_nested(array.type):
         array = array.flatten()
-    values = array.to_numpy(zero_copy_only=False)
-    # What is beyond a float32 counts as infinite.
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, np.float32)
+    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return values
 
 
 def _counted(values: NDArray[np.float32]) -> _Counts:
@@ -88,7 +100,6 @@ def _merged(numbers: NDArray[np.int64], counts: NDArray[np.int64]) -> _Counts:
 
 
 def _compact(counts: _Counts) -> Histogram:
-    """Return the finest histogram that has few enough bins, or else the coarsest that there is."""
     bits = FINEST_BITS
     while len(counts[0]) > MOST_BINS and bits > COARSEST_BITS:
         counts = _merged(counts[0] >> 1, counts[1])

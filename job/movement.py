@@ -1,7 +1,8 @@
 """How far predictions moved between two nights: counts, means, quantiles, and the rows that moved most.
 
 Everything is added up part by part, in memory that does not grow with the rows. Counts, means, extremes,
-correlation and biggest movers are exact; quantiles are a sketch's, the PSI is a sample's: ``job.sketches``.
+correlation and biggest movers are exact; quantiles are a sketch's (``job.sketches``), the PSI is of bins
+(``job.histograms``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from job.sketches import Floats, Moments, Sample, Sketch, histogram, psi
+from job.binning import Binned
+from job.histograms import psi
+from job.sketches import Floats, Moments, Sketch, histogram
 
 # Of pairs of texts that are counted exactly; beyond it the rarest are dropped.
 _MOST_PAIRS: Final = 100_000
@@ -41,7 +44,8 @@ class Numbers:
         self._column, self._tolerance, self._threshold, self._top = column, tolerance, threshold, top
         self._rows = self._equal = self._moved = self._not_finite = self._up = self._down = 0
         self._sum = self._sum_abs = self._max = 0.0
-        self._above, self._below, self._moments, self._sample = Sketch(), Sketch(), Moments(), Sample()
+        self._above, self._below, self._moments = Sketch(), Sketch(), Moments()
+        self._bins = Binned(), Binned()
         self._finite = 0
         self._movers: list[tuple[float, Mover]] = []
 
@@ -62,7 +66,8 @@ class Numbers:
         self._finite += int(finite.sum())
         self._add_apart(apart[finite])
         self._moments.add(x[finite], y[finite])
-        self._sample.add(x[finite], y[finite])
+        for binned, values in zip(self._bins, (x, y), strict=True):
+            binned.add(values[finite])
         if self._threshold is not None:
             self._up += int((~(x >= self._threshold) & (y >= self._threshold)).sum())
             self._down += int(((x >= self._threshold) & ~(y >= self._threshold)).sum())
@@ -105,6 +110,7 @@ class Numbers:
             for name, share in (("median", 0.5), ("p95", 0.95), ("p99", 0.99))
         }
         mean_a, mean_b = self._moments.mean
+        stability = psi(*(binned.histogram() for binned in self._bins))
         numbers = {
             "mean_abs": self._sum_abs / max(1, rows),
             **quantiles,
@@ -113,7 +119,7 @@ class Numbers:
             "mean_a": mean_a,
             "mean_b": mean_b,
             "correlation": self._moments.correlation,
-            "psi": psi(self._sample.a, self._sample.b) if rows else math.nan,
+            "psi": math.nan if stability is None else stability,
         }
         return {
             "column": self._column,

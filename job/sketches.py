@@ -1,4 +1,4 @@
-"""What is kept of very many numbers: counts by size, means, a sample; none of it grows with their number.
+"""What is kept of very many numbers: counts by size, means; none of it grows with their number.
 
 Quantiles are a DDSketch's (C. Masson, J. Rim, H. Lee: "DDSketch: a fast and fully-mergeable quantile sketch
 with relative-error guarantees", VLDB 2019): within :data:`ACCURACY` of the number of that rank, relatively.
@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 ACCURACY: Final = 0.001
-_SAMPLE: Final = 200_000
-_BINS: Final = 10
 _DECADES: Final = 8
 
 Floats = NDArray[np.float64]
@@ -64,20 +62,6 @@ class Sketch:
         return float(self.values[np.searchsorted(zeros + np.cumsum(self.counts), rank)])
 
 
-def psi(old: Floats, new: Floats) -> float:
-    """Return the population stability index between two samples, over the tenths of the old one.
-
-    The sum of ``(new - old) × ln(new / old)`` over bins, in shares of rows (N. Siddiqi: "Credit Risk
-    Scorecards", 2006). A bin without rows counts as one of half a row: the logarithm of 0 is infinite.
-    """
-    edges = np.unique(np.quantile(old, np.linspace(0, 1, _BINS + 1)[1:-1]))
-    shares = []
-    for values in (old, new):
-        counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
-        shares.append(np.maximum(counts, 0.5) / len(values))
-    return float(np.sum((shares[1] - shares[0]) * np.log(shares[1] / shares[0])))
-
-
 @dataclass
 class Moments:
     """Means, variances and covariance of pairs, merged without loss of digits (Chan, Golub, LeVeque 1979)."""
@@ -104,28 +88,6 @@ class Moments:
         """Pearson's, ``None`` where one side does not vary."""
         spread = math.sqrt(self.scatter[0, 0]) * math.sqrt(self.scatter[1, 1])
         return float(np.clip(self.scatter[0, 1] / spread, -1, 1)) if spread > 0 else None
-
-
-@dataclass
-class Sample:
-    """A uniform sample of pairs: those whose random number is among the smallest."""
-
-    a: Floats = field(default_factory=lambda: np.zeros(0))
-    b: Floats = field(default_factory=lambda: np.zeros(0))
-    drawn: Floats = field(default_factory=lambda: np.zeros(0))
-    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-
-    def add(self, a: Floats, b: Floats) -> None:
-        """Draw from more pairs."""
-        drawn = self.random.random(len(a))
-        if len(self.drawn) == _SAMPLE:
-            near = drawn < self.drawn.max()
-            a, b, drawn = a[near], b[near], drawn[near]
-        self.a, self.b = np.concatenate([self.a, a]), np.concatenate([self.b, b])
-        self.drawn = np.concatenate([self.drawn, drawn])
-        if len(self.drawn) > _SAMPLE:
-            kept = np.argpartition(self.drawn, _SAMPLE)[:_SAMPLE]
-            self.a, self.b, self.drawn = self.a[kept], self.b[kept], self.drawn[kept]
 
 
 def histogram(below: Sketch, zeros: int, above: Sketch) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from job import movement, sketches
 from job.movement import Numbers, Words
-from job.sketches import Moments, Sample, Sketch, psi
+from job.sketches import Moments, Sketch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -149,26 +149,13 @@ def test_bars_are_powers_of_ten_and_the_smallest_are_put_together() -> None:
 
 def test_the_psi_of_a_shift_is_the_one_worked_out_by_hand() -> None:
     old = np.arange(100.0)
-    assert psi(old, old) == 0.0
-    # Bins of ten: 0–9 … 90–99. Ten rows leave the first bin for the last.
+    assert numbers(old, old)["psi"] == 0.0
+    # Groups of ten: 0–9 … 90–99. Ten rows leave the first for the last.
     new = np.where(old < 10, 95.0, old)
     by_hand = (0.005 - 0.1) * math.log(0.005 / 0.1) + (0.2 - 0.1) * math.log(0.2 / 0.1)
-    assert psi(old, new) == pytest.approx(by_hand)
-    # A constant has one bin, which what is above or below it leaves.
-    assert psi(np.zeros(10), np.zeros(10)) == 0.0
-    assert psi(np.zeros(10), np.ones(10)) > 1
-
-
-def test_a_sample_is_of_all_rows_and_no_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sketches, "_SAMPLE", 1000)
-    sample = Sample()
-    for start in range(0, 100_000, 700):
-        rows = np.arange(start, min(start + 700, 100_000)).astype(float)
-        sample.add(rows, -rows)
-    assert len(sample.a) == 1000
-    assert np.array_equal(sample.a, -sample.b)
-    # The deviation of the mean of a thousand of them is 900.
-    assert sample.a.mean() == pytest.approx(50_000, abs=4_000)
+    assert numbers(old, new)["psi"] == pytest.approx(by_hand)
+    assert numbers(np.zeros(10), np.zeros(10))["psi"] == 0.0
+    assert numbers(np.zeros(10), np.ones(10))["psi"] > 1
 
 
 def words(a: list[Any], b: list[Any], top: int = 2) -> dict[str, Any]:
