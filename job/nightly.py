@@ -71,13 +71,23 @@ def days(first: datetime.date, last: datetime.date) -> Iterator[datetime.date]:
         yield first + datetime.timedelta(days=number)
 
 
+def before(day: datetime.date, nights: int) -> Iterator[datetime.date]:
+    """Yield so many days before a day, the last one first."""
+    for number in range(1, nights + 1):
+        yield day - datetime.timedelta(days=number)
+
+
 def has_date(template: str) -> bool:
     """Say whether a path has a placeholder."""
     return bool(_PLACEHOLDER.search(template))
 
 
+def _flag(name: str) -> str:
+    return "" if name.isupper() else f"--{name}="
+
+
 def check(name: str, template: str) -> None:
-    """Refuse what looks like a placeholder of a flag and is none.
+    """Refuse what looks like a placeholder of a flag, or of an argument in capitals, and is none.
 
     Raises:
         UsageError: its name is another, or its format has no date in it.
@@ -85,14 +95,14 @@ def check(name: str, template: str) -> None:
     for found in _BRACES.finditer(template):
         placeholder = _PLACEHOLDER.fullmatch(found[0])
         if placeholder is None:
-            raise UsageError(f"--{name}={template}: {found[0]} is no placeholder; use one of {FORMS}")
+            raise UsageError(f"{_flag(name)}{template}: {found[0]} is no placeholder; use one of {FORMS}")
         nodash, form = placeholder[1], placeholder[3]
         directives = set(_DIRECTIVES.findall(form or "%Y"))
         if nodash and form:
-            raise UsageError(f"--{name}={template}: {found[0]} has two formats; write {{ds:{form}}}")
+            raise UsageError(f"{_flag(name)}{template}: {found[0]} has two formats; write {{ds:{form}}}")
         if not directives <= _OF_A_DATE or not directives - {"%"}:
             raise UsageError(
-                f"--{name}={template}: {found[0]} has no date's format; use one as in {{ds:%Y/%m/%d}}"
+                f"{_flag(name)}{template}: {found[0]} has no date's format; use one as in {{ds:%Y/%m/%d}}"
             )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, get_args
 
 from job import console, progress
-from job.errors import DataError, UsageError
+from job.errors import DataError, OutputConflictError, UsageError
 from job.spec import IfExists
 
 PROGRAM: Final = "python -m job"
@@ -40,31 +41,51 @@ def _report_parser() -> argparse.ArgumentParser:
 
 def clean(args: Sequence[str]) -> int:
     """Remove what abandoned runs left, or free an output from a job."""
-    from job import cleaning, flags, storage
+    from job import cleaning, flags, nightly, storage
 
     given = _clean_parser().parse_args(list(args))
     _configure_stores(given)
     age_s = None if given.older_than is None else flags.duration_s("older_than", given.older_than)
-    output = storage.absolute(given.output)
+    nightly.check("OUTPUT", given.output)
     if given.release_job is not None:
         if given.dry_run:
             raise UsageError("--release_job and --dry_run exclude each other; leave one of them out")
+        output = storage.absolute(given.output)
         cleaning.release(output, given.release_job)
         console.show(f"{output}: job {given.release_job} has it no more; the command of its run resumes it\n")
         return 0
-    found = cleaning.clean(output, older_than_s=age_s, dry_run=given.dry_run, clock=time.time)
-    done = "would be removed" if given.dry_run else "removed"
+    if not nightly.has_date(given.output):
+        _clean_one(storage.absolute(given.output), age_s, dry_run=given.dry_run)
+        return 0
+    last = nightly.yesterday("UTC") + datetime.timedelta(days=1)
+    for day in nightly.before(last, flags.count("nights", given.nights, "a whole number of nights from 1")):
+        output = storage.absolute(nightly.expand(given.output, day))
+        try:
+            if storage.is_folder(output):
+                _clean_one(output, age_s, dry_run=given.dry_run)
+        except OutputConflictError as e:
+            # It is the others that were to be cleaned.
+            console.show(f"kept: {e}\n")
+    return 0
+
+
+def _clean_one(output: str, age_s: float | None, *, dry_run: bool) -> None:
+    from job import cleaning
+
+    found = cleaning.clean(output, older_than_s=age_s, dry_run=dry_run, clock=time.time)
+    done = "would be removed" if dry_run else "removed"
     for one in found:
         told = f"{one.splits:,} finished splits, {one.size_bytes:,} bytes, {one.age_s / 3600:.1f} h old"
         console.show(f"run {one.run_id[:12]}: {told}: {f'kept, {one.kept}' if one.kept else done}\n")
     if not found:
         console.show(f"{output}: nothing was left in staging\n")
-    return 0
 
 
 def _clean_parser() -> argparse.ArgumentParser:
     told = "Remove what abandoned runs left in the staging of an output; never a live run's."
-    parser = _parser("clean", told, "the folder that runs were to publish at")
+    place = "the folder that runs were to publish at; with {ds} in it, those of the last nights"
+    parser = _parser("clean", told, place)
+    _flag(parser, "nights", "N", "35", "how many nights back, where OUTPUT holds {ds}")
     _flag(parser, "kms_key", "KEY", None, "encrypt the lease that is written to a bucket with this key")
     told = "as in 90m, 12h or 7d; without it, of any age but for what a gate has refused"
     _flag(parser, "older_than", "AGE", None, told)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,22 @@ def test_wrong_usage(args: list[str], message: str, capfd: pytest.CaptureFixture
     code, _, err = run_cli(capfd, "clean", *args)
     assert code == 2
     assert message in err
+
+
+def test_the_outputs_of_the_last_nights_are_cleaned_and_one_that_is_at_work_is_left(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    days = [today - datetime.timedelta(days=number) for number in (1, 2, 3, 40)]
+    for day in days:
+        left(tmp_path / day.isoformat(), RUNS["b"], NOW - time.time() + 7200)
+    with output.lease(str(tmp_path / days[1].isoformat())):
+        code, out, err = run_cli(capfd, "clean", f"{tmp_path}/{{ds}}")
+    assert (code, err) == (0, "")
+    assert out.count("removed") == 2
+    assert f"kept: {tmp_path}/{days[1]}: another run is at work on it" in out
+    assert [day for day in days if [*(tmp_path / day.isoformat()).rglob("receipts")]] == [days[1], days[3]]
+    assert run_cli(capfd, "clean", f"{tmp_path}/{{ds}}", "--nights=40")[0] == 0
+    assert [*tmp_path.rglob("receipts")] == []
+    code, _, err = run_cli(capfd, "clean", f"{tmp_path}/{{date}}")
+    assert (code, f"{tmp_path}/{{date}}: {{date}} is no placeholder" in err) == (2, True)
