@@ -20,8 +20,7 @@ CONTAINERS ?= docker
 BUILD = $(CONTAINERS) build $(BUILD_FLAGS)
 LAUNCHER ?= localhost/scoring-launcher
 
-.PHONY: template template-image
-.PHONY: help install demo servers test test-fast lint format bench lock clean flink-up flink-down flink-test
+.PHONY: template template-image help install demo servers test test-fast lint format bench lock clean flink-up flink-down flink-test
 
 help: ## list every chore
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +96,7 @@ template: template-image ## the same, push it, and write the template (also TEMP
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --generate-hashes \
   --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 $(UPGRADE)
+# What scoring takes, wherever.
 WORKERS := --extra gcs --extra s3 --extra dask
 
 lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)

@@ -128,8 +128,9 @@ def killed(
 
 
 def receipts_of(night: Night) -> list[dict[str, Any]]:
-    """The receipts of the run that goes on."""
-    contents = [path.read_text() for path in night.output.glob("_staging/*/receipts/*.json")]
+    """The receipts of the run that goes on, or of the runs of several nights below the output."""
+    found = [path for below in ("", "*/") for path in night.output.glob(f"{below}_staging/*/receipts/*.json")]
+    contents = [path.read_text() for path in found]
     return [dict(json.loads(content)) for content in contents if content]
 
 

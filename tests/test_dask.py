@@ -58,12 +58,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, library: Path, warm: Zygot
         yield one
 
 
-def started(night: Night, args: list[str], cluster: Cluster, warm: Zygote) -> Forked:
+def started(night: Night, args: list[str], cluster: Cluster, warm: Zygote, command: str = "score") -> Forked:
     """The command, on its way."""
     engine = (f"--dask_client_address={cluster.address}", "--dask_connection_timeout=20")
     log, out = str(night.folder / "log"), str(night.folder / "out.log")
-    command = ("score", *args, "--runner=DaskRunner", *engine)
-    return warm.process(Job(command, log, out=out, module="job", path=str(cluster.path or "")))
+    line = (command, *args, "--runner=DaskRunner", *engine)
+    return warm.process(Job(line, log, out=out, module="job", path=str(cluster.path or "")))
 
 
 def run(night: Night, args: list[str], cluster: Cluster, warm: Zygote) -> Done:
@@ -111,10 +111,13 @@ def test_four_million_rows_are_those_of_the_embedded_engine(
     check_rows(night, model, shards)
 
 
+def slow_flags() -> list[str]:
+    return ["--keys=id", "--features=f0,f1,f2,f3", "--split_rows=1000", "--batch_size=1000"]
+
+
 def slow_night(night: Night, splits: int = 24) -> list[str]:
     night.shard("part", features(splits * 1000), group_rows=1000)
-    flags = ("--keys=id", "--features=f0,f1,f2,f3", "--split_rows=1000", "--batch_size=1000")
-    return night.args("slowly_built:build", *flags)
+    return night.args("slowly_built:build", *slow_flags())
 
 
 def check_slow_night(night: Night, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,13 +160,8 @@ def at_work(dask_worker: Any) -> int:
     return len(dask_worker.state.executing)
 
 
-@pytest.mark.slow
-def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(
-    night: Night, cluster: Cluster, warm: Zygote
-) -> None:
-    # Slices of six splits: two are under way, and Dask ends no task that has begun.
-    args = slow_night(night, splits=48)
-    job = started(night, args, cluster, warm)
+def stopped(night: Night, job: Forked, cluster: Cluster) -> int:
+    """Press Ctrl-C in mid-run, see that the workers stop, and return how many splits were finished before."""
     until(lambda: len(receipts(night)) >= 2 or job.poll() is not None, within_s=100)
     assert job.poll() is None, job.done.text
     os.kill(job.pid, signal.SIGINT)
@@ -175,6 +173,32 @@ def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(
         until(lambda: not any(client.run(at_work).values()), within_s=20)
     # Each worker has ended the split that it was at, and taken no other.
     assert 2 <= len(receipts(night)) <= held + 2 < 12
+    return held
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_of_a_backfill_and_the_same_command_goes_on(
+    night: Night, cluster: Cluster, warm: Zygote
+) -> None:
+    for day in ("2026-03-01", "2026-03-02"):
+        night.shard(f"{day}/part", features(24_000), group_rows=1000)
+    paths = [f"--input={night.input}/{{ds}}", f"--output={night.output}/{{ds}}", "--model=slowly_built:build"]
+    args = [*paths, "--start=2026-03-01", "--end=2026-03-02", *slow_flags()]
+    stopped(night, started(night, args, cluster, warm, "backfill"), cluster)
+    assert not list(night.output.glob("*/_SUCCESS"))
+    job = started(night, args, cluster, warm, "backfill")
+    assert job.wait(100) == 0, job.done.text
+    assert len(list(night.output.glob("*/_SUCCESS"))) == 2
+    assert not list(night.output.glob("*/_staging"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(
+    night: Night, cluster: Cluster, warm: Zygote
+) -> None:
+    # Slices of six splits: two are under way, and Dask ends no task that has begun.
+    args = slow_night(night, splits=48)
+    held = stopped(night, started(night, args, cluster, warm), cluster)
     assert not (night.output / "_SUCCESS").exists()
     done = run(night, args, cluster, warm)
     assert done.code == 0, done.text
