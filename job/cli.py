@@ -149,6 +149,21 @@ def _backfill(args: Sequence[str]) -> int:
     return endings.exit_code(ended)
 
 
+def _plan(args: Sequence[str]) -> int:
+    from job import options
+
+    spec, beam_args = options.parse(args)
+    if beam_args:
+        from job import engines
+
+        engines.check_runner(beam_args)
+    from job import outlook
+
+    found = outlook.look(spec, announce=progress.say)
+    console.show(found.to_json() if "--json" in args else found.table())
+    return 0
+
+
 def _help_of(command: str) -> Callable[[], str]:
     def text() -> str:
         from job import parser
@@ -179,6 +194,7 @@ def _doctor(args: Sequence[str]) -> int:
 COMMANDS: Final[Mapping[str, Command]] = {
     "score": Command("score shards and publish the predictions", _score, _help_of("score")),
     "backfill": Command("score many nights, each from its own input", _backfill, _help_of("backfill")),
+    "plan": Command("look at a night and score a sample of it; write nothing", _plan, _help_of("plan")),
     "doctor": Command("look at engine and paths before a night", _doctor, _help_of("doctor")),
     "report": Command("print the run report of an output", published.report, published.help_of("report")),
     "verify": Command("check a published night", published.verify, published.help_of("verify")),

@@ -15,6 +15,7 @@ COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
 _DESCRIPTIONS: Final = {
     "score": "Score Parquet shards with a Keras model and write the predictions as Parquet.",
     "backfill": "Score each night from --start to --end by the flags of score; skip those that are there.",
+    "plan": "Look, with the flags of score, at shards, model and output; score a sample; write nothing.",
     "doctor": "Look, with the flags of score, at its engine and paths; 0 if all is well, else 7.",
 }
 

@@ -124,7 +124,7 @@ def claimed(
         lambda: resolve(spec),
         lambda: output.published(spec.output),
     )
-    run_id = commit.run_id(shards, reference.identity, _options_that_shape_output(spec))
+    run_id = run_id_of(spec, shards, reference)
     telling.note_run(spec.output, run_id)
     if (done := _done_before(spec, run_id, held)) is not None:
         yield done
@@ -202,7 +202,7 @@ def prepared(
         JobError: with the exit code that fits.
     """
     folder, run_id = claim.spec.output, claim.run_id
-    task, splits = _task(claim, footers, fit, announce)
+    task, splits = task_of(claim, footers, fit, announce)
     _, plan, finished = together(
         folder,
         lambda: staging.clear_failures(folder, run_id),
@@ -231,9 +231,10 @@ def _read_footers(
         return footers.read_on_workers(shards, spec.output, run_id, options, spec.stores)
 
 
-def _task(
+def task_of(
     claim: Claim, footers: list[planning.Footer], fit: engines.Fit, announce: Callable[[str], None]
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
+    """Load the model, check and plan; nothing is written."""
     from job.rejects import RowPolicy
     from job.task import ScoringTask
 
@@ -284,12 +285,11 @@ def _run_of(claim: Claim, splits: Sequence[Split], ready: preflight.Ready) -> Ru
     )
 
 
-def _options_that_shape_output(spec: ScoringSpec) -> dict[str, object]:
-    return {
-        name: getattr(spec, name)
-        for name in (
-            *("keys", "features", "casts", "prediction_columns", "batch_size", "split_rows"),
-            *("compression", "row_group_rows", "device", "on_bad_row", "on_null"),
-            *("on_nonfinite", "on_nonfinite_prediction", "on_bad_shard"),
-        )
-    }
+def run_id_of(spec: ScoringSpec, shards: Sequence[Shard], reference: ModelReference) -> str:
+    """Return the id of a run: of its shards, its model, and the options that shape its output."""
+    names = (
+        *("keys", "features", "casts", "prediction_columns", "batch_size", "split_rows"),
+        *("compression", "row_group_rows", "device", "on_bad_row", "on_null"),
+        *("on_nonfinite", "on_nonfinite_prediction", "on_bad_shard"),
+    )
+    return commit.run_id(shards, reference.identity, {name: getattr(spec, name) for name in names})

@@ -19,7 +19,7 @@ from job.spec import ScoringSpec
 from tests.test_report import REPORT
 
 ROOT = Path(__file__).parents[1]
-ALL = "score, backfill, doctor, report, verify, diff, publish, golden, clean"
+ALL = "score, backfill, plan, doctor, report, verify, diff, publish, golden, clean"
 REQUIRED = ("--input=a", "--model=m.keras", "--output=o")
 
 

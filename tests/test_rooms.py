@@ -22,7 +22,17 @@ ORDER = (
     ("options", "config", "parser", "flags"),
     ("doctor", "workers", "probe", "reached", "places", "credentials", "looks", "ports"),
     (
-        *("backfill", "launch", "endings", "preparing", "waiting", "preflight", "footers", "awaiting"),
+        *(
+            "outlook",
+            "backfill",
+            "launch",
+            "endings",
+            "preparing",
+            "waiting",
+            "preflight",
+            "footers",
+            "awaiting",
+        ),
         *("inputs", "telling", "releasing", "picking", "verify", "rescoring"),
     ),
     ("diff_told", "diff", "paired_columns", "movement", "sketches", "pairing"),

@@ -1,0 +1,206 @@
+"""What a night would be: its shards, its splits, how fast this machine scores a sample of it.
+
+Nothing is written where the night would be. The sample, some row groups of the first, the middle and the
+last rows, goes through the very code that scores, into a folder of its own that is removed; so bad rows in it
+are told too.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from job import (
+    artifact,
+    awaiting,
+    engines,
+    host,
+    inputs,
+    model,
+    objects,
+    output,
+    planning,
+    preparing,
+    progress,
+    staging,
+)
+from job.spec import Receipt, ScoringSpec, Split
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from job.task import ScoringTask
+
+# Of each part of the sample, as whole row groups.
+SAMPLE_ROWS: Final = 100_000
+# How many scoring threads the time is told for, beside this machine's own.
+_WORKERS: Final = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a night before it is scored.
+
+    ``rows_per_s`` is one scoring thread's, past loading and choosing a batch size, ``None`` where the sample
+    has no rows. ``memory_bytes`` is this process's peak, of one thread. ``held`` says what the output has.
+    """
+
+    run_id: str
+    output: str
+    held: str
+    shards: int
+    shard_bytes: int
+    rows: int
+    splits: int
+    largest_split_rows: int
+    refused_rows: int
+    model: str
+    model_sha256: str
+    columns: tuple[str, ...]
+    predictions: tuple[str, ...]
+    batch_rows: int
+    load_s: float
+    sample_rows: int
+    sample_rejected: int
+    reasons: tuple[tuple[str, int], ...]
+    rows_per_s: float | None
+    memory_bytes: int
+    cores: int
+
+    def scoring_s(self, workers: int) -> float | None:
+        """Return how long so many scoring threads take, each on a core of its own, in seconds.
+
+        No more of them help than there are splits, and the largest split is scored by one.
+        """
+        if self.rows_per_s is None:
+            return None
+        return max(self.rows / workers, self.largest_split_rows) / self.rows_per_s
+
+    def to_json(self) -> str:
+        """Return it as one line of JSON, with the seconds for one thread, this machine, 8 and 64."""
+        counts = sorted({*_WORKERS, self.cores})
+        seconds = {str(workers): self.scoring_s(workers) for workers in counts}
+        return json.dumps({**asdict(self), "scoring_s": seconds}, allow_nan=False) + "\n"
+
+    def table(self) -> Table:
+        """Return it as two columns."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, value in self.lines():
+            table.add_row(Text(label, style="bold"), Text(value))
+        return table
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Yield label and value of every line."""
+        yield "rows", f"{self.rows:,} in {self.shards:,} shards, {self.shard_bytes / 1e6:,.1f} MB"
+        yield "splits", f"{self.splits:,}, the largest of {self.largest_split_rows:,} rows"
+        if self.refused_rows:
+            yield "bad shards", f"{self.refused_rows:,} rows are to be rejected"
+        yield "output", f"{self.output}: {self.held}"
+        yield "model", f"{self.model}, SHA-256 {self.model_sha256}"
+        yield "columns", f"{', '.join(self.columns)} → {', '.join(self.predictions)}"
+        bad = ", ".join(f"{rows:,} {reason}" for reason, rows in self.reasons)
+        yield "sample", f"{self.sample_rows:,} rows, {self.sample_rejected:,} rejected{bad and f': {bad}'}"
+        if self.rows_per_s is not None:
+            yield "speed", f"{self.rows_per_s:,.0f} rows/s by one thread, batches of {self.batch_rows:,}"
+            told = [
+                f"{progress.duration(self.scoring_s(workers) or 0.0)} by {workers}"
+                for workers in sorted({*_WORKERS, self.cores})
+            ]
+            yield "scoring", f"{', '.join(told)} threads (this machine: {self.cores})"
+            yield "loading", f"{self.load_s:.1f} s"
+        yield "memory", f"{self.memory_bytes / 1e9:.2f} GB with one thread"
+        yield "run", self.run_id
+
+
+def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
+    """Look at a night as ``score`` would, up to the first prediction that counts.
+
+    Raises:
+        JobError: what ``score`` would raise before it scores; or a sample that may not be published.
+    """
+    objects.configure(spec.stores)
+    spec = inputs.absolute(spec)
+    shards = awaiting.shards(spec, announce)
+    reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
+    run_id = preparing.run_id_of(spec, shards, reference)
+    claim = preparing.Claim(spec, shards, reference, run_id, "", host.process_start_unix_s())
+    fit = engines.Fit(threads=1, here=True)
+    footers = inputs.read_footers(shards)
+    task, splits = preparing.task_of(claim, footers, fit, announce)
+    refused = {split.shard.path: split.refused for split in splits if split.refused}
+    groups = [footer.group_rows for footer in footers]
+    small = planning.plan(shards, groups, min(spec.split_rows, SAMPLE_ROWS), refused)
+    receipts, rows_per_s = _sample(task, [split for split in small if split.rows and not split.refused])
+    return Outlook(
+        run_id=run_id,
+        output=spec.output,
+        held=_held(spec.output, run_id),
+        shards=len(shards),
+        shard_bytes=sum(shard.size_bytes for shard in shards),
+        rows=task.run.rows,
+        splits=len(splits),
+        largest_split_rows=max((split.rows for split in splits), default=0),
+        refused_rows=sum(split.rows for split in splits if split.refused),
+        model=reference.path,
+        model_sha256=reference.digest,
+        columns=task.binding.columns,
+        predictions=tuple(field.name for field in task.predictions),
+        batch_rows=max((receipt.batch_rows for receipt in receipts), default=0),
+        load_s=max((receipt.load_s for receipt in receipts), default=0.0),
+        sample_rows=sum(receipt.rows_read for receipt in receipts),
+        sample_rejected=sum(receipt.rows_rejected for receipt in receipts),
+        reasons=_summed(receipts),
+        rows_per_s=rows_per_s,
+        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        cores=engines.cores(),
+    )
+
+
+def _held(folder: str, run_id: str) -> str:
+    done = output.published(folder)
+    if done is None:
+        return "no night yet"
+    if done["run_id"] == run_id:
+        return "this very run is published there: score would do nothing"
+    return f"run {done['run_id'][:12]} is published there: score would need --if_exists=replace"
+
+
+def _sample(task: ScoringTask, splits: Sequence[Split]) -> tuple[list[Receipt], float | None]:
+    """Score the first split, the one in the middle and the last, and say how many rows a second that were."""
+    from job.scoring import score_split
+
+    places = sorted({0, len(splits) // 2, len(splits) - 1}) if splits else []
+    loaded = model.acquire(task.run.model, device=task.device, threads=task.threads)
+    with tempfile.TemporaryDirectory(prefix="scoring-job-sample-") as folder:
+        run = replace(task.run, output=folder, max_rejected=1.0)
+        aside = replace(task, run=run, policy=replace(task.policy, most_rows=task.run.rows))
+        some = [splits[place] for place in places]
+        staging.write_plan(folder, run.run_id, some)
+        # The first of them once more: a batch size is chosen and the step traced by then.
+        receipts, spent_s, rows = [], 0.0, 0
+        for number, split in enumerate([*some[:1], *some]):
+            begin = time.perf_counter()
+            receipt = score_split(split, aside, loaded)
+            if number:
+                receipts.append(receipt)
+                rows += receipt.rows_read
+                spent_s += time.perf_counter() - begin
+    return receipts, rows / spent_s if rows else None
+
+
+def _summed(receipts: Sequence[Receipt]) -> tuple[tuple[str, int], ...]:
+    counts: dict[str, int] = {}
+    for receipt in receipts:
+        for reason, rows in receipt.reject_reasons:
+            counts[reason] = counts.get(reason, 0) + rows
+    return tuple(sorted(counts.items()))
