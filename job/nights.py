@@ -15,20 +15,19 @@ leaves its error there; its other splits are not scored, and the other nights ar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import apache_beam as beam
-from apache_beam.transforms.window import GlobalWindow
-from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
-from job import objects, storage
+from job import objects
 from job.metrics import CountReceipts
 from job.overlap import Overlap, StoppedError
 from job.spec import Device, Receipt, Run, Split
 from job.task import ScoringTask
-from job.worker import PlanSlice, ReadPlan, ScoreSplits, check_not_stopped
+from job.worker import PlanSlice, ReadPlan, ScoreSplits, begun, check_not_stopped, finished
 
 
 @dataclass(eq=False)
@@ -107,22 +106,12 @@ class ScoreSplitsOfNights(beam.DoFn):
         """Score one split, or return the receipt that it has; see ``ScoreSplits``."""
         night, split = one
         check_not_stopped(self.tasks[night])
-        output = self.tasks[night].run.output
-        if not self.overlaps or not (storage.is_remote(split.shard.path) or storage.is_remote(output)):
-            yield from self._receipts(night, split, nullcontext())
-            return
-
-        def work() -> list[Receipt]:
-            return list(self._receipts(night, split, self._overlap.scoring()))
-
-        for receipts in self._overlap.begin(work):
-            yield from receipts
+        task = self.tasks[night]
+        yield from begun(self._overlap, self.overlaps, split, task, partial(self._receipts, night, split))
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         """Return the receipts that ``process`` has not returned."""
-        for receipts in self._overlap.finish():
-            for receipt in receipts:
-                yield WindowedValue(receipt, MIN_TIMESTAMP, (GlobalWindow(),))
+        return finished(self._overlap)
 
     def _receipts(self, night: int, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
         if night in self._failed:

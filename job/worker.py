@@ -7,9 +7,10 @@ then, and every step does nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -71,6 +72,31 @@ def check_not_stopped(task: ScoringTask) -> None:
         raise StateUnknownError(f"{run.output}: run {run.run_id[:12]} was stopped; run again to resume")
 
 
+def begun(
+    overlap: Overlap[list[Receipt]],
+    overlaps: bool,
+    split: Split,
+    task: ScoringTask,
+    receipts: Callable[[AbstractContextManager[None]], Iterator[Receipt]],
+) -> Iterator[Receipt]:
+    """Yield a split's receipts; where files are in buckets, those of splits before it.
+
+    ``receipts`` scores it, and asks the model within the turn that it is given.
+    """
+    if not overlaps or not (storage.is_remote(split.shard.path) or storage.is_remote(task.run.output)):
+        yield from receipts(nullcontext())
+        return
+    for done in overlap.begin(lambda: list(receipts(overlap.scoring()))):
+        yield from done
+
+
+def finished(overlap: Overlap[list[Receipt]]) -> Iterator[WindowedValue]:
+    """Yield the receipts of splits that were begun and have not been waited for, as a bundle's last ones."""
+    for receipts in overlap.finish():
+        for receipt in receipts:
+            yield WindowedValue(receipt, MIN_TIMESTAMP, (GlobalWindow(),))
+
+
 @dataclass(eq=False)
 class ScoreSplits(beam.DoFn):
     """``Split`` → ``Receipt``; a split that has a receipt is not scored again."""
@@ -118,22 +144,11 @@ class ScoreSplits(beam.DoFn):
         The rest of those comes when the bundle ends.
         """
         check_not_stopped(self.task)
-        in_buckets = storage.is_remote(split.shard.path) or storage.is_remote(self.task.run.output)
-        if not in_buckets or not self.overlaps:
-            yield from self.receipts(split, nullcontext())
-            return
-
-        def work() -> list[Receipt]:
-            return list(self.receipts(split, self._overlap.scoring()))
-
-        for receipts in self._overlap.begin(work):
-            yield from receipts
+        yield from begun(self._overlap, self.overlaps, split, self.task, partial(self.receipts, split))
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         """Return the receipts that ``process`` has not returned."""
-        for receipts in self._overlap.finish():
-            for receipt in receipts:
-                yield WindowedValue(receipt, MIN_TIMESTAMP, (GlobalWindow(),))
+        return finished(self._overlap)
 
     def receipts(self, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
         """Yield a split's receipt, none where the run is published; the model is asked within ``turn``."""
