@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from job import (
+    challenger_flags,
     choosing,
     commit,
     engines,
@@ -84,8 +85,10 @@ def score(
     objects.configure(template.stores)
     # What is not there by now comes no more.
     template = replace(template, wait_for_input_s=0.0)
-    if choosing.stands_for_another(template.model) and not nightly.has_date(template.model):
-        template = replace(template, model=choosing.chosen(storage.absolute(template.model)))
+    template = replace(template, model=_chosen(template.model))
+    if template.challenger is not None:
+        with challenger_flags.told(template):
+            template = replace(template, challenger=_chosen(template.challenger))
     left = deque(days)
     with preflight.shared(template) as key:
         nights = _Nights(template, tuple(beam_args), key, announce)
@@ -97,6 +100,13 @@ def score(
                 yield from group.endings()
 
 
+def _chosen(model: str) -> str:
+    """Return the model for all nights: one and the same, unless there is a date in its name."""
+    if choosing.stands_for_another(model) and not nightly.has_date(model):
+        return choosing.chosen(storage.absolute(model))
+    return model
+
+
 @dataclass(frozen=True, eq=False)
 class _Nights:
     """What the nights have in common; ``key``: see ``preflight.shared``."""
@@ -105,11 +115,11 @@ class _Nights:
     beam_args: tuple[str, ...]
     key: str
     announce: Callable[[str], None]
-    references: dict[tuple[str, str | None], ModelReference] = field(default_factory=dict)
+    references: dict[tuple[str, str | None, str | None], ModelReference] = field(default_factory=dict)
 
     def reference(self, spec: ScoringSpec) -> ModelReference:
         """Return a night's model, which is looked at once, however many nights are of it."""
-        asked = spec.model, spec.weights
+        asked = spec.model, spec.weights, spec.model_sha256
         if asked not in self.references:
             self.references[asked] = preparing.resolved(spec)
         return self.references[asked]
@@ -252,13 +262,13 @@ def _alike(tasks: Sequence[ScoringTask]) -> tuple[ScoringTask, ...]:
             task.run,
             **{
                 name: getattr(first.run, name)
-                for name in ("model", "signature", "versions", "scoring", "stores")
+                for name in ("model", "signature", "versions", "scoring", "stores", "challenger")
                 if getattr(task.run, name) == getattr(first.run, name)
             },
         )
         shared = {
             name: getattr(first, name)
-            for name in ("binding", "keys", "predictions", "golden")
+            for name in ("binding", "keys", "predictions", "golden", "challenger")
             if getattr(task, name) == getattr(first, name)
         }
         alike.append(replace(task, run=run, **shared))

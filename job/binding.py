@@ -46,12 +46,13 @@ def bind(
     keys: Sequence[str] = (),
     features: Sequence[str] = (),
     casts: Sequence[tuple[str, str]] = (),
+    spare_casts: bool = False,
 ) -> Binding:
     """Return the one way in which the columns of ``schema`` feed ``signature``.
 
     ``schema`` is Arrow's, Hive folder columns included. Raises ``SchemaError`` where there is
     no such way, or more than one; ``UsageError`` where ``casts`` name an unknown column or
-    type, or a column that feeds nothing.
+    type, or a column that feeds nothing, unless they are ``spare_casts``, which are left out.
     """
     asked = _cast_types(schema, casts)
     table = _Table(schema, frozenset(keys), asked)
@@ -65,7 +66,9 @@ def bind(
     else:
         feeds = _several_inputs(table, inputs, tuple(features), ordered=signature.ordered)
     binding = Binding(feeds, tuple(asked.items()))
-    for name in asked:
+    if spare_casts:
+        binding = Binding(feeds, tuple(pair for pair in asked.items() if pair[0] in binding.columns))
+    for name, _ in binding.casts:
         if name not in binding.columns:
             reason = f"--cast names column {name!r}, which feeds no model input"
             raise UsageError(f"{reason}: leave it out, or name all that feed the model with --features")

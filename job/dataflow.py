@@ -46,8 +46,9 @@ def check(spec: ScoringSpec, options: PipelineOptions) -> None:
     _check_installed()
     given = options.get_all_options(drop_default=True)
     _check_flags(given)
-    artifacts = () if artifact.kind_of(spec.model) == "builder" else (spec.model,)
-    weights = (spec.weights,) if spec.weights else ()
+    models = [path for path in (spec.model, spec.challenger) if path]
+    artifacts = [path for path in models if artifact.kind_of(path) != "builder"]
+    weights = [path for path in (spec.weights, spec.challenger_weights) if path]
     inputs = [path for path in spec.inputs if not path.startswith("@")]
     check_visible([*inputs, spec.output, *artifacts, *weights])
     if spec.device == "gpu":

@@ -113,7 +113,7 @@ class _Night:
             spec = inputs.absolute(spec)
         except ModelError as e:
             wrong_model = of_error("model", e)
-            spec = inputs.absolute(replace(spec, model=_NO_MODEL))
+            spec = inputs.absolute(replace(spec, model=_NO_MODEL, challenger=None))
         self.spec, self._wrong_model = spec, wrong_model
         paths = (*(one.removeprefix("@") for one in spec.inputs), spec.model, spec.weights or "", spec.output)
         self.schemes = [one for one in objects.SCHEMES if any(path.startswith(f"{one}://") for path in paths)]

@@ -208,8 +208,9 @@ def max_psi(given: argparse.Namespace) -> tuple[tuple[str, float], ...]:
     return tuple((column, number("max_psi", text)) for column, _, text in pairs)
 
 
-def sha256(text: str | None) -> str | None:
-    """Return a digest in lower case."""
+def sha256(given: argparse.Namespace, name: str) -> str | None:
+    """Return a flag's digest in lower case."""
+    text: str | None = one(given, name)
     if text is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", text):
-        raise UsageError(f"--model_sha256={text}: must be 64 hexadecimal digits, as sha256sum prints them")
+        raise UsageError(f"--{name}={text}: must be 64 hexadecimal digits, as sha256sum prints them")
     return text.lower() if text else None

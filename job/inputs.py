@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from job import artifact, choosing, listing, planning, storage
+from job import artifact, challenger_flags, choosing, listing, planning, storage
 from job.errors import ShardChangedError, ShardError, UsageError
 from job.spec import ScoringSpec, Shard
 
@@ -25,6 +25,8 @@ def absolute(spec: ScoringSpec) -> ScoringSpec:
 
     Its model is the one that was chosen, see ``job.choosing``.
     """
+    with challenger_flags.told(spec):
+        challenger = spec.challenger and _model(spec.challenger)
     inputs = tuple(
         f"@{storage.absolute(i[1:])}" if i.startswith("@") else storage.absolute(i) for i in spec.inputs
     )
@@ -34,6 +36,8 @@ def absolute(spec: ScoringSpec) -> ScoringSpec:
         model=_model(spec.model),
         weights=spec.weights and storage.absolute(spec.weights),
         golden=spec.golden and storage.absolute(spec.golden),
+        challenger=challenger,
+        challenger_weights=spec.challenger_weights and storage.absolute(spec.challenger_weights),
         output=storage.absolute(spec.output),
         output_template=spec.output_template and storage.absolute(spec.output_template),
     )
@@ -47,9 +51,10 @@ def _model(model: str) -> str:
 
 
 def model_files(spec: ScoringSpec) -> list[str]:
-    """Return the paths of the model's own files: a builder comes with its package."""
-    built = not storage.is_remote(spec.model) and artifact.kind_of(spec.model) == "builder"
-    return [*(() if built else (spec.model,)), *((spec.weights,) if spec.weights else ())]
+    """Return the paths of the models' own files: a builder comes with its package."""
+    models = [path for path in (spec.model, spec.challenger) if path]
+    files = [path for path in models if storage.is_remote(path) or artifact.kind_of(path) != "builder"]
+    return [*files, *(path for path in (spec.weights, spec.challenger_weights) if path)]
 
 
 def list_shards(spec: ScoringSpec) -> list[Shard]:

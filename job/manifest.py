@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from job import histograms, staging
+from job import challenged, histograms, staging
 from job.compared import Compared
 from job.errors import OutputConflictError
 from job.spec import Receipt, Run
@@ -72,6 +72,7 @@ def compose(run: Run, receipts: Sequence[Receipt], compared: Compared | None = N
             "signature": run.signature,
         },
         "scoring": json.loads(run.scoring),
+        "challenger": challenged.entry(run, receipts),
         "versions": dict(run.versions),
         "shards": run.shards,
         "rows_read": run.rows,

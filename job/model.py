@@ -27,7 +27,9 @@ from job.signature import CodedStrings, InputSpec, Tensor
 from job.spec import NO_OPTIONS, Device, ModelReference, StoreOptions
 from job.step import Step, load_name
 
-_SHARED = shared.Shared()
+# Each holds one model, so a challenger has another. Beam keeps only the last that was acquired alive, and the
+# two keep each other.
+_SHARED, _SHARED_BESIDE = shared.Shared(), shared.Shared()
 
 
 class LoadedModel:
@@ -37,6 +39,7 @@ class LoadedModel:
         signature: its inputs and outputs; empty ``inputs`` until ``build`` where it has no input shape.
         batch: the batch size chosen for it, shared by all threads.
         weights_digest: SHA-256 of the weights a builder made without ``--weights``; else empty.
+        beside: the other model of the same run, which lives as long as this one.
     """
 
     def __init__(self, reference: ModelReference, load: Callable[[], Step] | None = None) -> None:
@@ -46,6 +49,7 @@ class LoadedModel:
         self.batch = BatchSize()
         self._load = load_name()
         self.weights_digest = ""
+        self.beside: LoadedModel | None = None
         self._step = load() if load else backend.load(reference)
         self.signature = self._step.signature()
         self._ready = False
@@ -141,6 +145,7 @@ def acquire(
     threads: int = 0,
     machine: str = "",
     stores: StoreOptions = NO_OPTIONS,
+    beside: LoadedModel | None = None,
 ) -> LoadedModel:
     """Return this process's one copy of a model, loading it where that has not been done.
 
@@ -151,6 +156,7 @@ def acquire(
             changed once TensorFlow has run an operation in this process.
         machine: not empty where all processes of this machine that give the same are to share one copy.
         stores: how that copy's process asks object stores; this one has been told.
+        beside: the champion, where this is its challenger.
 
     Raises:
         ModelError: it cannot be loaded, or is not the artifact that the run was planned with.
@@ -160,15 +166,24 @@ def acquire(
         if not machine:
             return LoadedModel(reference, functools.partial(_load, reference, device, threads))
         there = functools.partial(_load_there, stores, reference, device, threads)
-        return LoadedModel(reference, lambda: sharing.SharedStep(there, machine, reference.path))
+        key = machine if beside is None else _challengers(machine)
+        return LoadedModel(reference, lambda: sharing.SharedStep(there, key, reference.path))
 
-    loaded: LoadedModel = _SHARED.acquire(load, tag=(reference, device, machine))
+    holder = _SHARED if beside is None else _SHARED_BESIDE
+    loaded: LoadedModel = holder.acquire(load, tag=(reference, device, machine))
+    if beside is not None:
+        loaded.beside, beside.beside = beside, loaded
     return loaded
 
 
 def release(machine: str) -> None:
     """End the sharing that this process began; see ``acquire``."""
     sharing.release(machine)
+    sharing.release(_challengers(machine))
+
+
+def _challengers(machine: str) -> str:
+    return f"{machine}{sharing.OF_ONE_LAUNCH}challenger"
 
 
 def _load_there(stores: StoreOptions, reference: ModelReference, device: Device, threads: int) -> Step:

@@ -12,7 +12,7 @@ import re
 import zoneinfo
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from job.errors import UsageError
 from job.spec import ScoringSpec
@@ -20,6 +20,8 @@ from job.spec import ScoringSpec
 NODASH: Final = "%Y%m%d"
 FORMS: Final = "{ds}, {ds_nodash}, {ds-1}, {ds:%Y/%m/%d}"
 
+# Paths of a spec that may be left out.
+_OPTIONAL: Final = ("weights", "golden", "challenger", "challenger_weights")
 # What looks like a placeholder: braces around a name, and whatever follows it.
 _BRACES: Final = re.compile(r"\{[A-Za-z_][^{}]*\}")
 _PLACEHOLDER: Final = re.compile(r"\{ds(_nodash)?([+-][0-9]{1,5})?(?::([^{}]+))?\}")
@@ -126,20 +128,20 @@ def expand(template: str, ds: datetime.date) -> str:
 
 def of_night(template: ScoringSpec, ds: datetime.date | None = None) -> ScoringSpec:
     """Return a spec with the dates of a night in its paths: that of ``ds``, or its own, or yesterday."""
-    optional = (template.weights or "", template.golden or "")
-    paths = (*template.inputs, template.model, template.output, *optional)
+    optional = {name: str(path) for name in _OPTIONAL if (path := getattr(template, name))}
+    paths = (*template.inputs, template.model, template.output, *optional.values())
     dated = any(map(has_date, paths))
     if ds is None and template.ds:
         ds = day("ds", template.ds)
     if ds is None and not dated:
         return template
     night = ds or yesterday(template.timezone)
+    expanded: dict[str, Any] = {name: expand(path, night) for name, path in optional.items()}
     return replace(
         template,
         inputs=tuple(expand(one, night) for one in template.inputs),
         model=expand(template.model, night),
-        weights=template.weights and expand(template.weights, night),
-        golden=template.golden and expand(template.golden, night),
         output=expand(template.output, night),
+        **expanded,
         ds=night.isoformat(),
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, get_args
 
-from job import clusters, config, flags, nightly, parser, quiet, telling
+from job import challenger_flags, clusters, config, flags, nightly, parser, quiet, telling
 from job.errors import UsageError
 from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
 
@@ -122,7 +122,11 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         golden_rtol=flags.number("golden_rtol", str(flags.one(given, "golden_rtol"))),
         golden_atol=flags.number("golden_atol", str(flags.one(given, "golden_atol"))),
         if_exists=flags.choice(given, "if_exists", get_args(IfExists)),
-        model_sha256=flags.sha256(flags.one(given, "model_sha256")),
+        model_sha256=flags.sha256(given, "model_sha256"),
+        challenger=flags.one(given, "challenger"),
+        challenger_weights=flags.one(given, "challenger_weights"),
+        challenger_sha256=flags.sha256(given, "challenger_sha256"),
+        challenger_features=flags.columns(given, "challenger_features"),
         trust_model=given.trust_model,
         model_sharing=flags.choice(given, "model_sharing", get_args(ModelSharing)),
         device=flags.choice(given, "device", get_args(Device)),
@@ -139,11 +143,12 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         debug=given.debug,
     )
     _check_no_clash(spec)
+    challenger_flags.check(spec)
     return spec
 
 
 def _check_dates(given: argparse.Namespace) -> None:
-    for name in ("input", "model", "weights", "golden", "output"):
+    for name in ("input", "model", "weights", "golden", "challenger", "challenger_weights", "output"):
         for value in getattr(given, name):
             nightly.check(name, value)
     nightly.zone(flags.one(given, "timezone"))

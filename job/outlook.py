@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from job import (
-    artifact,
     awaiting,
     engines,
     host,
+    identity,
     inputs,
     model,
     objects,
@@ -32,6 +32,7 @@ from job import (
 from job.spec import Receipt, ScoringSpec, Split
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.table import Table
 
     from job.task import ScoringTask
@@ -131,9 +132,9 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
     objects.configure(spec.stores)
     spec = inputs.absolute(spec)
     shards = awaiting.shards(spec, announce)
-    reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
-    run_id = preparing.run_id_of(spec, shards, reference)
-    claim = preparing.Claim(spec, shards, reference, run_id, "", host.process_start_unix_s())
+    models = identity.Models.of(spec, preparing.resolved)
+    run_id = identity.run_id(spec, shards, models)
+    claim = preparing.Claim(spec, shards, models, run_id, "", host.process_start_unix_s())
     fit = engines.Fit(threads=1, here=True)
     footers = inputs.read_footers(shards)
     task, splits = preparing.task_of(claim, footers, fit, announce)
@@ -151,10 +152,10 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
         splits=len(splits),
         largest_split_rows=max((split.rows for split in splits), default=0),
         refused_rows=sum(split.rows for split in splits if split.refused),
-        model=reference.path,
-        model_sha256=reference.digest,
+        model=models.champion.path,
+        model_sha256=models.champion.digest,
         columns=task.binding.columns,
-        predictions=tuple(field.name for field in task.predictions),
+        predictions=tuple(field.name for field in (*task.predictions, *_of_challenger(task))),
         batch_rows=max((receipt.batch_rows for receipt in receipts), default=0),
         load_s=max((receipt.load_s for receipt in receipts), default=0.0),
         sample_rows=sum(receipt.rows_read for receipt in receipts),
@@ -164,6 +165,10 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         cores=engines.cores(),
     )
+
+
+def _of_challenger(task: ScoringTask) -> tuple[pa.Field, ...]:
+    return task.challenger.predictions if task.challenger is not None else ()
 
 
 def _held(folder: str, run_id: str) -> str:
@@ -181,6 +186,11 @@ def _sample(task: ScoringTask, splits: Sequence[Split]) -> tuple[list[Receipt], 
 
     places = sorted({0, len(splits) // 2, len(splits) - 1}) if splits else []
     loaded = model.acquire(task.run.model, device=task.device, threads=task.threads)
+    rival = None
+    if task.challenger is not None:
+        rival = task.challenger.acquire(
+            loaded, device=task.device, threads=task.threads, machine="", stores=task.run.stores
+        )
     with tempfile.TemporaryDirectory(prefix="scoring-job-sample-") as folder:
         run = replace(task.run, output=folder, max_rejected=1.0)
         aside = replace(task, run=run, policy=replace(task.policy, most_rows=task.run.rows))
@@ -190,7 +200,7 @@ def _sample(task: ScoringTask, splits: Sequence[Split]) -> tuple[list[Receipt], 
         receipts, spent_s, rows = [], 0.0, 0
         for number, split in enumerate([*some[:1], *some]):
             begin = time.perf_counter()
-            receipt = score_split(split, aside, loaded)
+            receipt = score_split(split, aside, loaded, rival=rival)
             if number:
                 receipts.append(receipt)
                 rows += receipt.rows_read

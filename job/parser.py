@@ -56,6 +56,7 @@ def build(command: str = "score") -> argparse.ArgumentParser:
     _add_reject_flags(parser)
     _add_gate_flags(parser)
     _add_golden_flags(parser)
+    _add_challenger_flags(parser)
     _add_output_flags(parser)
     _add_running_flags(parser)
     _add_notification_flags(parser)
@@ -143,6 +144,15 @@ def _add_golden_flags(parser: argparse.ArgumentParser) -> None:
     _add(group, "golden", "FILE", told)
     _add(group, "golden_rtol", "X", "a prediction may differ by this share of itself")
     _add(group, "golden_atol", "X", "and by this much, times their median magnitude if that is above 1")
+
+
+def _add_challenger_flags(parser: argparse.ArgumentParser) -> None:
+    told = "A second model, scored in the same pass into columns of its own. See docs/challenger.md."
+    group = parser.add_argument_group("challenger", told)
+    _add(group, "challenger", "MODEL", "predicts each scored row as well, into challenger_… columns")
+    _add(group, "challenger_weights", "FILE", "x.weights.h5 for a challenger that a function builds")
+    _add(group, "challenger_sha256", "HEX", "refuse the challenger unless its SHA-256 is this one")
+    _add(group, "challenger_features", "COL,…", "its feature columns, where they are not those of --features")
 
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:

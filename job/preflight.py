@@ -22,6 +22,7 @@ from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 
 if TYPE_CHECKING:
     from job.golden import Golden
+    from job.model import LoadedModel
 
 _MOST_MISMATCHES = 20
 
@@ -31,7 +32,7 @@ class Ready:
     """What preflight found: how columns feed the model, and what its outputs are called.
 
     ``refused`` tells of bad shards, by path, what is wrong; ``told`` is the same, grouped, for a person.
-    There are none unless bad shards are to be rejected.
+    There are none unless bad shards are to be rejected. ``loaded`` is the model.
     """
 
     binding: Binding
@@ -41,6 +42,7 @@ class Ready:
     refused: Mapping[str, str]
     told: str
     golden: Golden | None
+    loaded: LoadedModel
 
 
 def check(
@@ -52,11 +54,13 @@ def check(
     machine: str = "",
     *,
     here: bool = True,
+    champion: Ready | None = None,
 ) -> Ready:
     """Load the model and check every footer against it.
 
     ``here`` says that the rows are scored on this machine. Where they are not, a GPU that it lacks is no
-    matter, and nobody shares its model.
+    matter, and nobody shares its model. ``champion`` is what was found of the first model, where this is its
+    challenger.
 
     Raises:
         ModelError: the model cannot be loaded or built.
@@ -77,9 +81,15 @@ def check(
     }
     device = spec.device if here else "auto"
     loaded = model.acquire(
-        reference, device=device, threads=threads, machine=machine if here else "", stores=spec.stores
+        reference,
+        device=device,
+        threads=threads,
+        machine=machine if here else "",
+        stores=spec.stores,
+        beside=None if champion is None else champion.loaded,
     )
-    bound, binding, unbound = _bind(spec, shards, footers, schemas, loaded.signature, wrong)
+    spare = champion is not None
+    bound, binding, unbound = _bind(spec, shards, footers, schemas, loaded.signature, wrong, spare)
     where = "the first shard" if bound == 0 else shards[bound].path
     wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec)}
     # The shard that was bound fits the model: what is wrong with it is the flag's fault, and no bad shard's.
@@ -92,7 +102,8 @@ def check(
     known = golden.checked(spec, binding, fields, loaded)
     refused = {shards[i].path: "; ".join(lines) for i, lines in wrong.items()}
     told = _grouped(wrong, shards)
-    return Ready(binding, fields, describe(loaded.signature), loaded.weights_digest, refused, told, known)
+    text = describe(loaded.signature)
+    return Ready(binding, fields, text, loaded.weights_digest, refused, told, known, loaded)
 
 
 def check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callable[[str], None]) -> None:
@@ -115,7 +126,7 @@ def check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callab
 
 @contextmanager
 def shared(spec: ScoringSpec) -> Iterator[str]:
-    """Give the name of this launch's one model for all workers of a machine; empty where each has its own."""
+    """Give the name of this launch's models for all workers of a machine; empty where each has its own."""
     key = uuid.uuid4().hex if spec.model_sharing == "machine" else ""
     try:
         yield key
@@ -159,6 +170,7 @@ def _bind(
     schemas: Mapping[int, pa.Schema],
     signature: Signature,
     unreadable: Mapping[int, Sequence[str]],
+    spare_casts: bool,
 ) -> tuple[int, Binding, dict[int, tuple[str, ...]]]:
     """Bind the first shard, or else the first of the commonest schema that fits, by which others are judged.
 
@@ -180,6 +192,7 @@ def _bind(
                 keys=(*spec.keys, *_unasked_folders(spec, shards[i], footers[i])),
                 features=spec.features,
                 casts=spec.casts,
+                spare_casts=spare_casts,
             )
         except SchemaError as e:
             failed = failed or {i: (str(e),)}

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from job import (
     artifact,
     awaiting,
-    choosing,
     cleaning,
-    commit,
     dataflow,
     engines,
     gates,
     host,
+    identity,
     inputs,
     output,
     planning,
@@ -38,6 +37,7 @@ from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 from job.together import together
 
 if TYPE_CHECKING:
+    from job.challenging import Challenger
     from job.task import ScoringTask
 
 _WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
@@ -68,7 +68,7 @@ class Claim:
 
     spec: ScoringSpec
     shards: list[Shard]
-    reference: ModelReference
+    models: identity.Models
     run_id: str
     lease: str
     started_unix_s: float
@@ -115,16 +115,15 @@ def claimed(
     Raises:
         JobError: with the exit code that fits.
     """
-    named, spec = spec.model, waiting.checked(inputs.absolute(spec), beam_args)
-    if choosing.stands_for_another(named):
-        announce(f"--model={named}: {spec.model}")
-    shards, reference, held = together(
+    asked, spec = spec, waiting.checked(inputs.absolute(spec), beam_args)
+    identity.announce_chosen(asked, spec, announce)
+    shards, models, held = together(
         spec.output,
         lambda: awaiting.shards(spec, announce),
-        lambda: resolve(spec),
+        lambda: identity.Models.of(spec, resolve),
         lambda: output.published(spec.output),
     )
-    run_id = run_id_of(spec, shards, reference)
+    run_id = identity.run_id(spec, shards, models)
     telling.note_run(spec.output, run_id)
     if (done := _done_before(spec, run_id, held)) is not None:
         yield done
@@ -133,7 +132,7 @@ def claimed(
     ended = waiting.has_ended(beam_args, announce, loaded)
     with output.lease(spec.output, announce, ended) as lease:
         done = _done_meanwhile(spec, run_id, announce)
-        yield done or Claim(spec, shards, reference, run_id, lease, started_unix_s)
+        yield done or Claim(spec, shards, models, run_id, lease, started_unix_s)
 
 
 def _done_meanwhile(spec: ScoringSpec, run_id: str, announce: Callable[[str], None]) -> Outcome | None:
@@ -235,13 +234,15 @@ def task_of(
     claim: Claim, footers: list[planning.Footer], fit: engines.Fit, announce: Callable[[str], None]
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
     """Load the model, check and plan; nothing is written."""
+    from job import challenger
     from job.rejects import RowPolicy
     from job.task import ScoringTask
 
-    spec, shards, reference = claim.spec, claim.shards, claim.reference
-    ready = preflight.check(spec, shards, footers, reference, fit.threads, fit.machine, here=fit.here)
+    spec, shards, models = claim.spec, claim.shards, claim.models
+    ready = preflight.check(spec, shards, footers, models.champion, fit.threads, fit.machine, here=fit.here)
+    rival = challenger.check(spec, shards, footers, models.challenger, fit, ready, announce)
     splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused)
-    run = _run_of(claim, splits, ready)
+    run = _run_of(claim, splits, ready, rival)
     preflight.check_refused(run, splits, ready.told, announce)
     return ScoringTask(
         run=run,
@@ -259,15 +260,16 @@ def task_of(
         processes=fit.processes,
         machine=fit.machine,
         golden=ready.golden,
+        challenger=rival,
     ), splits
 
 
-def _run_of(claim: Claim, splits: Sequence[Split], ready: preflight.Ready) -> Run:
+def _run_of(claim: Claim, splits: Sequence[Split], ready: preflight.Ready, rival: Challenger | None) -> Run:
     spec = claim.spec
     return Run(
         run_id=claim.run_id,
         output=spec.output,
-        model=claim.reference,
+        model=claim.models.champion,
         signature=ready.signature,
         shards=len(claim.shards),
         splits=len(splits),
@@ -282,14 +284,5 @@ def _run_of(claim: Claim, splits: Sequence[Split], ready: preflight.Ready) -> Ru
         stores=spec.stores,
         ds=spec.ds,
         gates=gates.of(spec, ready.predictions),
+        challenger=None if rival is None else rival.told,
     )
-
-
-def run_id_of(spec: ScoringSpec, shards: Sequence[Shard], reference: ModelReference) -> str:
-    """Return the id of a run: of its shards, its model, and the options that shape its output."""
-    names = (
-        *("keys", "features", "casts", "prediction_columns", "batch_size", "split_rows"),
-        *("compression", "row_group_rows", "device", "on_bad_row", "on_null"),
-        *("on_nonfinite", "on_nonfinite_prediction", "on_bad_shard"),
-    )
-    return commit.run_id(shards, reference.identity, {name: getattr(spec, name) for name in names})

@@ -91,6 +91,11 @@ class Rejects:
         return tuple(Counter(one.reason for one in self._found.values()).most_common())
 
     @property
+    def first_error(self) -> str:
+        """Return what was wrong with the first row that was rejected; empty where none was."""
+        return next((f"{one.error} ({one.reason})" for one in self._found.values()), "")
+
+    @property
     def row_numbers(self) -> NDArray[np.int64]:
         """Return the rejected rows' numbers in the shard, ascending, ``(rejected,) int64``."""
         return np.array(sorted(self._found), dtype=np.int64)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from job import page
+from job.challenged import Challenged
 from job.compared import Compared
 from job.errors import UsageError
 from job.spec import Receipt, Run
@@ -88,6 +89,7 @@ class RunReport:
     memory_rows: int = 0
     compared: Compared | None = None
     golden_checks: int = 0
+    challenger: Challenged | None = None
 
     @classmethod
     def of(
@@ -134,6 +136,7 @@ class RunReport:
             memory_rows=min((r.memory_rows for r in receipts if r.memory_rows), default=0),
             compared=compared,
             golden_checks=len({receipt.load for receipt in receipts if receipt.golden_rows}),
+            challenger=Challenged.of(run, receipts),
             **{name: sum(getattr(receipt, name) for receipt in receipts) for name in _SUMS},
         )
 
@@ -171,6 +174,7 @@ class RunReport:
             )
             values["reject_reasons"] = tuple((reason, rows) for reason, rows in values["reject_reasons"])
             values["compared"] = values["compared"] and Compared.of_fields(values["compared"])
+            values["challenger"] = values["challenger"] and Challenged.of_fields(values["challenger"])
             for name in ("weights_sha256", "workers", "batch_rows"):
                 values[name] = tuple(values[name])
         except (ValueError, TypeError, KeyError) as error:
@@ -228,6 +232,7 @@ class RunReport:
                 f"{self.memory_rows:,} did not fit the memory" if self.memory_rows else "",
             ),
             "thread seconds": _join(*(f"{stage} {getattr(self, f'{stage}_s'):.1f}" for stage in STAGES)),
+            **(self.challenger.lines() if self.challenger else {}),
             **(self.compared.lines() if self.compared else {}),
             "started": self.started_utc,
             "run": self.run_id,

@@ -8,7 +8,8 @@ Memory of one scoring thread, whatever the number of rows, shards or row groups:
 waiting, being scored) of at most ``CHUNK_BYTES`` or one batch; ``COLUMN_BUFFER_BYTES`` for each column that
 is read; the model's activations for one batch; and two output row groups (filling, being written) of at
 most ``ROW_GROUP_BYTES``. For ten float32 columns: 3 × 2.6 MB + 10 × 128 kB + 2 × 1 MB, and 8 MB of
-activations for 16,384 rows of 128. Times the threads; plus the weights, once. Where files are in buckets two
+activations for 16,384 rows of 128. Times the threads; plus the weights, once. A challenger
+costs its weights and activations on top. Where files are in buckets two
 splits are read at a time, see ``job.overlap``: of each there are up to five runs of row groups on top, as
 they are compressed, see ``fetching.FETCHED_BYTES``; and of an output file up to two ``uploads.PART_BYTES``.
 """
@@ -19,7 +20,7 @@ import os
 import socket
 import time
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,14 +29,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from job import model, progress, rejected, staging, storage
-from job.binding import to_tensors
 from job.binning import Counting
+from job.challenging import Contest, Rival
 from job.errors import DataError, ShardChangedError, ShardError
 from job.finite import NONFINITE_PREDICTION, nonfinite_rows, prediction_error
 from job.predictions import to_arrow
 from job.reading import SplitReader
 from job.rejects import MODEL_ERROR, Rejects, predict_around, sift
-from job.sizing import chunk_rows
+from job.sizing import batch_rows, chunk_rows
 from job.spec import Receipt, Split
 from job.task import ScoringTask
 from job.writing import PartWriter
@@ -57,27 +58,34 @@ class _Tally:
 
 
 def score_split(
-    split: Split, task: ScoringTask, loaded: model.LoadedModel, turn: Turn | None = None
+    split: Split,
+    task: ScoringTask,
+    loaded: model.LoadedModel,
+    turn: Turn | None = None,
+    rival: Rival | None = None,
 ) -> Receipt:
     """Score one split into a new attempt and return its receipt, which is not yet written.
 
     A split that is refused, or cannot be read, is rejected as a whole where the task says so. ``turn`` is
-    held from when the first rows have been read until the last are predicted.
+    held from when the first rows have been read until the last are predicted. ``rival`` is the challenger.
 
     Raises:
         ShardError: the shard is not what the plan says, or is damaged.
         DataError: a row cannot be fed to the model, or the model fails on it.
         StorageError: reading the shard or writing the attempt failed.
     """
-    tally = _Tally()
+    tally, contest = _Tally(), Contest(rival, split)
     try:
         if split.refused:
             return _refuse(split, task, loaded, split.refused)
-        return _score(split, task, loaded, tally, turn or nullcontext())
+        return _score(split, task, loaded, tally, turn or nullcontext(), contest)
     except BaseException as e:
         # Another attempt will count these rows again.
         progress.rows_done.add(-tally.rows)
         damaged = isinstance(e, ShardError) and not isinstance(e, ShardChangedError)
+        if damaged and not {*contest.columns} <= {*task.binding.columns, *task.keys}:
+            # It may be in what is read for the challenger alone. Seldom enough to do without a turn.
+            return score_split(split, task, loaded, rival=contest.without_reading(e))
         if damaged and task.on_bad_shard == "reject":
             return _refuse(split, task, loaded, str(e))
         raise
@@ -107,15 +115,22 @@ def _refuse(split: Split, task: ScoringTask, loaded: model.LoadedModel, error: s
     )
 
 
-def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally, turn: Turn) -> Receipt:
+def _score(
+    split: Split,
+    task: ScoringTask,
+    loaded: model.LoadedModel,
+    tally: _Tally,
+    turn: Turn,
+    contest: Contest,
+) -> Receipt:
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
-    columns = task.binding.columns
+    columns = tuple(dict.fromkeys((*task.binding.columns, *contest.columns)))
     rejects = Rejects(split, task.policy)
     with SplitReader(split) as reader:
         rows_at_once = chunk_rows(task.binding.feeds, task.batch_rows, reader.row_bytes(columns, task.keys))
         overlap = split.rows > rows_at_once
         kept = [name for name in task.keys if name in reader.schema.names]
-        fields = [*(reader.schema.field(name) for name in kept), *task.predictions]
+        fields = [*(reader.schema.field(name) for name in kept), *task.predictions, *contest.fields]
         schema = pa.schema(fields, metadata=dict(task.files.metadata))
         counting = Counting(task.predictions)
         with (
@@ -137,7 +152,8 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
                     break
                 if scored:
                     keys = [piece.column(name) for name in kept]
-                    writer.append([*(keys if good is None else (key.take(good) for key in keys)), *scored])
+                    keys = keys if good is None else [key.take(good) for key in keys]
+                    writer.append([*keys, *scored, *contest.predict(piece, good)])
             if not rejects.too_many:
                 part = writer.finish()
         # Only now: the thread that reads ahead has ended, and the file can be read again.
@@ -154,6 +170,7 @@ def _score(split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _T
         write_s=part.write_s,
         reject_reasons=rejects.reasons,
         histograms=counting.packed(),
+        challenger=contest.work(),
         **set_aside,
         **_circumstances(split, task, loaded, tally),
     )
@@ -209,7 +226,7 @@ def _batches(
     start = 0
     while start < chunk.num_rows:
         # Asked for each batch: one that did not fit the memory makes the following ones smaller.
-        rows = _batch_rows(chunk, task, loaded)
+        rows = batch_rows(chunk, task.batch_rows, task.binding, loaded)
         tally.batch_rows = max(tally.batch_rows, rows)
         yield chunk.slice(start, rows)
         start += rows
@@ -281,17 +298,3 @@ def _finite_only(
         error = prediction_error(outputs, position)
         rejects.add([first_row + int(positions[position])], NONFINITE_PREDICTION, error)
     return [np.delete(output, bad, axis=0) for output in outputs], np.delete(positions, bad)
-
-
-def _batch_rows(chunk: pa.RecordBatch, task: ScoringTask, loaded: model.LoadedModel) -> int:
-    if task.batch_rows:
-        return loaded.batch.within(task.batch_rows)
-
-    def predict(rows: int) -> None:
-        # Whatever fails here fails again, and is reported, where the rows are scored. Faulty rows have
-        # their slots filled, so they take the time that any row takes.
-        with suppress(Exception):
-            tensors, _ = to_tensors(chunk.slice(0, rows), task.binding)
-            loaded.predict(tensors, rows)
-
-    return loaded.batch.choose(chunk.num_rows, predict)

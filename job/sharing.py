@@ -45,6 +45,8 @@ MOST_DEATHS: Final = 2
 _KEPT_S: Final = 7 * 86400.0
 _GONE: Final = "gone-"
 _IDLE_S: Final = 120.0
+# Keys that are alike up to it are of one launch.
+OF_ONE_LAUNCH: Final = "-"
 
 
 class SharedStep:
@@ -187,7 +189,8 @@ def release(key: str, idle_s: float = 0.0) -> None:
 
 def _host(load: Callable[[], Step], key: str) -> Any:
     # A worker may outlive many launches, and models would add up.
-    for other in [other for other in _began if other != key]:
+    launch = key.partition(OF_ONE_LAUNCH)[0]
+    for other in [other for other in _began if other.partition(OF_ONE_LAUNCH)[0] != launch]:
         release(other, _IDLE_S)
     # Daemonic processes may have no children.
     spawns = not multiprocessing.current_process().daemon

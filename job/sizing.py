@@ -15,13 +15,18 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from job.binding import Binding, to_tensors
 from job.signature import Feed
 from job.spec import Split
+
+if TYPE_CHECKING:
+    from job.model import LoadedModel
 
 CHUNK_BYTES = 32 << 20
 # Enough rows for the largest batch that is ever tried.
@@ -50,6 +55,21 @@ def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> i
         return batch_rows * max(1, fitting // batch_rows)
     # A power of two, so that every batch size which is tried divides it.
     return 1 << (fitting.bit_length() - 1)
+
+
+def batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: LoadedModel) -> int:
+    """Return how many of a chunk's rows to predict at once; ``asked`` 0 has it measured on its first."""
+    if asked:
+        return loaded.batch.within(asked)
+
+    def predict(rows: int) -> None:
+        # Whatever fails here fails again, and is reported, where the rows are scored. Faulty rows have
+        # their slots filled, so they take the time that any row takes.
+        with suppress(Exception):
+            tensors, _ = to_tensors(chunk.slice(0, rows), binding)
+            loaded.predict(tensors, rows)
+
+    return loaded.batch.choose(chunk.num_rows, predict)
 
 
 class Sample:

@@ -65,7 +65,8 @@ class ScoringSpec:
 
     ``ds`` is the night, as in ``2026-11-25``; empty where no path has a date in it and nobody gave one.
     ``output_template`` is the output with its placeholders, see ``job.nightly``. ``input_marker`` is the name
-    of a file that says that an input folder is complete.
+    of a file that says that an input folder is complete. ``challenger`` is a second model, which has columns
+    of its own in the same files.
     """
 
     inputs: tuple[str, ...]
@@ -92,6 +93,10 @@ class ScoringSpec:
     golden_atol: float = 1e-6
     if_exists: IfExists = "fail"
     model_sha256: str | None = None
+    challenger: str | None = None
+    challenger_weights: str | None = None
+    challenger_sha256: str | None = None
+    challenger_features: tuple[str, ...] = ()
     trust_model: bool = False
     model_sharing: ModelSharing = "process"
     device: Device = "auto"
@@ -166,6 +171,15 @@ class ModelReference:
 
 
 @dataclass(frozen=True)
+class ChallengerRun:
+    """The second model of a run; ``signature`` and ``scoring`` are of it as those of ``Run`` of the first."""
+
+    model: ModelReference
+    signature: str
+    scoring: str
+
+
+@dataclass(frozen=True)
 class Run:
     """One run, as every worker and the publishing step know it.
 
@@ -194,6 +208,7 @@ class Run:
     stores: StoreOptions = StoreOptions()
     ds: str = ""
     gates: Gates = Gates()
+    challenger: ChallengerRun | None = None
 
     def share_rejected(self, rows: int, unreadable: int) -> float:
         """Return the share of the run's rows that so many rejected ones are, from 0 to 1.
@@ -203,6 +218,23 @@ class Run:
         unknown = unreadable * self.rows / max(1, self.shards - unreadable)
         whole = self.rows + unknown
         return (rows + unknown) / whole if whole else float(unreadable > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ChallengerWork:
+    """What the challenger did in a split.
+
+    ``failed`` rows are published with null in its columns: ``reasons`` counts them, ``error`` is the first's.
+    ``work_s`` is seconds of binding and predicting; ``load`` and ``load_s`` are as in ``Receipt``, empty and
+    0 where it could not be loaded.
+    """
+
+    failed: int
+    reasons: tuple[tuple[str, int], ...]
+    error: str
+    work_s: float
+    load: str
+    load_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,4 +285,5 @@ class Receipt:
     memory_rows: int = 0
     histograms: tuple[tuple[str, str], ...] = ()
     golden_rows: int = 0
+    challenger: ChallengerWork | None = None
     reused: bool = False

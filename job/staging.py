@@ -16,7 +16,7 @@ from typing import Any
 
 from job import redaction, storage
 from job.errors import JobError, StateUnknownError, by_name
-from job.spec import Receipt, Shard, Split
+from job.spec import ChallengerWork, Receipt, Shard, Split
 from job.together import parallel
 
 STAGING, REJECTED, PLAN = "_staging", "_rejected", "plan.jsonl"
@@ -122,7 +122,8 @@ def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
         fields = dict(json.loads(content))
         lists = ("reject_reasons", "histograms")
         pairs = {name: tuple((key, value) for key, value in fields.get(name, ())) for name in lists}
-        receipt = Receipt(**{**fields, **pairs, "split": _split(fields["split"])})
+        work = _work(fields.get("challenger"))
+        receipt = Receipt(**{**fields, **pairs, "split": _split(fields["split"]), "challenger": work})
     except (ValueError, TypeError, KeyError):
         return None
     if receipt.run_id != run or receipt.split != split:
@@ -257,6 +258,12 @@ def stop(output: str, run: str, mark: str) -> None:
 
 def _receipt_path(output: str, run: str, split: Split) -> str:
     return storage.join(folder_of(output, run), "receipts", f"{split.name}.json")
+
+
+def _work(fields: dict[str, Any] | None) -> ChallengerWork | None:
+    if fields is None:
+        return None
+    return ChallengerWork(**{**fields, "reasons": tuple((key, rows) for key, rows in fields["reasons"])})
 
 
 def _split(fields: dict[str, Any]) -> Split:

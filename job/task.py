@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from job.binding import Binding
+from job.challenging import Challenger
 from job.golden import Golden
 from job.rejected import FileOptions
 from job.rejects import RowPolicy
@@ -22,7 +23,8 @@ class ScoringTask:
     ``weights_digest`` is of the weights that a builder made on the launcher, empty for an artifact's.
     ``machine`` is not empty where all workers of a machine share one model, see ``model.acquire``.
     ``stop_mark`` is the file that tells workers to stop, empty where the engine stops them by itself.
-    ``golden`` are rows that each loaded model must predict rightly before it scores.
+    ``golden`` are rows that each loaded model must predict rightly before it scores. ``challenger`` is the
+    second model, where there is one.
     """
 
     run: Run
@@ -41,6 +43,7 @@ class ScoringTask:
     machine: str = ""
     stop_mark: str = ""
     golden: Golden | None = None
+    challenger: Challenger | None = None
 
     @property
     def files(self) -> FileOptions:
@@ -51,4 +54,6 @@ class ScoringTask:
             "scoring_job.model_sha256": run.model.digest,
             "scoring_job.signature": run.signature,
         }
+        if run.challenger is not None:
+            metadata["scoring_job.challenger_sha256"] = run.challenger.model.digest
         return FileOptions(self.row_group_rows, self.compression, metadata)

@@ -19,6 +19,7 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
 from job import model, objects, output, staging, storage
+from job.challenging import Challenger, Rival
 from job.errors import JobError, ModelError, StateUnknownError, one_line
 from job.overlap import Overlap, StoppedError
 from job.scoring import score_split
@@ -129,6 +130,17 @@ class ScoreSplits(beam.DoFn):
                     f"seed its initializers"
                 )
             self._check_golden()
+            self._rival = None if task.challenger is None else self._challenger(task.challenger)
+
+    def _challenger(self, challenger: Challenger) -> Rival:
+        task = self.task
+        return challenger.acquire(
+            self._loaded,
+            device=task.device,
+            threads=_threads(task),
+            machine=task.machine,
+            stores=task.run.stores,
+        )
 
     def _check_golden(self) -> None:
         if self.task.golden is not None:
@@ -162,7 +174,7 @@ class ScoreSplits(beam.DoFn):
             with self._failures_left_behind(split.name), self._overlap.reading(split.shard.size_bytes):
                 # Again only where another process, which held the model for this one, has died.
                 self._check_golden()
-                receipt = score_split(split, self.task, self._loaded, turn)
+                receipt = score_split(split, self.task, self._loaded, turn, self._rival)
             with self._failures_left_behind(split.name):
                 receipt = staging.write_receipt(run.output, receipt)
         except StateUnknownError:

@@ -1,0 +1,83 @@
+"""The challenger on the launcher: loaded beside the champion, bound to the shards, its columns named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from job import challenger_flags, preflight
+from job.challenging import Challenger, policy_of
+from job.engines import Fit
+from job.errors import SchemaError
+from job.paired_columns import CHALLENGER
+from job.planning import Footer
+from job.predictions import prediction_fields
+from job.signature import OutputSpec
+from job.spec import ChallengerRun, ModelReference, ScoringSpec, Shard
+
+
+def check(
+    spec: ScoringSpec,
+    shards: Sequence[Shard],
+    footers: Sequence[Footer],
+    reference: ModelReference | None,
+    fit: Fit,
+    champion: preflight.Ready,
+    announce: Callable[[str], None],
+) -> Challenger | None:
+    """Return the challenger that a spec names, ready for workers; ``None`` where it names none.
+
+    ``announce`` is told which shards do not fit it, where bad shards do not fail the run.
+
+    Raises:
+        PreflightError: it cannot be loaded or bound, or its columns' names are taken.
+    """
+    if reference is None:
+        return None
+    alone = challenger_flags.as_the_model(spec)
+    with challenger_flags.told(spec):
+        ready = preflight.check(
+            alone, shards, footers, reference, fit.threads, fit.machine, here=fit.here, champion=champion
+        )
+        fields = _fields(ready, champion)
+        _check_names(fields, [*spec.keys, *(field.name for field in champion.predictions)])
+    unfit = {path: text for path, text in ready.refused.items() if path not in champion.refused}
+    if unfit:
+        first, text = next(iter(unfit.items()))
+        announce(f"--challenger={spec.challenger}: null for {len(unfit)} shard(s), first {first}: {text}")
+    names = [field.name for field in fields]
+    told = ChallengerRun(reference, ready.signature, preflight.scoring_text(alone, ready.binding, names))
+    return Challenger(
+        told, ready.binding, fields, policy_of(spec), ready.weights_digest, spec.batch_size or 0
+    )
+
+
+def _fields(ready: preflight.Ready, champion: preflight.Ready) -> tuple[pa.Field, ...]:
+    """Return the challenger's columns, called after those that they are to be compared with."""
+    outputs = ready.loaded.signature.outputs
+    names = _names(outputs, champion.loaded.signature.outputs, [field.name for field in champion.predictions])
+    return tuple(field.with_name(f"{CHALLENGER}{field.name}") for field in prediction_fields(outputs, names))
+
+
+def _names(
+    outputs: Sequence[OutputSpec], champions: Sequence[OutputSpec], columns: Sequence[str]
+) -> Sequence[str]:
+    """Return the champion's column for each output; none where that is not clear: they keep their own names.
+
+    One output has one counterpart whatever it is called. Several are matched by their names.
+    """
+    if len(outputs) == len(champions) == 1:
+        return columns if len(columns) == 1 or outputs[0].shape == (len(columns),) else ()
+    column_of = dict(zip((output.name for output in champions), columns, strict=False))
+    names = [output.name for output in outputs]
+    return [column_of[name] for name in names] if set(names) == column_of.keys() else ()
+
+
+def _check_names(fields: Sequence[pa.Field], taken: Sequence[str]) -> None:
+    both = [field.name for field in fields if field.name in taken]
+    if both:
+        raise SchemaError(
+            f"its column {both[0]} is a key or a prediction as well; leave the key out, or name the "
+            f"predictions by --prediction_columns"
+        )

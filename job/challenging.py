@@ -1,0 +1,246 @@
+"""The challenger: a second model that is given the rows which the champion has scored, in the same pass.
+
+It has columns of its own in the same files, called after the champion's, and nothing that it does is the
+champion's business: a row that it cannot take, or fails on, has null in its columns and is counted. It
+rejects none, and no batch of the champion is cut otherwise because of it. Only its memory and time are felt.
+
+Memory: its weights once per process, and of one batch at a time its inputs, layer outputs and predictions. It
+has a batch size of its own, at most the champion's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from job import model, rejected
+from job.binding import Binding
+from job.errors import JobError, ModelError, SchemaError, one_line
+from job.finite import NONFINITE_PREDICTION, nonfinite_rows, prediction_error
+from job.predictions import to_arrow
+from job.rejects import MODEL_ERROR, Rejects, RowPolicy, predict_around, sift
+from job.sizing import batch_rows, chunk_rows
+from job.spec import ChallengerRun, ChallengerWork, Device, OnNonfinite, ScoringSpec, Split, StoreOptions
+
+# Each costs some thirty predictions to be found, at the champion's expense: then it is asked no more.
+MOST_MODEL_ERRORS: Final = 100
+_NOT_LOADED: Final = "not_loaded"
+_NO_LIMIT: Final = 1 << 62
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """What a worker must know of the second model; ``predictions`` are its columns as they are published.
+
+    ``batch_rows`` 0 means auto; ``weights_digest`` is of weights that a builder made on the launcher.
+    """
+
+    told: ChallengerRun
+    binding: Binding
+    predictions: tuple[pa.Field, ...]
+    policy: RowPolicy
+    weights_digest: str
+    batch_rows: int
+
+    def acquire(
+        self,
+        champion: model.LoadedModel,
+        *,
+        device: Device,
+        threads: int,
+        machine: str,
+        stores: StoreOptions,
+    ) -> Rival:
+        """Take this process's copy, see ``model.acquire``; where there is none to be had, that is told of."""
+        path = self.told.model.path
+        try:
+            loaded = model.acquire(
+                self.told.model,
+                device=device,
+                threads=threads,
+                machine=machine,
+                stores=stores,
+                beside=champion,
+            )
+            loaded.build([feed.input for feed in self.binding.feeds])
+            if loaded.weights_digest != self.weights_digest:
+                raise ModelError(
+                    f"{path}: its builder made weights {loaded.weights_digest[:12]} here, "
+                    f"{self.weights_digest[:12]} where the run was planned; give --challenger_weights, or "
+                    f"seed its initializers"
+                )
+        except Exception as e:  # noqa: BLE001 - whatever it is, the champion's night goes on
+            return Rival(self, None, _NOT_LOADED, _text(e))
+        return Rival(self, loaded)
+
+
+def policy_of(spec: ScoringSpec) -> RowPolicy:
+    """Return what is done with rows that the challenger cannot take: none of them fails the run."""
+    on_null = "reject" if spec.on_null == "fail" else spec.on_null
+    return RowPolicy(
+        "reject", on_null, _NO_LIMIT, _kept(spec.on_nonfinite), _kept(spec.on_nonfinite_prediction)
+    )
+
+
+def _kept(asked: OnNonfinite) -> OnNonfinite:
+    return "keep" if asked == "keep" else "reject"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A challenger in this process; one that is not ``loaded`` predicts nothing, ``error`` says why."""
+
+    challenger: Challenger
+    loaded: model.LoadedModel | None
+    reason: str = ""
+    error: str = ""
+
+
+class Contest:
+    """The challenger's part of one split; nothing at all where there is none."""
+
+    def __init__(self, rival: Rival | None, split: Split) -> None:
+        self._rival, self._split = rival, split
+        self._asked = rival.loaded if rival else None
+        self._reason, self._error = (rival.reason, rival.error) if rival else ("", "")
+        self.fields: tuple[pa.Field, ...] = rival.challenger.predictions if rival else ()
+        self._failed: Counter[str] = Counter()
+        self._model_errors = 0
+        self._batch_rows = 0
+        self._work_s = 0.0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of the shard that it is fed with."""
+        return self._rival.challenger.binding.columns if self._rival and self._asked else ()
+
+    def without_reading(self, error: BaseException) -> Rival | None:
+        """Return the same challenger for another try at a split, which reads nothing for its sake."""
+        return self._rival and Rival(self._rival.challenger, None, rejected.BAD_SHARD, str(error))
+
+    def predict(self, piece: pa.RecordBatch, good: pa.Array | None) -> list[pa.Array]:
+        """Return its columns for rows of a batch; ``good`` are their positions, ``None`` for all of them."""
+        if self._rival is None:
+            return []
+        begin = time.perf_counter()
+        rows = piece if good is None else piece.take(good)
+        parts = [self._batch(some) for some in self._batches(rows)]
+        self._work_s += time.perf_counter() - begin
+        return parts[0] if len(parts) == 1 else [pa.concat_arrays(part) for part in zip(*parts, strict=True)]
+
+    def work(self) -> ChallengerWork | None:
+        """Return what it has done, for the receipt."""
+        if self._rival is None:
+            return None
+        loaded = self._rival.loaded
+        return ChallengerWork(
+            failed=self._failed.total(),
+            reasons=tuple(self._failed.most_common()),
+            error=self._error,
+            work_s=self._work_s,
+            load=loaded.load if loaded else "",
+            load_s=loaded.load_s if loaded else 0.0,
+        )
+
+    def _batches(self, rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yield rows a batch of its own at a time."""
+        if self._rival is None or self._asked is None:
+            yield rows
+            return
+        challenger, start = self._rival.challenger, 0
+        # It may be fed wider than the rows are read.
+        most = chunk_rows(challenger.binding.feeds, challenger.batch_rows, 0)
+        while start < rows.num_rows:
+            some = rows.slice(start, most)
+            size = batch_rows(some, challenger.batch_rows, challenger.binding, self._asked)
+            self._batch_rows = max(self._batch_rows, size)
+            yield some.slice(0, size)
+            start += size
+
+    def _batch(self, piece: pa.RecordBatch) -> list[pa.Array]:
+        """Return its columns for a batch: of every row, whatever happens."""
+        reason = self._reason
+        if self._rival is not None and self._asked is not None:
+            try:
+                return self._predicted(piece, self._rival.challenger, self._asked)
+            except SchemaError as e:
+                reason, self._error = rejected.BAD_SHARD, self._error or str(e)
+            except Exception as e:  # noqa: BLE001 - a model may raise anything, and the champion's rows are well
+                reason, self._error = MODEL_ERROR, self._error or _text(e)
+        self._failed[reason] += piece.num_rows
+        nowhere = np.full(piece.num_rows, -1)
+        return [spread(pa.array([], field.type), nowhere) for field in self.fields]
+
+    def _predicted(
+        self, piece: pa.RecordBatch, challenger: Challenger, loaded: model.LoadedModel
+    ) -> list[pa.Array]:
+        # The numbers of its rows are the batch's: nobody looks for them in the shard.
+        rejects = Rejects(self._split, challenger.policy)
+        good, tensors = sift(piece, 0, challenger.binding, rejects)
+        rows = piece.num_rows if good is None else len(good)
+        places = np.arange(rows) if good is None else good
+        most_bad = MOST_MODEL_ERRORS - self._model_errors
+        # Not filled up to a size that did not fit the memory before.
+        steady_rows = loaded.batch.within(self._batch_rows)
+        outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows), most_bad)
+        self._model_errors += len(bad)
+        if len(bad) > most_bad:
+            self._asked, self._reason = None, MODEL_ERROR
+            error = f"more than {MOST_MODEL_ERRORS} rows of a split, so it was asked no more"
+            raise ModelError(f"{error}; the first: {bad[min(bad)]}")
+        for position, error in bad.items():
+            rejects.add([int(places[position])], MODEL_ERROR, error)
+        places = np.delete(places, list(bad))
+        if outputs and challenger.policy.on_nonfinite_prediction != "keep":
+            outputs, places = _finite_only(outputs, places, rejects)
+        empty = [pa.array([], field.type) for field in self.fields]
+        columns = to_arrow(outputs, self.fields, len(places)) if outputs else empty
+        if len(places) < piece.num_rows:
+            where = np.full(piece.num_rows, -1)
+            where[places] = np.arange(len(places))
+            columns = [spread(column, where) for column in columns]
+        self._failed.update(dict(rejects.reasons))
+        self._error = self._error or rejects.first_error
+        return columns
+
+
+def _finite_only(
+    outputs: list[np.ndarray], places: NDArray[np.int64], rejects: Rejects
+) -> tuple[list[np.ndarray], NDArray[np.int64]]:
+    bad = np.unique(np.concatenate([nonfinite_rows(output) for output in outputs]))
+    for position in bad:
+        error = prediction_error(outputs, position)
+        rejects.add([int(places[position])], NONFINITE_PREDICTION, error)
+    return [np.delete(output, bad, axis=0) for output in outputs], np.delete(places, bad)
+
+
+def spread(column: pa.Array, places: NDArray[np.int64]) -> pa.Array:
+    """Return a column without nulls with its values elsewhere: each from its place, or null where that is -1.
+
+    A null vector of fixed size is a vector of nulls: Arrow cannot read a file of null ones back.
+    """
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.take(pa.array(places, mask=places < 0))
+    size = column.type.list_size
+    inner = np.where(places[:, None] < 0, -1, places[:, None] * size + np.arange(size)).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(spread(column.flatten(), inner), size)
+
+
+def failed_rows(column: pa.Array) -> NDArray[np.bool_]:
+    """Return which rows have null as :func:`spread` gives it, ``(rows,) bool``."""
+    rows = len(column)
+    while pa.types.is_fixed_size_list(column.type):
+        column = column.flatten()
+    nulls: NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False)
+    return np.all(nulls.reshape(rows, -1), axis=1) if rows else nulls
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, JobError) else one_line(error)

@@ -1,0 +1,50 @@
+"""What a run is: its shards, its models, and the options that shape its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from job import challenger_flags, choosing, commit
+from job.spec import ModelReference, ScoringSpec, Shard
+
+_SHAPE_OUTPUT: Final = (
+    *("keys", "features", "casts", "prediction_columns", "batch_size", "split_rows"),
+    *("compression", "row_group_rows", "device", "on_bad_row", "on_null"),
+    *("on_nonfinite", "on_nonfinite_prediction", "on_bad_shard"),
+)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run; ``challenger`` is ``None`` where there is none."""
+
+    champion: ModelReference
+    challenger: ModelReference | None
+
+    @classmethod
+    def of(cls, spec: ScoringSpec, resolve: Callable[[ScoringSpec], ModelReference]) -> Models:
+        """Resolve what a spec names; raises ``ModelError`` or ``UsageError``."""
+        champion = resolve(spec)
+        if spec.challenger is None:
+            return cls(champion, None)
+        with challenger_flags.told(spec):
+            return cls(champion, resolve(challenger_flags.as_the_model(spec)))
+
+
+def run_id(spec: ScoringSpec, shards: Sequence[Shard], models: Models) -> str:
+    """Return the run's identity; without a challenger it is what it was before there were any."""
+    options: dict[str, object] = {name: getattr(spec, name) for name in _SHAPE_OUTPUT}
+    if models.challenger is not None:
+        options["challenger"] = models.challenger.identity
+        options["challenger_features"] = spec.challenger_features
+    return commit.run_id(shards, models.champion.identity, options)
+
+
+def announce_chosen(asked: ScoringSpec, spec: ScoringSpec, announce: Callable[[str], None]) -> None:
+    """Tell which models a glob or an alias stood for; ``spec`` is what came of ``asked``."""
+    for name in ("model", "challenger"):
+        named, path = getattr(asked, name), getattr(spec, name)
+        if named and choosing.stands_for_another(named):
+            announce(f"--{name}={named}: {path}")
