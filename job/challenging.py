@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from job import model, rejected
 from job.binding import Binding
 from job.errors import JobError, ModelError, SchemaError, one_line
-from job.finite import NONFINITE_PREDICTION, nonfinite_rows, prediction_error
 from job.predictions import to_arrow
-from job.rejects import MODEL_ERROR, Rejects, RowPolicy, predict_around, sift
+from job.rejects import MODEL_ERROR, Rejects, RowPolicy, finite_only, predict_around, sift
 from job.sizing import batch_rows, chunk_rows
 from job.spec import ChallengerRun, ChallengerWork, Device, OnNonfinite, ScoringSpec, Split, StoreOptions
 
@@ -197,28 +196,23 @@ class Contest:
             raise ModelError(f"{error}; the first: {bad[min(bad)]}")
         for position, error in bad.items():
             rejects.add([int(places[position])], MODEL_ERROR, error)
-        places = np.delete(places, list(bad))
-        if outputs and challenger.policy.on_nonfinite_prediction != "keep":
-            outputs, places = _finite_only(outputs, places, rejects)
+        outputs, left, _ = finite_only(outputs, np.delete(places, list(bad)), 0, rejects)
+        return self._in_place(outputs, left, piece.num_rows, rejects)
+
+    def _in_place(
+        self, outputs: list[np.ndarray], places: NDArray[np.int64] | None, rows: int, rejects: Rejects
+    ) -> list[pa.Array]:
+        """Return columns of so many rows: outputs in their places, null elsewhere; count the latter."""
+        places = np.arange(rows) if places is None else places
         empty = [pa.array([], field.type) for field in self.fields]
         columns = to_arrow(outputs, self.fields, len(places)) if outputs else empty
-        if len(places) < piece.num_rows:
-            where = np.full(piece.num_rows, -1)
+        if len(places) < rows:
+            where = np.full(rows, -1)
             where[places] = np.arange(len(places))
             columns = [spread(column, where) for column in columns]
         self._failed.update(dict(rejects.reasons))
         self._error = self._error or rejects.first_error
         return columns
-
-
-def _finite_only(
-    outputs: list[np.ndarray], places: NDArray[np.int64], rejects: Rejects
-) -> tuple[list[np.ndarray], NDArray[np.int64]]:
-    bad = np.unique(np.concatenate([nonfinite_rows(output) for output in outputs]))
-    for position in bad:
-        error = prediction_error(outputs, position)
-        rejects.add([int(places[position])], NONFINITE_PREDICTION, error)
-    return [np.delete(output, bad, axis=0) for output in outputs], np.delete(places, bad)
 
 
 def spread(column: pa.Array, places: NDArray[np.int64]) -> pa.Array:

@@ -36,6 +36,7 @@ _SCORING: Final = {
     "on_nonfinite": str,
     "device": str,
 }
+_MODEL: Final = {"path": str, "weights": (str, type(None)), "trusted": bool, "sha256": str}
 _NIGHT: Final = {
     "run_id": str,
     "rows_read": int,
@@ -44,7 +45,7 @@ _NIGHT: Final = {
     "files": [_ENTRY],
     "rejected_files": [_ENTRY],
     "rejected_shards": [{"shard": str, "error": str}],
-    "model": {"path": str, "weights": (str, type(None)), "trusted": bool, "sha256": str},
+    "model": _MODEL,
     "scoring": _SCORING,
 }
 _KINDS: Final = {str: "text", int: "a count", bool: "true or false", dict: "an object"}
@@ -149,7 +150,10 @@ def check_shape(manifest: Mapping[str, Any], where: str) -> None:
     Raises:
         OutputConflictError: a field is absent or of another type; the message names it, and ``where``.
     """
-    fault = _fault(manifest, _NIGHT, "it") or next(
+    fault = _fault(manifest, _NIGHT, "it")
+    if (challenger := manifest.get("challenger")) is not None:
+        fault = fault or _fault(challenger, {**_MODEL, "scoring": _SCORING}, "challenger")
+    fault = fault or next(
         (
             f"files[{i}].row_groups is {entry['row_groups']!r}, not the first and the last"
             for i, entry in enumerate(manifest["files"])

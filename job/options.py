@@ -13,7 +13,7 @@ import difflib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from job import challenger_flags, clusters, config, flags, nightly, parser, quiet, telling
 from job.errors import UsageError
@@ -94,8 +94,6 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
     # First, so that what else is wrong is told where a configuration says.
     telling.ask(flags.one(given, "notify_url"), flags.one(given, "notify_on"))
     _check_required(given)
-    if given.wait and given.no_wait:
-        raise UsageError("--wait and --no_wait are both given; leave one of them out")
     model = flags.one(given, "model")
     _check_dates(given)
     spec = ScoringSpec(
@@ -123,10 +121,7 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         golden_atol=flags.number("golden_atol", str(flags.one(given, "golden_atol"))),
         if_exists=flags.choice(given, "if_exists", get_args(IfExists)),
         model_sha256=flags.sha256(given, "model_sha256"),
-        challenger=flags.one(given, "challenger"),
-        challenger_weights=flags.one(given, "challenger_weights"),
-        challenger_sha256=flags.sha256(given, "challenger_sha256"),
-        challenger_features=flags.columns(given, "challenger_features"),
+        **_challenger(given),
         trust_model=given.trust_model,
         model_sharing=flags.choice(given, "model_sharing", get_args(ModelSharing)),
         device=flags.choice(given, "device", get_args(Device)),
@@ -143,8 +138,16 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         debug=given.debug,
     )
     _check_no_clash(spec)
-    challenger_flags.check(spec)
     return spec
+
+
+def _challenger(given: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "challenger": flags.one(given, "challenger"),
+        "challenger_weights": flags.one(given, "challenger_weights"),
+        "challenger_sha256": flags.sha256(given, "challenger_sha256"),
+        "challenger_features": flags.columns(given, "challenger_features"),
+    }
 
 
 def _check_dates(given: argparse.Namespace) -> None:
@@ -160,9 +163,12 @@ def _check_required(given: argparse.Namespace) -> None:
     missing = [f"--{name}" for name in ("input", "model", "output") if not any(getattr(given, name))]
     if missing:
         raise UsageError(f"{', '.join(missing)} must be given; see {parser.help_of()}")
+    if given.wait and given.no_wait:
+        raise UsageError("--wait and --no_wait are both given; leave one of them out")
 
 
 def _check_no_clash(spec: ScoringSpec) -> None:
+    challenger_flags.check(spec)
     both = [name for name in spec.prediction_columns if name in spec.keys]
     if both:
         raise UsageError(f"--prediction_columns={','.join(both)}: also in --keys; choose another name")

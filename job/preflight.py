@@ -69,24 +69,14 @@ def check(
     """
     from job import golden, model
 
-    wrong: dict[int, tuple[str, ...]] = {
-        i: (footer.error,) for i, footer in enumerate(footers) if footer.error
-    }
-    if len(wrong) == len(shards):
-        raise ShardError(_grouped(wrong, shards))
-    schemas = {
-        i: planning.with_partitions(footer.schema, shard.partition)
-        for i, (shard, footer) in enumerate(zip(shards, footers, strict=True))
-        if not footer.error
-    }
-    device = spec.device if here else "auto"
+    wrong, schemas = _readable(shards, footers)
     loaded = model.acquire(
         reference,
-        device=device,
+        device=spec.device if here else "auto",
         threads=threads,
         machine=machine if here else "",
         stores=spec.stores,
-        beside=None if champion is None else champion.loaded,
+        beside=champion.loaded if champion else None,
     )
     spare = champion is not None
     bound, binding, unbound = _bind(spec, shards, footers, schemas, loaded.signature, wrong, spare)
@@ -104,6 +94,20 @@ def check(
     told = _grouped(wrong, shards)
     text = describe(loaded.signature)
     return Ready(binding, fields, text, loaded.weights_digest, refused, told, known, loaded)
+
+
+def _readable(
+    shards: Sequence[Shard], footers: Sequence[Footer]
+) -> tuple[dict[int, tuple[str, ...]], dict[int, pa.Schema]]:
+    """Return what is wrong with shards without a footer, and the schemas of the others, by their places."""
+    wrong: dict[int, tuple[str, ...]] = {i: (foot.error,) for i, foot in enumerate(footers) if foot.error}
+    if len(wrong) == len(shards):
+        raise ShardError(_grouped(wrong, shards))
+    return wrong, {
+        i: planning.with_partitions(footer.schema, shard.partition)
+        for i, (shard, footer) in enumerate(zip(shards, footers, strict=True))
+        if not footer.error
+    }
 
 
 def check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callable[[str], None]) -> None:

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 
 from job.binding import Binding, to_tensors
 from job.errors import DataError, JobError, one_line
-from job.finite import NONFINITE, NONFINITE_PREDICTION, feature_faults
+from job.finite import (
+    NONFINITE,
+    NONFINITE_PREDICTION,
+    feature_faults,
+    nonfinite_rows,
+    prediction_error,
+)
 from job.model import slice_of
 from job.signature import RowFault, Tensor
 from job.spec import OnBadRow, OnNonfinite, ScoringSpec, Split
@@ -226,6 +232,33 @@ def _cannot_hold(on_null: str, name: str, kind: pa.DataType, error: Exception) -
         f"--on_null={on_null}: column {name} is {kind}, which cannot hold it: {one_line(error)}; give "
         f"another value, or --on_null=reject"
     )
+
+
+def finite_only(
+    outputs: list[np.ndarray], places: NDArray[np.int64] | None, first_row: int, rejects: Rejects
+) -> tuple[list[np.ndarray], NDArray[np.int64] | None, int]:
+    """Reject the rows whose predictions are not finite, or count them where they are to be kept.
+
+    Args:
+        outputs: of the model, each ``(rows, *shape)``.
+        places: where in the batch the rows are, ``None`` for all of it.
+        first_row: the shard's row number of the batch's first row.
+        rejects: those of the split.
+
+    Returns:
+        What is left of the outputs and the places, and the number of rows that were kept.
+    """
+    found = [rows for output in outputs if len(rows := nonfinite_rows(output))]
+    if not found:
+        return outputs, places, 0
+    bad = np.unique(np.concatenate(found))
+    if rejects.policy.on_nonfinite_prediction == "keep":
+        return outputs, places, len(bad)
+    where = np.arange(len(outputs[0])) if places is None else places
+    for position in bad:
+        error = prediction_error(outputs, position)
+        rejects.add([first_row + int(where[position])], NONFINITE_PREDICTION, error)
+    return [np.delete(output, bad, axis=0) for output in outputs], np.delete(where, bad), 0
 
 
 def predict_around(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from job import model, storage
+from job import artifact, model, storage
 from job.binding import Binding
-from job.errors import DataError
+from job.challenging import failed_rows
+from job.errors import DataError, JobError, ModelError
 from job.nightfiles import NightFiles
 from job.planning import read_footer
 from job.predictions import to_arrow
 from job.reading import SplitReader
 from job.rejects import Rejects, RowPolicy, sift
 from job.signature import Feed, InputSpec
-from job.spec import Shard, Split
+from job.spec import Device, ModelReference, Shard, Split
 from job.tolerance import Tolerance, apart, unequal
 
 # Rows that are predicted at once, and read at once.
@@ -79,12 +80,22 @@ class PublishedRows:
 
 
 class Rescorer:
-    """Scores rows of a night again. ``output`` is the folder, ``manifest`` the night's."""
+    """Scores rows of a night again. ``output`` is the folder, ``manifest`` the night's.
 
-    def __init__(self, output: str, manifest: Mapping[str, Any], loaded: model.LoadedModel) -> None:
+    With ``of_challenger`` that is the night as it would be if the challenger were its model.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        manifest: Mapping[str, Any],
+        loaded: model.LoadedModel,
+        *,
+        of_challenger: bool = False,
+    ) -> None:
         self._rows = PublishedRows(output, manifest)
         self._scoring, self._binding = self._rows.scoring, self._rows.binding
-        self._loaded = loaded
+        self.loaded, self._of_challenger = loaded, of_challenger
 
     def build(self) -> None:
         """Make the model ready for the inputs that the night was scored with.
@@ -92,7 +103,7 @@ class Rescorer:
         Raises:
             ModelError: it does not take them.
         """
-        self._loaded.build([feed.input for feed in self._binding.feeds])
+        self.loaded.build([feed.input for feed in self._binding.feeds])
 
     def differences(
         self, entry: Mapping[str, Any], rows: NDArray[np.int64], tolerance: Tolerance
@@ -111,9 +122,11 @@ class Rescorer:
             ShardError: the shard cannot be read, or is not the one that was scored.
             DataError: rows cannot be fed to the model now.
         """
+        rows, published = self._published(entry, rows)
+        if not len(rows):
+            return 0, []
         shard_rows = self._rows.files.shard_rows(entry)[rows]
         wanted = self._rows.features(entry, shard_rows)
-        published = self._rows.published(entry, rows)
         names = self._scoring["predictions"]
         fields = [published.schema.field(name) for name in names]
         again = self._predicted(wanted, fields, entry)
@@ -143,6 +156,16 @@ class Rescorer:
         ]
         return len(bad), found
 
+    def _published(
+        self, entry: Mapping[str, Any], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], pa.RecordBatch]:
+        """Return the published rows, without those that the challenger failed on, and their numbers."""
+        published = self._rows.published(entry, rows)
+        if not self._of_challenger:
+            return rows, published
+        known = np.flatnonzero(~failed_rows(published.column(self._scoring["predictions"][0])))
+        return rows[known], published.take(pa.array(known))
+
     def _predicted(
         self, rows: pa.RecordBatch, fields: Sequence[pa.Field], entry: Mapping[str, Any]
     ) -> list[pa.ChunkedArray]:
@@ -156,10 +179,56 @@ class Rescorer:
                 raise DataError(
                     f"{entry['shard']}: published rows cannot be fed to the model: {rejects.reasons}"
                 )
-            outputs = self._loaded.predict_plain(tensors)
+            outputs = self.loaded.predict_plain(tensors)
             for part, column in zip(parts, to_arrow(outputs, fields, piece.num_rows), strict=True):
                 part.append(column)
         return [pa.chunked_array(part, field.type) for part, field in zip(parts, fields, strict=True)]
+
+
+def rescorers(folder: str, night: Mapping[str, Any], findings: list[str]) -> list[Rescorer]:
+    """Load what the night was scored with: the model, and the challenger if there is one."""
+    nights = [night]
+    if (rival := night.get("challenger")) is not None:
+        nights.append({**night, "model": rival, "scoring": rival["scoring"]})
+    found: list[Rescorer] = []
+    champion: model.LoadedModel | None = None
+    for one in nights:
+        rescorer = _rescorer(folder, one, findings, champion)
+        if rescorer is None:
+            return found
+        found.append(rescorer)
+        champion = rescorer.loaded
+    return found
+
+
+def each(
+    sampled: Iterable[tuple[Mapping[str, Any], NDArray[np.int64]]], rescorers: Sequence[Rescorer]
+) -> Iterator[tuple[Mapping[str, Any], NDArray[np.int64], Rescorer]]:
+    """Yield each file and its rows for each of those that score them again."""
+    for entry, rows in sampled if rescorers else ():
+        for rescorer in rescorers:
+            yield entry, rows, rescorer
+
+
+def _rescorer(
+    folder: str, night: Mapping[str, Any], findings: list[str], champion: model.LoadedModel | None
+) -> Rescorer | None:
+    """Load a model that the night was scored with; where it is not to be had, that is a finding."""
+    told = night["model"]
+    # Scored on a GPU or not: the machine that looks at it need not have one.
+    device: Device = "cpu" if night["scoring"]["device"] == "cpu" else "auto"
+    try:
+        reference = ModelReference(told["path"], told["weights"], told["trusted"], told["sha256"])
+        if (found := artifact.digest(reference.path, reference.weights)) != reference.digest:
+            raise ModelError(f"{reference.path}: its SHA-256 is {found} now, the night's {reference.digest}")
+        loaded = model.acquire(reference, device=device, beside=champion)
+        rescorer = Rescorer(folder, night, loaded, of_challenger=champion is not None)
+        rescorer.build()
+    except JobError as e:
+        which = "model" if champion is None else "challenger"
+        findings.append(f"the {which} is not to be had: {e}; --sample_rows=0 looks at the output alone")
+        return None
+    return rescorer
 
 
 def _groups_with(shard: Shard, shard_rows: NDArray[np.int64]) -> Iterator[Split]:

@@ -19,23 +19,21 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from job import model, progress, rejected, staging, storage
 from job.binning import Counting
 from job.challenging import Contest, Rival
 from job.errors import DataError, ShardChangedError, ShardError
-from job.finite import NONFINITE_PREDICTION, nonfinite_rows, prediction_error
 from job.predictions import to_arrow
 from job.reading import SplitReader
-from job.rejects import MODEL_ERROR, Rejects, predict_around, sift
+from job.rejects import MODEL_ERROR, Rejects, finite_only, predict_around, sift
 from job.sizing import batch_rows, chunk_rows
 from job.spec import Receipt, Split
 from job.task import ScoringTask
@@ -128,21 +126,11 @@ def _score(
     rejects = Rejects(split, task.policy)
     with SplitReader(split) as reader:
         rows_at_once = chunk_rows(task.binding.feeds, task.batch_rows, reader.row_bytes(columns, task.keys))
-        overlap = split.rows > rows_at_once
         kept = [name for name in task.keys if name in reader.schema.names]
         fields = [*(reader.schema.field(name) for name in kept), *task.predictions, *contest.fields]
-        schema = pa.schema(fields, metadata=dict(task.files.metadata))
         counting = Counting(task.predictions)
         with (
-            PartWriter(
-                attempt,
-                schema,
-                task.row_group_rows,
-                task.compression,
-                overlap=overlap,
-                final=storage.join(task.run.output, staging.final_name(split)),
-                seen=counting.add,
-            ) as writer,
+            _writer(attempt, fields, task, split, counting, overlap=split.rows > rows_at_once) as writer,
             # On an error the thread that reads ahead must end before the file is closed.
             closing(_in_turn(reader.chunks(columns, task.keys, rows_at_once), turn)) as chunks,
         ):
@@ -173,6 +161,26 @@ def _score(
         challenger=contest.work(),
         **set_aside,
         **_circumstances(split, task, loaded, tally),
+    )
+
+
+def _writer(
+    attempt: str,
+    fields: Sequence[pa.Field],
+    task: ScoringTask,
+    split: Split,
+    counting: Counting,
+    *,
+    overlap: bool,
+) -> PartWriter:
+    return PartWriter(
+        attempt,
+        pa.schema(fields, metadata=dict(task.files.metadata)),
+        task.row_group_rows,
+        task.compression,
+        overlap=overlap,
+        final=storage.join(task.run.output, staging.final_name(split)),
+        seen=counting.add,
     )
 
 
@@ -264,7 +272,8 @@ def _predict(
         return None, []
     if bad:
         good = np.delete(np.arange(rows) if good is None else good, list(bad))
-    outputs, good = _finite_only(outputs, good, first_row, task, rejects, tally)
+    outputs, good, kept = finite_only(outputs, good, first_row, rejects)
+    tally.nonfinite_rows += kept
     tally.predict_s += time.perf_counter() - bound
     tally.first_batch_unix_s = tally.first_batch_unix_s or time.time()
     columns = (
@@ -275,26 +284,3 @@ def _predict(
     tally.batches += 1
     progress.rows_done.add(piece.num_rows)
     return None if good is None else pa.array(good), columns
-
-
-def _finite_only(
-    outputs: list[np.ndarray],
-    good: NDArray[np.int64] | None,
-    first_row: int,
-    task: ScoringTask,
-    rejects: Rejects,
-    tally: _Tally,
-) -> tuple[list[np.ndarray], NDArray[np.int64] | None]:
-    """Reject the rows whose predictions are not finite, or count them where they are to be kept."""
-    found = [rows for output in outputs if len(rows := nonfinite_rows(output))]
-    if not found:
-        return outputs, good
-    bad = np.unique(np.concatenate(found))
-    if task.policy.on_nonfinite_prediction == "keep":
-        tally.nonfinite_rows += len(bad)
-        return outputs, good
-    positions = np.arange(len(outputs[0])) if good is None else good
-    for position in bad:
-        error = prediction_error(outputs, position)
-        rejects.add([first_row + int(positions[position])], NONFINITE_PREDICTION, error)
-    return [np.delete(output, bad, axis=0) for output in outputs], np.delete(positions, bad)

@@ -12,17 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from job import artifact, manifest, output, staging, storage
-from job.errors import JobError, ModelError, UsageError, one_line
-from job.rescoring import Difference, Rescorer
-from job.spec import Device, ModelReference
+from job import manifest, output, rescoring, staging, storage
+from job.errors import JobError, UsageError, one_line
+from job.rescoring import Difference
 from job.tolerance import Tolerance
 
 ALL: Final = -1
@@ -85,16 +84,16 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
     whole = [entry for entry, (_, has_its_rows) in zip(night["files"], told, strict=False) if has_its_rows]
     changed = {entry["path"] for entry, (lines, _) in zip(entries, told, strict=True) if lines}
     again, different, differences = 0, 0, list[Difference]()
-    rescorer = _rescorer(folder, night, findings) if sample_rows else None
-    for entry, rows in sample(whole, sample_rows, seed) if rescorer else ():
+    rescorers = rescoring.rescorers(folder, night, findings) if sample_rows else []
+    for entry, rows, rescorer in rescoring.each(sample(whole, sample_rows, seed), rescorers):
         try:
-            wrong, shown = cast(Rescorer, rescorer).differences(entry, rows, tolerance)
+            wrong, shown = rescorer.differences(entry, rows, tolerance)
         except (JobError, pa.ArrowException, OSError, LookupError, ValueError, TypeError) as e:
             if entry["path"] in changed:
                 continue
             findings.append(f"{entry['path']}: it cannot be scored again: {one_line(e)}")
             continue
-        again += len(rows)
+        again += len(rows) if rescorer is rescorers[0] else 0
         different += wrong
         differences += shown[: _MOST_DIFFERENCES - len(differences)]
     counts = (len(entries), night["rows_scored"], again, different)
@@ -204,26 +203,6 @@ def _shard(entry: Mapping[str, Any], rows: int) -> list[str]:
     except (OSError, pa.ArrowException) as e:
         return [f"{path}: the shard cannot be read: {one_line(e)}"]
     return [] if held == rows else [f"{path}: the shard holds {held} rows, the night accounts for {rows}"]
-
-
-def _rescorer(folder: str, night: Mapping[str, Any], findings: list[str]) -> Rescorer | None:
-    """Load the model that the night was scored with; where it is not to be had, that is a finding."""
-    from job import model
-
-    told = night["model"]
-    # Scored on a GPU or not: the machine that looks at it need not have one.
-    device: Device = "cpu" if night["scoring"]["device"] == "cpu" else "auto"
-    try:
-        reference = ModelReference(told["path"], told["weights"], told["trusted"], told["sha256"])
-        if (found := artifact.digest(reference.path, reference.weights)) != reference.digest:
-            raise ModelError(f"{reference.path}: its SHA-256 is {found} now, the night's {reference.digest}")
-        loaded = model.acquire(reference, device=device)
-        rescorer = Rescorer(folder, night, loaded)
-        rescorer.build()
-    except JobError as e:
-        findings.append(f"the model is not to be had: {e}; --sample_rows=0 looks at the output alone")
-        return None
-    return rescorer
 
 
 def sample(
