@@ -12,7 +12,7 @@ from typing import Any, Final
 from job import staging, storage
 from job.compared import Compared
 from job.errors import StateUnknownError
-from job.spec import Gates, ModelReference, Run, StoreOptions
+from job.spec import ChallengerRun, Gates, ModelReference, Run, StoreOptions
 
 NOTE: Final = "refused.json"
 
@@ -50,9 +50,12 @@ def _run(told: dict[str, Any]) -> Run:
     known = {field.name: told[field.name] for field in fields(Run) if field.name in told}
     gates = known.pop("gates")
     max_psi = tuple((name, most) for name, most in gates["max_psi"])
+    if (challenger := known.pop("challenger", None)) is not None:
+        challenger = ChallengerRun(**{**challenger, "model": ModelReference(**challenger["model"])})
     return Run(
         **{
             **known,
+            "challenger": challenger,
             "model": ModelReference(**known["model"]),
             "versions": tuple((name, version) for name, version in known["versions"]),
             "stores": StoreOptions(**known["stores"]),

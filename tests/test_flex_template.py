@@ -105,6 +105,9 @@ VALUES = (
     *(("max_rows_change", value) for value in ("0", "0.5", "2", ".5", "5e-1", "-1", "50%", "1.")),
     *(("max_psi", value) for value in ("0.25", "p=0.1", "0.2, p=.1", '"a,b=0.1",c=1e-2', "0", " 1 ", "a =1")),
     *(("max_psi", value) for value in ("x", "p=", "=0.1", "0.2,", "p=x", "-1", "a,b=0.1", '"0.1')),
+    *(("challenger", value) for value in ("gs://b/c.keras", "models.custom_layer:build", "s3://b/@next", "")),
+    *(("challenger_sha256", value) for value in (SHA, SHA[1:], "")),
+    *(("challenger_features", value) for value in ("a", "a, b", "a,,b")),
     *(("golden_rtol", value) for value in ("0", "1e-4", "x")),
     *(("golden_atol", value) for value in ("1", ".5", "-1")),
     *(("if_exists", value) for value in ("fail", "replace", "append")),
@@ -123,14 +126,16 @@ VALUES = (
 
 
 def test_every_parameter_is_in_the_table() -> None:
-    assert {name for name, _ in VALUES} == PARAMETERS.keys() - {"sdk_container_image", "weights", "golden"}
+    of_paths = {"weights", "golden", "challenger_weights"}
+    assert {name for name, _ in VALUES} == PARAMETERS.keys() - {"sdk_container_image", *of_paths}
 
 
 @pytest.mark.parametrize(("name", "value"), VALUES)
 def test_the_template_takes_what_the_command_takes(name: str, value: str) -> None:
     """With the values of the others that they need. What is empty is left out where it may be."""
     taken = re.fullmatch(PARAMETERS[name]["regexes"][0], value) is not None
-    given = {**REQUIRED, name: value}
+    challenger = {"challenger": "gs://b/c.keras"} if name.startswith("challenger_") else {}
+    given = {**REQUIRED, **challenger, name: value}
     flags = [*FLAGS(f"--{one}={text}" for one, text in given.items())]
     try:
         options.parse(flags)
@@ -140,7 +145,9 @@ def test_the_template_takes_what_the_command_takes(name: str, value: str) -> Non
         assert taken or value == ""
 
 
-@pytest.mark.parametrize("name", ["input", "model", "output", "weights", "golden"])
+@pytest.mark.parametrize(
+    "name", ["input", "model", "output", "weights", "golden", "challenger", "challenger_weights"]
+)
 def test_what_lies_on_a_launchers_disk_is_refused_by_the_template_alone(name: str) -> None:
     for value in ("/in", "in", "file:///in", "m.keras"):
         assert re.fullmatch(PARAMETERS[name]["regexes"][0], value) is None

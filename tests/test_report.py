@@ -161,6 +161,7 @@ def test_json_keys_are_the_ones_that_others_read() -> None:
     assert data["loads"][0] == {"load": "host-a:1:1", "worker": "host-a:1", "load_s": 3.5}
     assert set(data) == {
         *("report_version", "run_id", "output", "model", "model_sha256", "weights_sha256"),
+        "challenger",
         *("started_utc", "wall_s", "first_batch_s", "rows_per_s", "shards", "splits", "splits_reused"),
         *("rows_read", "rows_scored", "rows_rejected", "reject_reasons", "files", "files_bytes"),
         *("loads", "workers", "batch_rows", "batches", "traces", "read_s", "bind_s", "predict_s", "write_s"),
