@@ -28,9 +28,10 @@ from job.rejects import MODEL_ERROR, Rejects, RowPolicy, finite_only, predict_ar
 from job.sizing import batch_rows, chunk_rows
 from job.spec import ChallengerRun, ChallengerWork, Device, OnNonfinite, ScoringSpec, Split, StoreOptions
 
-# Each costs some thirty predictions to be found, at the champion's expense: then it is asked no more.
+# Of a split. Each costs some thirty predictions to be found, at the champion's expense: then it is asked no more.
 MOST_MODEL_ERRORS: Final = 100
 _NOT_LOADED: Final = "not_loaded"
+_NOT_ASKED: Final = "not_asked"
 _NO_LIMIT: Final = 1 << 62
 
 
@@ -191,9 +192,8 @@ class Contest:
         outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows), most_bad)
         self._model_errors += len(bad)
         if len(bad) > most_bad:
-            self._asked, self._reason = None, MODEL_ERROR
-            error = f"more than {MOST_MODEL_ERRORS} rows of a split, so it was asked no more"
-            raise ModelError(f"{error}; the first: {bad[min(bad)]}")
+            self._asked, self._reason = None, _NOT_ASKED
+            raise ModelError(bad[min(bad)])
         for position, error in bad.items():
             rejects.add([int(places[position])], MODEL_ERROR, error)
         outputs, left, _ = finite_only(outputs, np.delete(places, list(bad)), 0, rejects)
