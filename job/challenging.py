@@ -28,7 +28,7 @@ from job.rejects import MODEL_ERROR, Rejects, RowPolicy, finite_only, predict_ar
 from job.sizing import batch_rows, chunk_rows
 from job.spec import ChallengerRun, ChallengerWork, Device, OnNonfinite, ScoringSpec, Split, StoreOptions
 
-# Of a split. Each costs some thirty predictions to be found, at the champion's expense: then it is asked no more.
+# Of a split. To find each takes some thirty predictions, which the champion waits for.
 MOST_MODEL_ERRORS: Final = 100
 _NOT_LOADED: Final = "not_loaded"
 _NOT_ASKED: Final = "not_asked"
