@@ -71,7 +71,7 @@ def _side(bench: Bench, shards: Path, side: str, model: Path, *more: str) -> Cal
 
 def _ratio(taken: dict[str, list[float]], *alone: str) -> float:
     rounds = zip(taken["both"], *(taken[side] for side in alone), strict=True)
-    return median(both / sum(others) for both, *others in rounds)
+    return float(median(both / sum(others) for both, *others in rounds))
 
 
 def _check(bench: Bench) -> int:

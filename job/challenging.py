@@ -111,15 +111,12 @@ class Contest:
         self._asked = rival.loaded if rival else None
         self._reason, self._error = (rival.reason, rival.error) if rival else ("", "")
         self.fields: tuple[pa.Field, ...] = rival.challenger.predictions if rival else ()
+        # Those of the shard that it is fed with.
+        self.columns = rival.challenger.binding.columns if rival and rival.loaded else ()
         self._failed: Counter[str] = Counter()
         self._model_errors = 0
         self._batch_rows = 0
         self._work_s = 0.0
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Return the columns of the shard that it is fed with."""
-        return self._rival.challenger.binding.columns if self._rival and self._asked else ()
 
     def without_reading(self, error: BaseException) -> Rival | None:
         """Return the same challenger for another try at a split, which reads nothing for its sake."""
@@ -170,10 +167,12 @@ class Contest:
         if self._rival is not None and self._asked is not None:
             try:
                 return self._predicted(piece, self._rival.challenger, self._asked)
-            except SchemaError as e:
-                reason, self._error = rejected.BAD_SHARD, self._error or str(e)
             except Exception as e:  # noqa: BLE001 - a model may raise anything, and the champion's rows are well
-                reason, self._error = MODEL_ERROR, self._error or _text(e)
+                # No single row is to blame, so the next batch would fare no better.
+                is_absent = isinstance(e, SchemaError)
+                reason = rejected.BAD_SHARD if is_absent else MODEL_ERROR
+                self._asked, self._reason = None, reason if is_absent else _NOT_ASKED
+                self._error = self._error or _text(e)
         self._failed[reason] += piece.num_rows
         nowhere = np.full(piece.num_rows, -1)
         return [spread(pa.array([], field.type), nowhere) for field in self.fields]
@@ -192,7 +191,6 @@ class Contest:
         outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows), most_bad)
         self._model_errors += len(bad)
         if len(bad) > most_bad:
-            self._asked, self._reason = None, _NOT_ASKED
             raise ModelError(bad[min(bad)])
         for position, error in bad.items():
             rejects.add([int(places[position])], MODEL_ERROR, error)

@@ -158,6 +158,20 @@ def test_a_backfill_has_one_load_of_each(both: Night, capfd: pytest.CaptureFixtu
     assert told[0]["load_s"] == told[1]["load_s"] > 0
 
 
+def test_a_refused_night_is_released_with_it_and_a_plan_knows_it(
+    both: Night, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run_cli(capfd, "plan", *flags(both), "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    assert planned["predictions"] == ["prediction", "challenger_prediction"]
+    code, _, err = run_cli(capfd, "score", *flags(both, "--min_rows=1000"))
+    assert code == 5, err
+    code, _, err = run_cli(capfd, "publish", str(both.output), f"--run_id={planned['run_id'][:12]}")
+    assert code == 0, err
+    assert (both.manifest()["challenger"]["failed"], both.manifest()["rows_scored"]) == (2, 600)
+
+
 def spoil(path: Path, column: str) -> None:
     """Garble what a shard has of a column in its first row group; its footer stays as it was."""
     names = pq.read_schema(path).names
