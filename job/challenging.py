@@ -49,6 +49,10 @@ class Challenger:
     weights_digest: str
     batch_rows: int
 
+    def counts(self, work: ChallengerWork | None) -> bool:
+        """Say whether an earlier process's work was this challenger's: an unseeded builder makes another."""
+        return work is None or not work.load or work.weights_digest == self.weights_digest
+
     def acquire(
         self,
         champion: model.LoadedModel,
@@ -144,6 +148,7 @@ class Contest:
             work_s=self._work_s,
             load=loaded.load if loaded else "",
             load_s=loaded.load_s if loaded else 0.0,
+            weights_digest=loaded.weights_digest if loaded else "",
         )
 
     def _batches(self, rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -226,7 +226,7 @@ class ChallengerWork:
 
     ``failed`` rows are published with null in its columns: ``reasons`` counts them, ``error`` is the first's.
     ``work_s`` is seconds of binding and predicting; ``load`` and ``load_s`` are as in ``Receipt``, empty and
-    0 where it could not be loaded.
+    0 where it could not be loaded; so is ``weights_digest``.
     """
 
     failed: int
@@ -235,6 +235,7 @@ class ChallengerWork:
     work_s: float
     load: str
     load_s: float
+    weights_digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,10 +99,14 @@ def write_receipt(output: str, receipt: Receipt) -> Receipt:
     content = json.dumps(dataclasses.asdict(receipt)).encode()
     if not storage.write_first(path, content):
         first = read_receipt(output, receipt.run_id, receipt.split)
-        if first is not None and first.weights_digest == receipt.weights_digest:
+        if first is not None and _weights(first) == _weights(receipt):
             return first
         storage.write_atomic(path, content)
     return receipt
+
+
+def _weights(receipt: Receipt) -> tuple[str, str]:
+    return receipt.weights_digest, receipt.challenger.weights_digest if receipt.challenger else ""
 
 
 def forget_receipt(output: str, receipt: Receipt) -> None:

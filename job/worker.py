@@ -167,7 +167,7 @@ class ScoreSplits(beam.DoFn):
         run = self.task.run
         found = staging.read_receipt(run.output, run.run_id, split)
         # An unseeded builder makes another model each time: what an earlier one scored does not count.
-        if found is not None and found.weights_digest == self.task.weights_digest:
+        if found is not None and self._counts(found):
             yield replace(found, reused=True)
             return
         try:
@@ -182,6 +182,11 @@ class ScoreSplits(beam.DoFn):
                 return
             raise
         yield receipt
+
+    def _counts(self, found: Receipt) -> bool:
+        challenger = self.task.challenger
+        is_same = challenger is None or challenger.counts(found.challenger)
+        return is_same and found.weights_digest == self.task.weights_digest
 
     @contextmanager
     def _failures_left_behind(self, where: str) -> Iterator[None]:

@@ -120,27 +120,57 @@ def test_processes_that_share_one_copy_of_each(both: Night, capfd: pytest.Captur
     assert both.scored().equals(embedded.scored())
 
 
-def test_killed_and_resumed(both: Night, warm: Zygote, capfd: pytest.CaptureFixture[str]) -> None:
-    """Killed when half of the splits have their receipts, which tell of the challenger too."""
-    args = ("score", *flags(both))
-    steps = warm.run(Job(args, str(both.folder / "log"), str(both.output)))[0].steps
-    whole = both.scored()
-    places = [i for i, step in enumerate(steps) if "receipts" in step]
+def killed_halfway(night: Night, warm: Zygote, args: list[str], path: str = "") -> pa.Table:
+    """Score a night, forget it, and kill a second try at half of its receipts; return what the first gave."""
+    job = Job(("score", *args), str(night.folder / "log"), str(night.output), path=path)
+    places = [i for i, step in enumerate(warm.run(job)[0].steps) if "receipts" in step]
     assert len(places) >= 6
-    for path in both.output.rglob("*"):
-        if path.is_file():
-            path.unlink()
-    done = warm.run(Job(args, str(both.folder / "log"), str(both.output), kill_at=places[len(places) // 2]))[
-        0
-    ]
-    assert done.code == -9
-    receipts = list(both.output.rglob("receipts/*.json"))
-    assert 0 < len(receipts) < 6
-    assert any(json.loads(path.read_text())["challenger"]["failed"] for path in receipts)
+    whole = night.scored()
+    for file in [one for one in night.output.rglob("*") if one.is_file()]:
+        file.unlink()
+    assert warm.run(replace(job, kill_at=places[len(places) // 2]))[0].code == -9
+    return whole
+
+
+def receipts(night: Night) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in night.output.rglob("receipts/*.json")]
+
+
+def test_killed_and_resumed(both: Night, warm: Zygote, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = killed_halfway(both, warm, flags(both))
+    found = receipts(both)
+    assert 0 < len(found) < 6
+    assert any(one["challenger"]["failed"] for one in found)
     report = score(both, capfd)
-    assert report["splits_reused"] == len(receipts)
+    assert report["splits_reused"] == len(found)
     assert (report["challenger"]["failed"], report["challenger"]["loads"]) == (2, 2)
     assert both.scored().equals(whole)
+
+
+# Another model each time.
+UNSEEDED = """
+import keras
+
+def build():
+    return keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
+"""
+
+
+def test_one_that_is_built_anew_is_one_model_all_night(
+    both: Night, warm: Zygote, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = module(both.folder, "unseeded_challenger", UNSEEDED, monkeypatch)
+    args = both.args(both.folder / "m.keras", *FLAGS, f"--challenger={name}:build")
+    killed_halfway(both, warm, args, str(both.folder))
+    assert receipts(both)
+    code, _, err = run_cli(capfd, "score", *args)
+    assert code == 0, err
+    rows = pa.concat_tables([features(300, seed=i, first_id=300 * i, width=5) for i in range(2)])
+    # One model of no hidden layer: four weights and a bias give all 600 predictions.
+    scored = both.scored().sort_by("id")["challenger_prediction"].to_numpy()
+    x = np.column_stack([*(rows[f"f{i}"].to_numpy() for i in range(4)), np.ones(600)])
+    solved, *_ = np.linalg.lstsq(x, scored, rcond=None)
+    np.testing.assert_allclose(x @ solved, scored, atol=1e-5)
 
 
 def test_a_backfill_has_one_load_of_each(both: Night, capfd: pytest.CaptureFixture[str]) -> None:
