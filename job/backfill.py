@@ -47,8 +47,8 @@ AUTO_NIGHTS: Final = 128
 _MOST_SPLITS: Final = 2000
 
 
-def check(template: ScoringSpec) -> None:
-    """Refuse what cannot be said of several nights.
+def check(template: ScoringSpec, days: Iterable[datetime.date]) -> None:
+    """Refuse what cannot be said of these nights together.
 
     Raises:
         UsageError: nights would have one input or one output, or the command would not see their end.
@@ -62,6 +62,14 @@ def check(template: ScoringSpec) -> None:
         raise UsageError(f"--input={undated[0]}: each night needs rows of its own; put {{ds}} into it")
     if not nightly.has_date(template.output_template):
         raise UsageError(f"--output={template.output}: each night needs one of its own; put {{ds}} into it")
+    outputs: dict[str, datetime.date] = {}
+    for day in days:
+        folder = nightly.expand(template.output_template, day)
+        if (other := outputs.setdefault(folder, day)) != day:
+            raise UsageError(
+                f"--output={template.output}: it is {folder} for {other} and for {day}; each night needs "
+                f"one of its own"
+            )
     if not template.wait:
         raise UsageError("--no_wait: backfill publishes the nights in their order; leave it out")
 

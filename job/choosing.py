@@ -10,17 +10,20 @@ from job import artifact, matching, storage
 from job.errors import ModelError
 
 _ALIAS = "@"
+# Numbers with a point, a dash or an underscore between them are one version, or one date.
+_NUMBERS = re.compile(r"[0-9]+(?:[._-][0-9]+)*")
 
 
 def chosen(model: str) -> str:
     """Return the path of the model that ``--model`` stands for.
 
-    A **glob** stands for the newest of what it matches: paths are compared piece by piece, digits as numbers,
-    so that ``v10`` is newer than ``v9`` and ``2026-11-25`` newer than ``2026-11-24``. An **alias**, a file
-    whose name begins with ``@``, stands for the path in it, one line, relative to the alias' own folder.
+    A **glob** stands for the newest of what it matches. Paths must differ in numbers alone, which are
+    compared one by one: ``v10`` is newer than ``v9``, ``1.10`` than ``1.9.2``, ``2026-11-25`` than
+    ``2026-11-24``. An **alias**, a file whose name begins with ``@``, stands for the path in it, one line,
+    relative to the alias' own folder.
 
     Raises:
-        ModelError: nothing matches, two are equally new, or the alias leads nowhere.
+        ModelError: nothing matches, of two it is not clear which is newer, or the alias leads nowhere.
     """
     if _is_alias(model):
         return _behind(model)
@@ -29,9 +32,15 @@ def chosen(model: str) -> str:
     found = sorted(_matches(model), key=_version)
     if not found:
         raise ModelError(f"--model={model}: no model matches; give {artifact.FORMS}")
-    if len(found) > 1 and _version(found[-1]) == _version(found[-2]):
-        raise ModelError(f"--model={model}: {found[-1]} and {found[-2]} are equally new; give one of them")
-    return found[-1]
+    newest = found[-1]
+    if other := next((path for path in found if _without_numbers(path) != _without_numbers(newest)), None):
+        raise ModelError(
+            f"--model={model}: {newest} and {other} differ in more than numbers, so neither is the newer "
+            f"one; give a glob that leaves one of them out, or one of them"
+        )
+    if len(found) > 1 and _version(newest) == _version(found[-2]):
+        raise ModelError(f"--model={model}: {newest} and {found[-2]} are equally new; give one of them")
+    return newest
 
 
 def stands_for_another(model: str) -> bool:
@@ -75,8 +84,15 @@ def _matches(pattern: str) -> list[str]:
     return [path for path in shown if artifact.is_model(path)]
 
 
-def _version(path: str) -> list[tuple[int, int, str]]:
-    """Return what models are compared by: the path's pieces, digits before letters and as numbers."""
-    # Without what tells the kind, or 1.10.keras would be newer than 1.10.1.keras.
-    pieces = re.findall(r"[0-9]+|[^0-9]+", re.sub(r"\.(keras|h5|hdf5)$", "", path))
-    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]
+def _version(path: str) -> list[list[int]]:
+    """Return what models are compared by: the numbers of each version in the path."""
+    return [[int(number) for number in re.findall("[0-9]+", one)] for one in _NUMBERS.findall(_stem(path))]
+
+
+def _without_numbers(path: str) -> str:
+    return _NUMBERS.sub("0", _stem(path))
+
+
+def _stem(path: str) -> str:
+    """Return a path without what tells the kind of model."""
+    return re.sub(r"\.(keras|h5|hdf5)$", "", path)

@@ -128,4 +128,5 @@ def _refusal(folder: str, run_id: str) -> str:
         return f"refused, though {e}; --older_than=0h removes it"
     if note is None:
         return ""
-    return f"refused: {'; '.join(note[1].refused)}; `job publish` releases it, --older_than=0h removes it"
+    why = "; ".join(note[1].refused)
+    return f"refused: {why}; `scoring-job publish` releases it, --older_than=0h removes it"

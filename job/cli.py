@@ -117,7 +117,10 @@ def _score(args: Sequence[str]) -> int:
         console.show(f"submitted: run {outcome.job.run[:12]} as {outcome.job}; {told}\n")
         return 0
     report = outcome.report
-    if outcome.already_published:
+    if outcome.kept:
+        told = "input, model or options differ from its; --if_exists=replace would score it anew"
+        console.show(f"kept: run {report.run_id[:12]} is published at {report.output}; {told}\n")
+    elif outcome.already_published:
         console.show(f"already published: run {report.run_id[:12]} at {report.output}: nothing to do\n")
     else:
         console.show(report.summary_table())
@@ -130,22 +133,25 @@ def _backfill(args: Sequence[str]) -> int:
     asked = options.parse_backfill(args)
     from job import backfill, endings, nightly
 
-    backfill.check(asked.template)
+    backfill.check(asked.template, nightly.days(asked.start, asked.end))
     if asked.beam_args:
         from job import engines
 
         engines.check_runner(asked.beam_args)
-    ended = [
-        one.noted()
+    ended: list[endings.Ending] = []
+    try:
         for one in backfill.score(
             asked.template,
             asked.beam_args,
             nightly.days(asked.start, asked.end),
             nights_at_once=asked.nights_at_once or backfill.AUTO_NIGHTS,
             announce=progress.say,
-        )
-    ]
-    console.show(endings.table(ended))
+        ):
+            ended.append(one.noted())
+    finally:
+        # Of those that ended, also where the rest was stopped.
+        if ended:
+            console.show(endings.table(ended))
     return endings.exit_code(ended)
 
 

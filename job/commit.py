@@ -292,6 +292,6 @@ def _check_not_replaced(run: Run) -> None:
 
 def _replaced(folder: str) -> StateUnknownError:
     return StateUnknownError(
-        f"{folder}: another run has published there since this one began to; `job verify {folder}` tells "
-        f"whether that night is whole, and the same command again which one is there"
+        f"{folder}: another run has published there since this one began to; `scoring-job verify {folder}` "
+        f"tells whether that night is whole, and the same command again which one is there"
     )

@@ -34,6 +34,8 @@ class Ending:
         """Return it in a word or two."""
         if self.outcome is None:
             return "failed"
+        if self.outcome.kept:
+            return "kept, of another run"
         return "already published" if self.outcome.already_published else "published"
 
     def noted(self) -> Ending:

@@ -76,8 +76,8 @@ def passed(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared
         flag = " --if_exists=replace" if run.replace else ""
         raise GateError(
             f"{run.output}: {'; '.join(told)}; nothing was published and all is kept in staging: look at it, "
-            f"then `job publish {run.output} --run_id={run.run_id[:12]}{flag}` releases it, or the same "
-            f"command with another threshold"
+            f"then `scoring-job publish {run.output} --run_id={run.run_id[:12]}{flag}` releases it, or the "
+            f"same command with another threshold"
         )
     return compared
 
@@ -101,7 +101,7 @@ def _compare(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compar
     notes = [] if rows_before else ["it has no rows"]
     if rows and not now and run.gates.max_psi:
         notes.append("the predictions are no numbers, so they have no PSI")
-    elif now and not then:
+    elif now and not then and rows_before:
         notes.append("an older version of this job scored it, which noted no histograms")
     elif missing := [name for name in now if name not in then]:
         notes.append(f"it has no {', '.join(missing)}")
@@ -138,7 +138,9 @@ def _manifest(folder: str) -> dict[str, Any] | None:
     except OutputConflictError:
         # Somebody else's manifest: no night of this job.
         return None
-    return night if night is not None and isinstance(night.get("rows_scored"), int) else None
+    # A night without rows is no yardstick for any other.
+    rows = 0 if night is None else night.get("rows_scored")
+    return night if isinstance(rows, int) and rows else None
 
 
 def _read(before: Mapping[str, Any]) -> dict[str, Histogram]:
@@ -160,6 +162,8 @@ def _refusals(gates: Gates, rows: int, compared: Compared) -> Iterator[str]:
             f"more than --max_rows_change={most}"
         )
     limits = dict(gates.max_psi)
+    if limits and not rows and compared.baseline_rows:
+        yield f"no rows are scored, which --max_psi cannot compare with {before}"
     over = [
         f"{name} {value:.3f} > {limit:g}"
         for name, value in compared.psi

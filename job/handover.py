@@ -79,7 +79,7 @@ def check_ended(output: str, job: Job, ended: Ended) -> None:
     if not ended(job):
         raise OutputConflictError(
             f"{output}: run {job.run[:12]} was submitted as {job}; wait for it or cancel it there; "
-            f"`job clean {output} --release_job={job.id}` frees the output of a job that has ended"
+            f"`scoring-job clean {output} --release_job={job.id}` frees the output of a job that has ended"
         )
 
 

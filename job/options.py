@@ -12,7 +12,7 @@ import datetime
 import difflib
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, get_args
 
 from job import challenger_flags, clusters, config, flags, nightly, parser, quiet, telling
@@ -54,6 +54,9 @@ def parse_backfill(argv: Sequence[str]) -> Backfill:
     last = nightly.day("end", end) if end else nightly.yesterday(spec.timezone)
     if last < first:
         raise UsageError(f"--end={last}: it lies before --start={first}; exchange them")
+    if not given.if_exists:
+        # What is there was right in its night, though the newest model, say, is another by now.
+        spec = replace(spec, if_exists="keep")
     at_once = flags.one(given, "parallel")
     parallel = (
         None if at_once in (None, "auto") else flags.count("parallel", at_once, "auto, or nights from 1")

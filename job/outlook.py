@@ -177,7 +177,7 @@ def _held(folder: str, run_id: str) -> str:
         return "no night yet"
     if done["run_id"] == run_id:
         return "this very run is published there: score would do nothing"
-    return f"run {done['run_id'][:12]} is published there: score would need --if_exists=replace"
+    return f"run {done['run_id'][:12]} is published there: --if_exists says what becomes of it"
 
 
 def _sample(task: ScoringTask, splits: Sequence[Split]) -> tuple[list[Receipt], float | None]:

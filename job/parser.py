@@ -129,7 +129,7 @@ def _add_reject_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
-    told = "What is refused stays in staging; `job publish` releases it. See docs/gates.md."
+    told = "What is refused stays in staging; `scoring-job publish` releases it. See docs/gates.md."
     group = parser.add_argument_group("gates before publishing", told)
     _add(group, "min_rows", "ROWS", "nothing is published if fewer rows are scored")
     _add(group, "max_rows_change", "SHARE", "nor if their number differs so much from the last good night's")
@@ -138,7 +138,7 @@ def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_golden_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "golden rows", "`job golden` makes such a file of a night that is right."
+        "golden rows", "`scoring-job golden` makes such a file of a night that is right."
     )
     told = "Parquet rows with known predictions, checked after each loading of the model, before it scores"
     _add(group, "golden", "FILE", told)
@@ -160,7 +160,12 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     _add(group, "output", "FOLDER", "where predictions are published, all or nothing")
     _add(group, "keys", "COL,…", "columns carried to the output unchanged")
     _add(group, "prediction_columns", "COL,…", "names of the predictions (default: the model's output names)")
-    _add(group, "if_exists", "|".join(get_args(IfExists)), "what to do when the output holds another run")
+    _add(
+        group,
+        "if_exists",
+        "|".join(get_args(IfExists)),
+        "what to do when another run's night is there",
+    )
     _add(group, "compression", "|".join(COMPRESSIONS), "of the output files")
     _add(group, "row_group_rows", "ROWS", "rows per row group of the output files")
 

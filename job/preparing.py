@@ -45,14 +45,16 @@ _WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENA
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``score`` ends with; ``already_published`` when the same run was there before.
+    """What ``score`` ends with; ``already_published`` when a night was there before.
 
-    ``job`` is what was submitted and not waited for; then there is no report yet.
+    ``kept`` says that this night is another run's, which was to be kept. ``job`` is what was submitted and
+    not waited for; then there is no report yet.
     """
 
     published: RunReport | None
     already_published: bool
     job: Job | None = None
+    kept: bool = False
 
     @property
     def report(self) -> RunReport:
@@ -149,25 +151,32 @@ def _done_meanwhile(spec: ScoringSpec, run_id: str, announce: Callable[[str], No
     for other in seen.others:
         folder = storage.join(spec.output, staging.STAGING, other)
         announce(
-            f"{folder}: left by another run; `job clean {spec.output}` or --if_exists=replace removes it"
+            f"{folder}: left by another run; `scoring-job clean {spec.output}` or --if_exists=replace "
+            f"removes it"
         )
     return None
 
 
 def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) -> Outcome | None:
-    """Return the outcome of this run if it is published; ``None`` too if it is damaged and to be replaced."""
-    if done is None or done["run_id"] != run_id:
+    """Return the outcome if this run is published, or one that is to be kept.
+
+    ``None`` too if it is damaged and to be replaced.
+    """
+    if done is None or (done["run_id"] != run_id and spec.if_exists != "keep"):
         return None
+    there = done["run_id"]
     if wrong := output.damaged(spec.output, done):
         # Another run may just be replacing it: then it is whole no more, as for any reader.
-        if spec.if_exists == "replace" or not output.is_published(spec.output, run_id):
+        if spec.if_exists == "replace" or not output.is_published(spec.output, there):
             return None
+        which = "this run" if there == run_id else f"run {there[:12]}"
         raise StateUnknownError(
-            f"{spec.output}: this run is published, but {len(wrong)} of its files are gone or changed, first "
+            f"{spec.output}: {which} is published, but {len(wrong)} of its files are gone or changed, first "
             f"{wrong[0]}; find out why, or score it anew with --if_exists=replace"
         )
-    cleaning.remove_rest(spec.output, run_id)
-    return Outcome(output.read_report(spec.output), already_published=True)
+    if there == run_id:
+        cleaning.remove_rest(spec.output, run_id)
+    return Outcome(output.read_report(spec.output), already_published=True, kept=there != run_id)
 
 
 def _make_output(path: str) -> None:

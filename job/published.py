@@ -7,11 +7,10 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, get_args
+from typing import Final
 
 from job import console, progress
 from job.errors import DataError, OutputConflictError, UsageError
-from job.spec import IfExists
 
 PROGRAM: Final = "python -m job"
 
@@ -58,14 +57,19 @@ def clean(args: Sequence[str]) -> int:
         _clean_one(storage.absolute(given.output), age_s, dry_run=given.dry_run)
         return 0
     last = nightly.yesterday("UTC") + datetime.timedelta(days=1)
-    for day in nightly.before(last, flags.count("nights", given.nights, "a whole number of nights from 1")):
+    nights = flags.count("nights", given.nights, "a whole number of nights from 1")
+    seen = 0
+    for day in nightly.before(last, nights):
         output = storage.absolute(nightly.expand(given.output, day))
         try:
             if storage.is_folder(output):
+                seen += 1
                 _clean_one(output, age_s, dry_run=given.dry_run)
         except OutputConflictError as e:
             # It is the others that were to be cleaned.
             console.show(f"kept: {e}\n")
+    if not seen:
+        console.show(f"{given.output}: none of the last {nights} nights has such a folder\n")
     return 0
 
 
@@ -76,7 +80,9 @@ def _clean_one(output: str, age_s: float | None, *, dry_run: bool) -> None:
     done = "would be removed" if dry_run else "removed"
     for one in found:
         told = f"{one.splits:,} finished splits, {one.size_bytes:,} bytes, {one.age_s / 3600:.1f} h old"
-        console.show(f"run {one.run_id[:12]}: {told}: {f'kept, {one.kept}' if one.kept else done}\n")
+        console.show(
+            f"{output}: run {one.run_id[:12]}: {told}: {f'kept, {one.kept}' if one.kept else done}\n"
+        )
     if not found:
         console.show(f"{output}: nothing was left in staging\n")
 
@@ -99,7 +105,9 @@ def publish(args: Sequence[str]) -> int:
     """Publish a night that a gate has refused."""
     given = _publish_parser().parse_args(list(args))
     if not given.run_id:
-        raise UsageError("--run_id must be given; the refusal names it, and so does `job clean --dry_run`")
+        raise UsageError(
+            "--run_id must be given; the refusal names it, and so does `scoring-job clean --dry_run`"
+        )
     from job import releasing, storage
 
     _configure_stores(given)
@@ -122,7 +130,7 @@ def _publish_parser() -> argparse.ArgumentParser:
     parser = _parser("publish", told, "the folder that the night was to be published at")
     _flag(parser, "run_id", "ID", None, "of the refused run, or its first digits")
     told = "what to do when the output holds another run"
-    parser.add_argument("--if_exists", choices=get_args(IfExists), default="fail", help=told)
+    parser.add_argument("--if_exists", choices=("fail", "replace"), default="fail", help=told)
     _flag(parser, "kms_key", "KEY", None, "encrypt what is written to a bucket with this key")
     return parser
 

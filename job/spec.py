@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Device = Literal["auto", "cpu", "gpu"]
-IfExists = Literal["fail", "replace"]
+IfExists = Literal["fail", "keep", "replace"]
 OnBadRow = Literal["reject", "fail"]
 OnBadShard = Literal["fail", "reject"]
 OnNonfinite = Literal["reject", "keep", "fail"]

@@ -47,6 +47,7 @@ class Night:
     loads: int | None = None
     job: dict[str, str] | None = None
     error: str | None = None
+    load_ids: tuple[str, ...] = ()
 
     def ends(self, report: RunReport | None, job: Job | None, *, already_published: bool) -> None:
         """Take over what is known of a night that went well: its report, or the job that was submitted."""
@@ -58,7 +59,8 @@ class Night:
             self.status = "already_published" if already_published else "published"
             self.run_id, self.output = report.run_id, report.output
             self.rows, self.rejected = report.rows_scored, report.rows_rejected
-            self.loads = len(report.loads)
+            self.load_ids = tuple(one.load for one in report.loads)
+            self.loads = len(self.load_ids)
 
     def fails(self, error: BaseException) -> None:
         """Take over why a night failed."""
@@ -148,9 +150,13 @@ class Ended:
         if self.nights:
             worst = max(self.nights, key=lambda night: STATUSES.index(night.status))
             whole.status, whole.error = worst.status, worst.error
-        for name in ("rows", "rejected", "loads"):
+        for name in ("rows", "rejected"):
             known = [value for night in self.nights if (value := getattr(night, name)) is not None]
             setattr(whole, name, sum(known) if known else None)
+        # One load may have served all nights, and what was published before was served by none of now.
+        whole.loads = len(
+            {load for night in self.nights if night.status == "published" for load in night.load_ids}
+        )
         return whole
 
 

@@ -78,6 +78,14 @@ def december(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [shards, model, "--keys=flight_id", "--batch_size=512"]
 
 
+@pytest.fixture
+def nights(night: Night) -> Night:
+    """Four nights of two shards each, and a model."""
+    from tests.many_nights import made
+
+    return made(night)
+
+
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Zygote]:
     """What forks jobs that have imported everything already; they find no store that is not told to them."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,13 +16,11 @@ import pytest
 
 from job import backfill, nightly, objects, options, storage
 from job.errors import JobError, UsageError
-from tests.nights import Night, check_same_files, dense, features, module, run_cli, saved, visible
+from tests.many_nights import DAYS, FIRST, closed, filled, flags, lines, report
+from tests.nights import Night, check_same_files, features, module, run_cli, visible
 from tests.servers import stores
 from tests.servers.clients import BUCKET, s3_way
 from tests.store_nights import until
-
-FIRST = datetime.date(2026, 2, 27)
-DAYS = ("2026-02-27", "2026-02-28", "2026-03-01", "2026-03-02")
 
 # Kills its process when it sees a value that no feature has.
 DEADLY = """
@@ -49,47 +45,6 @@ def build():
     given = keras.Input((4,), name="x")
     return keras.Model(given, keras.layers.Dense(1, name="score", kernel_initializer=seeded)(Deadly()(given)))
 """
-
-
-def shards(night: Night) -> None:
-    for i, day in enumerate(DAYS):
-        for j in range(2):
-            night.shard(
-                f"ds={day}/{j}", features(30, seed=2 * i + j, first_id=60 * i + 30 * j), group_rows=10
-            )
-
-
-@pytest.fixture
-def nights(night: Night) -> Night:
-    """Four nights of two shards each, and a model."""
-    shards(night)
-    saved(dense(), night.folder / "m.keras")
-    return night
-
-
-def flags(night: Night, *more: str, model: str = "") -> list[str]:
-    paths = (f"--input={night.input}/ds={{ds}}", f"--output={night.output}/{{ds}}")
-    return [*paths, f"--model={model or night.folder / 'm.keras'}", "--keys=id", "--batch_size=16", *more]
-
-
-def filled(
-    night: Night, capfd: pytest.CaptureFixture[str], *more: str, model: str = ""
-) -> tuple[int, str, str]:
-    asked = (f"--start={DAYS[0]}", f"--end={DAYS[-1]}")
-    return run_cli(capfd, "backfill", *asked, *flags(night, *more, model=model))
-
-
-def lines(out: str) -> list[str]:
-    return [" ".join(line.split()) for line in out.splitlines()]
-
-
-def closed(text: str) -> str:
-    """Without blanks, for a table folds what is long."""
-    return "".join(text.split())
-
-
-def report(night: Night, day: str) -> dict[str, Any]:
-    return dict(json.loads((night.output / day / "_report.json").read_text()))
 
 
 def put_shard(night: Night, day: str, table: pa.Table) -> None:
@@ -233,6 +188,15 @@ def test_each_night_has_paths_of_its_own(night: Night, capfd: pytest.CaptureFixt
     assert code == 2
     assert f"--{name}=" in err
     assert "put {ds} into it" in err
+
+
+def test_nights_that_would_share_an_output_are_refused(
+    night: Night, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = [flag.replace("{ds}", "{ds:%Y-%m}") if "output" in flag else flag for flag in flags(night)]
+    code, _, err = run_cli(capfd, "backfill", "--start=2026-02-27", "--end=2026-03-02", *given)
+    assert code == 2
+    assert f"it is {night.output}/2026-02 for 2026-02-27 and for 2026-02-28" in err
 
 
 def test_without_an_end_it_goes_on_to_yesterday() -> None:

@@ -26,8 +26,8 @@ def touched(folder: Path, *names: str) -> None:
         (("v9.keras", "v10.keras", "v8.keras"), "v10.keras"),
         (("m-2026-11-25.keras", "m-2026-9-30.keras", "m-2025-12-31.keras"), "m-2026-11-25.keras"),
         (("1.9.2.keras", "1.10.keras", "1.10.1.keras"), "1.10.1.keras"),
-        (("a.keras", "b.keras"), "b.keras"),
-        (("m.keras", "m2.keras"), "m2.keras"),
+        (("1_2.keras", "1_10.h5", "1_9.keras"), "1_10.h5"),
+        (("only.keras",), "only.keras"),
         (("v1.keras", "_v2.keras", ".v3.keras", "@v4.keras", "v5.keras.part", "v6.txt"), "v1.keras"),
     ],
 )
@@ -54,6 +54,24 @@ def test_two_that_are_equally_new_are_refused(tmp_path: Path) -> None:
     touched(tmp_path, "v1.keras", "v01.keras")
     with pytest.raises(ModelError, match=r"v0?1\.keras are equally new; give one of them"):
         choosing.chosen(f"{tmp_path}/*.keras")
+
+
+@pytest.mark.parametrize(
+    ("names", "two"),
+    [
+        (("flights-10.keras", "flights-old.keras"), ("flights-old", "flights-10")),
+        (("flights-10.keras", "flights-10-broken.keras"), ("flights-10", "flights-10-broken")),
+        (("v9.keras", "v10 (copy).keras", "v10.keras"), ("v10", "v10 (copy)")),
+        (("a.keras", "b.keras"), ("a", "b")),
+    ],
+)
+def test_names_that_differ_in_more_than_numbers_have_no_order(
+    tmp_path: Path, names: tuple[str, ...], two: tuple[str, str]
+) -> None:
+    touched(tmp_path, *names)
+    with pytest.raises(ModelError, match="differ in more than numbers") as caught:
+        choosing.chosen(f"{tmp_path}/*.keras")
+    assert all(f"{tmp_path}/{name}.keras" in str(caught.value) for name in two)
 
 
 def test_a_name_that_exists_is_that_name(tmp_path: Path) -> None:

@@ -90,12 +90,14 @@ def test_the_command(night: Night, capfd: pytest.CaptureFixture[str]) -> None:
     model = saved(dense(), night.folder / "m.keras")
     code, _, err = run_cli(capfd, "score", *night.args(model, "--keys=id"))
     assert code == 0
-    assert f"{night.output}/_staging/{RUNS['b']}: left by another run; `job clean {night.output}`" in err
+    assert (
+        f"{night.output}/_staging/{RUNS['b']}: left by another run; `scoring-job clean {night.output}`" in err
+    )
     code, out, _ = run_cli(capfd, "clean", str(night.output), "--dry_run")
     assert (code, "would be removed" in out) == (0, True)
     code, out, _ = run_cli(capfd, "clean", str(night.output), "--older_than=2d")
     assert code == 0
-    assert out.startswith("run bbbbbbbbbbbb: 1 finished splits, ")
+    assert out.startswith(f"{night.output}: run bbbbbbbbbbbb: 1 finished splits, ")
     assert out.endswith(" h old: removed\n")
     assert not (night.output / "_staging").exists()
     code, out, _ = run_cli(capfd, "clean", str(night.output))

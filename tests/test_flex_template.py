@@ -110,7 +110,7 @@ VALUES = (
     *(("challenger_features", value) for value in ("a", "a, b", "a,,b")),
     *(("golden_rtol", value) for value in ("0", "1e-4", "x")),
     *(("golden_atol", value) for value in ("1", ".5", "-1")),
-    *(("if_exists", value) for value in ("fail", "replace", "append")),
+    *(("if_exists", value) for value in ("fail", "keep", "replace", "append")),
     *(("compression", value) for value in (*parser.COMPRESSIONS, "lzo", "ZSTD")),
     *(("batch_size", value) for value in ("auto", "1", "+7", "0064", "0", "-1", "1_000", "many", "1.5")),
     *(

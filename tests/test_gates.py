@@ -93,7 +93,7 @@ def test_a_night_is_refused_and_changes_nothing_outside_staging(
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert re.search(message, line), line
     (run_id,) = staged(night)
-    assert f"`job publish {night.output} --run_id={run_id[:12]} --if_exists=replace`" in line
+    assert f"`scoring-job publish {night.output} --run_id={run_id[:12]} --if_exists=replace`" in line
     assert {path: path.read_bytes() for path in before} == before
     assert len(staging.finished(str(night.output), run_id)) == 6
 
@@ -109,6 +109,17 @@ def test_a_looser_threshold_publishes_what_has_been_scored(
     assert "24 splits done before, not scored again" in out
     assert report(night)["compared"]["refused"] == []
     assert not (night.output / "_staging").exists()
+
+
+def test_a_night_without_rows_is_refused_where_distributions_are_asked_for(
+    night: Night, capfd: pytest.CaptureFixture[str]
+) -> None:
+    night.shard("a", features(0))
+    code, _, err = score(night, capfd, "--max_psi=0.25")
+    assert code == 5
+    assert (
+        f"no rows are scored, which --max_psi cannot compare with the last good night ({night.output})" in err
+    )
 
 
 @pytest.mark.parametrize("spoil", ["older", "columns", "success", "empty"])

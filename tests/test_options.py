@@ -106,7 +106,7 @@ def test_weights_with_anything_else_are_refused(model: str) -> None:
         ("--cast==float32", ["--cast==float32", "COLUMN=TYPE"]),
         ("--cast=a=", ["--cast=a=", "COLUMN=TYPE"]),
         ("--cast=a=int8,a=int16", ["--cast", "a is listed more than once"]),
-        ("--if_exists=append", ["--if_exists=append", "fail, replace"]),
+        ("--if_exists=append", ["--if_exists=append", "fail, keep, replace"]),
         ("--device=tpu", ["--device=tpu", "auto, cpu, gpu"]),
         ("--compression=zip", ["--compression=zip", "zstd", "none"]),
         (f"--model_sha256={SHA[1:]}", ["--model_sha256", "64 hexadecimal"]),

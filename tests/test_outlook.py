@@ -72,7 +72,7 @@ def test_it_is_the_run_that_score_makes(planned: Night, capfd: pytest.CaptureFix
     assert told(planned, capfd)["held"] == "this very run is published there: score would do nothing"
     other = told(planned, capfd, "--batch_size=7")
     assert other["run_id"] != run_id
-    assert other["held"].startswith(f"run {run_id[:12]} is published there: score would need --if_exists")
+    assert other["held"].startswith(f"run {run_id[:12]} is published there: --if_exists says")
 
 
 def test_bad_rows_of_the_sample_are_told(planned: Night, capfd: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,8 @@ def test_a_backfill_is_told_night_by_night(night: Night, capfd: pytest.CaptureFi
         assert one["output"] == f"{night.output}/{one['ds']}"
     manifest = json.loads((night.output / "2026-01-02" / "_manifest.json").read_text())
     assert (done["run_id"], done["loads"], done["error"]) == (manifest["run_id"], 1, None)
+    # One load has served every night that was scored now.
+    assert told["loads"] == 1
     assert done["started"] < done["ended"]
     assert (before["started"], before["seconds"]) == (None, None)
     assert (night.output / "2026-01-03" / "_staging" / spoilt["run_id"]).is_dir()

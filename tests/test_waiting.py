@@ -68,8 +68,8 @@ def test_what_was_handed_over_refuses_others_at_once_with_the_way_out(folder: st
     assert told == []
     assert str(refused.value) == (
         f"{folder}: run {RUN[:12]} was submitted as job job-7 of FlinkRunner, see http://flink/7; "
-        f"wait for it or cancel it there; `job clean {folder} --release_job=job-7` frees the output of a job "
-        f"that has ended"
+        f"wait for it or cancel it there; `scoring-job clean {folder} --release_job=job-7` frees the output "
+        f"of a job that has ended"
     )
     with output.watched(folder, token):
         output.check_lease(folder, token)
