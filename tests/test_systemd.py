@@ -135,8 +135,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     for shard in range(2):
         night.shard(f"ds={NIGHT}/part-{shard}", features(100, seed=shard))
     night.shard(f"ds={STOPPED}/part-0", features(5_000), group_rows=50)
-    for one in (NIGHT, STOPPED):
-        (night.input / f"ds={one}" / "_SUCCESS").touch()
+    for ds in (NIGHT, STOPPED):
+        (night.input / f"ds={ds}" / "_SUCCESS").touch()
     night.output.mkdir()
     saved(dense(), night.folder / "m.keras")
     config = (ROOT / "deploy" / "job.toml").read_text().replace("flight_id", "id").replace('"2h"', '"0s"')
