@@ -73,7 +73,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
         "AIRFLOW_VAR_SCORING_COMMAND": str(command(folder)),
         "AIRFLOW_VAR_SCORING_CONFIG": str(folder / "job.toml"),
         "AIRFLOW_VAR_SCORING_INPUT": f"{folder}/in/ds={{ds}}",
-        "AIRFLOW_VAR_SCORING_OUTPUT": f"{folder}/out/ds={{ds}}",
+        "AIRFLOW_VAR_SCORING_OUTPUT": f"{folder}/out/ds={{ds:%Y-%m-%d}}",
         "KILLED_NIGHT": KILLED,
         "KILLED_MARK": str(folder / "killed"),
     }
