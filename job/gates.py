@@ -47,6 +47,20 @@ def of(spec: ScoringSpec, predictions: Sequence[pa.Field]) -> Gates:
     return Gates(spec.min_rows or 0, spec.max_rows_change, spec.max_psi, before)
 
 
+def say_if_alone(spec: ScoringSpec, held: Mapping[str, Any] | None, announce: Callable[[str], None]) -> None:
+    """Announce that gates can compare the night with no other, where that may be so every night.
+
+    ``held`` is the manifest of the night that its output holds now.
+    """
+    asked = {"--max_rows_change": spec.max_rows_change is not None, "--max_psi": bool(spec.max_psi)}
+    if held is None and any(asked.values()) and not nightly.has_date(spec.output_template):
+        flags = " and ".join(flag for flag, given in asked.items() if given)
+        announce(
+            f"{flags}: nothing to compare with, as --output={spec.output} holds no night yet; where each "
+            f"night has a folder of its own, give the date as {{ds}}, by which earlier nights are found"
+        )
+
+
 def candidates(template: str, ds: datetime.date, folder: str) -> tuple[str, ...]:
     """Return where the nights before ``ds`` are published, the latest first; none where it is in ``folder``.
 

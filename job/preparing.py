@@ -130,6 +130,7 @@ def claimed(
     if (done := _done_before(spec, run_id, held)) is not None:
         yield done
         return
+    gates.say_if_alone(spec, held, announce)
     _make_output(spec.output)
     ended = waiting.has_ended(beam_args, announce, loaded)
     with output.lease(spec.output, announce, ended) as lease:

@@ -1,12 +1,17 @@
 """Runs in Airflow's environment: reads the DAG as Airflow does, runs it, and tells what became of the nights.
 
-``python airflow_nights.py FOLDER DATE…`` with ``AIRFLOW_HOME`` set; a DATE is a run's time, or ``by hand:``
-and the night that a person asks for. Its last line is JSON.
+``python airflow_nights.py FOLDER BACKFILL TEMPLATES DATE…`` with ``AIRFLOW_HOME`` set: BACKFILL is a command
+line, which is only asked what it would run; TEMPLATES are folders, as JSON, to put a night into; a DATE is a
+run's time, or ``by hand:`` and the night that a person asks for. Its last line is JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+import shlex
 import sys
 from datetime import datetime
 from types import SimpleNamespace
@@ -37,7 +42,9 @@ def ran(dag: Any, when: str) -> dict[str, Any]:
         run = dag.test(logical_date=None, run_conf={"night": night})
     else:
         args = get_parser().parse_args(["dags", "test", DAG, when])
-        args.func(args)
+        # How it ends where the night has failed.
+        with contextlib.suppress(SystemExit):
+            args.func(args)
         (run,) = Session().query(DagRun).filter(DagRun.logical_date == datetime.fromisoformat(when))
     tasks = {one.task_id: [str(one.state), one.try_number] for one in run.get_task_instances()}
     return {"state": str(run.state), "tasks": tasks}
@@ -53,7 +60,17 @@ def nights(night_of: Any) -> list[list[str]]:
     return found
 
 
-def main(folder: str, *dates: str) -> None:
+def would_run(command: str) -> list[str]:
+    """The logical dates that a backfill would run, by the real command."""
+    program, *args = shlex.split(command, comments=True)
+    assert program == "airflow"
+    asked = get_parser().parse_args([*args, "--dry-run"])
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        asked.func(asked)
+    return re.findall(r"^\| (\d{4}-\d\d-\d\d \S+)", out.getvalue(), re.MULTILINE)
+
+
+def main(folder: str, backfill: str, templates: str, *dates: str) -> None:
     initdb()
     bag = DagBag(folder)
     dag = bag.dags[DAG]
@@ -65,7 +82,9 @@ def main(folder: str, *dates: str) -> None:
         "dags": sorted(bag.dags),
         "no_retry": sorted(module.NO_RETRY),
         "nights": nights(module.night_of),
+        "places": [module.expand(one, "2026-03-01") for one in json.loads(templates)],
         "runs": runs,
+        "backfill": would_run(backfill),
         "events": [event.extra for event in Session().query(AssetEvent).order_by(AssetEvent.id)],
     }
     print(f"\n{json.dumps(told)}")

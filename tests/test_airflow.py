@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from job import nightly
 from tests.nights import dense, features, saved, visible
 from tests.servers import airflow
 from tests.servers.stores import ROOT
 
 FOLDER = ROOT / "deploy" / "airflow"
-KILLED = "2026-02-02"
+DOCS = ROOT / "docs" / "schedulers.md"
+FIRST, KILLED, BROKEN, SMALL = (f"2026-11-{day}" for day in (21, 22, 23, 24))
+TEMPLATES = ("o/ds={ds}", "{ds-1}/{ds_nodash}", "o/{ds:%Y/%m/%d}/{ds_nodash+7}", "o/{ds-60:%Y%%%j}/ds")
 SHARDS = 4
 ROWS = 50
 
@@ -49,14 +54,15 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
     python = airflow.built()
     folder = tmp_path_factory.mktemp("airflow")
     saved(dense(), folder / "m.keras")
-    for number, night in enumerate(("2026-02-01", KILLED, "2026-02-03")):
+    for number, night in enumerate((FIRST, KILLED, BROKEN, SMALL)):
         shards = folder / "in" / f"ds={night}"
         shards.mkdir(parents=True)
-        for shard in range(SHARDS):
+        # Of the last one most did not come.
+        for shard in range(1 if night == SMALL else SHARDS):
             pq.write_table(features(ROWS, seed=10 * number + shard), shards / f"part-{shard}.parquet")
         (shards / "_SUCCESS").touch()
-    # Whoever wrote the last one had no room left.
-    (shards / "part-0.parquet").write_bytes(b"PAR1")
+    # Whoever wrote it had no room left.
+    (folder / "in" / f"ds={BROKEN}" / "part-0.parquet").write_bytes(b"PAR1")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))}
     env |= {
         "AIRFLOW_HOME": str(folder / "home"),
@@ -67,13 +73,17 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
         "AIRFLOW_VAR_SCORING_COMMAND": str(command(folder)),
         "AIRFLOW_VAR_SCORING_CONFIG": str(folder / "job.toml"),
         "AIRFLOW_VAR_SCORING_INPUT": f"{folder}/in/ds={{ds}}",
-        "AIRFLOW_VAR_SCORING_OUTPUT": f"{folder}/out/ds={{ds}}",
+        "AIRFLOW_VAR_SCORING_OUTPUT": f"{folder}/out/ds={{ds:%Y-%m-%d}}",
         "KILLED_NIGHT": KILLED,
         "KILLED_MARK": str(folder / "killed"),
     }
-    (folder / "job.toml").write_text(f'model = "{folder}/m.keras"\nkeys = ["id"]\nsplit_rows = {ROWS}\n')
-    driver = [python, ROOT / "tests" / "airflow_nights.py", FOLDER]
-    times = ["2026-02-02T02:30:00+00:00", "2026-02-03T02:30:00+00:00", "by hand:2026-02-03"]
+    (folder / "job.toml").write_text(
+        f'model = "{folder}/m.keras"\nkeys = ["id"]\nsplit_rows = {ROWS}\nmax_rows_change = 0.5\n'
+    )
+    (backfill,) = re.findall(r"^airflow backfill create .*$", DOCS.read_text(), re.M)
+    driver = [python, ROOT / "tests" / "airflow_nights.py", FOLDER, backfill, json.dumps(TEMPLATES)]
+    times = [*(f"2026-11-{day}T02:30:00+00:00" for day in (22, 23)), f"by hand:{BROKEN}"]
+    times.append("2026-11-25T02:30:00+00:00")
     log = folder / "log"
     with log.open("w") as out:
         done = subprocess.run([*driver, *times], cwd=folder, env=env, stdout=out, stderr=out, timeout=500)
@@ -87,15 +97,13 @@ def test_airflow_reads_the_dag_without_a_warning(nights: Nights) -> None:
 
 
 def test_nights_are_scored_verified_and_told(nights: Nights) -> None:
-    first, killed, _ = nights.told["runs"]
+    first, killed, *_ = nights.told["runs"]
     assert first == {
         "state": "success",
         "tasks": {"input_is_there": ["success", 1], "score": ["success", 1], "verify": ["success", 1]},
     }
     assert killed["state"] == "success"
-    outputs = [
-        {"night": night, "output": f"{nights.folder}/out/ds={night}"} for night in ("2026-02-01", KILLED)
-    ]
+    outputs = [{"night": night, "output": f"{nights.folder}/out/ds={night}"} for night in (FIRST, KILLED)]
     assert nights.told["events"] == outputs
     for one in outputs:
         files = visible(Path(one["output"]))
@@ -106,7 +114,7 @@ def test_a_killed_night_is_tried_again_and_resumes(nights: Nights) -> None:
     killed = nights.told["runs"][1]
     assert (nights.folder / "killed").exists()
     assert killed["tasks"]["score"] == ["success", 2]
-    assert nights.report("2026-02-01")["splits_reused"] == 0
+    assert nights.report(FIRST)["splits_reused"] == 0
     assert 2 <= nights.report(KILLED)["splits_reused"] < SHARDS
 
 
@@ -116,7 +124,30 @@ def test_what_would_fail_again_is_not_tried_again(nights: Nights) -> None:
     assert refused["tasks"]["score"] == ["failed", 1]
     assert refused["tasks"]["verify"] == ["upstream_failed", 0]
     assert "score ended with exit code 4" in (nights.folder / "log").read_text()
-    assert not visible(nights.folder / "out" / "ds=2026-02-03")
+    assert not visible(nights.folder / "out" / f"ds={BROKEN}")
+
+
+def test_a_gate_refuses_a_night_that_lost_its_rows(nights: Nights) -> None:
+    """Against the last good one, which is two nights before, since the one between them was not published."""
+    refused = nights.told["runs"][3]
+    assert refused["state"] == "failed"
+    assert refused["tasks"]["score"] == ["failed", 1]
+    log = (nights.folder / "log").read_text()
+    assert "score ended with exit code 5" in log
+    assert (
+        f"-75.0% against the {SHARDS * ROWS} of the last good night ({nights.folder}/out/ds={KILLED})" in log
+    )
+    assert not visible(nights.folder / "out" / f"ds={SMALL}")
+
+
+def test_a_backfill_is_of_the_nights_that_failed_or_were_missed(nights: Nights) -> None:
+    """As docs/schedulers.md has it: of the nights 20 to 25, two are published and one was refused."""
+    runs = (21, 24, 25, 26)
+    assert nights.told["backfill"] == [f"2026-11-{day} 02:30:00+00:00" for day in runs]
+
+
+def test_places_are_those_of_the_job(nights: Nights) -> None:
+    assert nights.told["places"] == [nightly.expand(one, date(2026, 3, 1)) for one in TEMPLATES]
 
 
 def test_the_night_is_the_day_before_the_run_where_it_runs(nights: Nights) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,14 +10,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.nights import Night, dense, features, saved
+from tests.store_nights import until
 from tests.systemd_manager import need
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "deploy" / "job.toml"
 CRONTAB = ROOT / "deploy" / "cron" / "crontab"
+SCRIPT = ROOT / "deploy" / "cron" / "scoring-night"
 
 
 def cron_command() -> str:
@@ -35,7 +37,7 @@ def test_cron_reads_the_crontab() -> None:
 
 
 @pytest.fixture
-def cron(night: Night) -> Iterator[tuple[Night, Any]]:
+def cron(night: Night, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Night, Any]]:
     """A machine's job and configuration, and what runs the crontab's command on it."""
     job = night.folder / "scoring-job"
     job.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m job "$@"\n')
@@ -44,14 +46,14 @@ def cron(night: Night) -> Iterator[tuple[Night, Any]]:
     for theirs, ours in (("features", "in"), ("predictions", "out"), ("models/flights.keras", "m.keras")):
         config = config.replace(f"/srv/scoring/{theirs}", str(night.folder / ours))
     (night.folder / "job.toml").write_text(config)
-    env = {"SCORING_JOB": str(job), "SCORING_CONFIG": f"{night.folder}/job.toml", "SCORING_PAUSE_S": "0"}
+    env = {"JOB": job, "CONFIG": f"{night.folder}/job.toml", "PAUSE_S": 0, "TRIES": 2}
+    for name, value in env.items():
+        monkeypatch.setenv(f"SCORING_{name}", str(value))
+    monkeypatch.setenv("TMPDIR", str(night.folder))
     command = cron_command().replace("/opt/scoring-job", str(ROOT))
 
     def run(more: str = "") -> subprocess.CompletedProcess[str]:
-        settings = {**os.environ, **env, "SCORING_TRIES": "2", "TMPDIR": str(night.folder)}
-        return subprocess.run(
-            f"{command} {more}", shell=True, env=settings, capture_output=True, text=True, timeout=120
-        )
+        return subprocess.run(f"{command} {more}", shell=True, capture_output=True, text=True, timeout=120)
 
     yield night, run
     assert not list(night.folder.glob("tmp.*")), "the script leaves nothing behind"
@@ -69,6 +71,40 @@ def test_cron_mails_what_failed_and_whether_it_was_tried_again(cron: tuple[Night
     usage = run("--batch_size=none")
     assert usage.returncode == 2
     assert "exit code 2, tried 1 of 2 times\n" in usage.stdout
+
+
+@pytest.mark.parametrize("during", ["the job", "the pause"])
+def test_who_ends_the_script_ends_what_it_runs(
+    cron: tuple[Night, Any], during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night, _ = cron
+    (night.folder / "m.keras").touch()
+    monkeypatch.setenv("SCORING_PAUSE_S", "60")
+    # It looks for its input as long as that; without the flag it ends at once, to be tried again.
+    waits = ["--wait_for_input=60s"] if during == "the job" else []
+    with subprocess.Popen([SCRIPT, "2026-02-01", *waits], stdout=subprocess.PIPE, text=True) as script:
+        try:
+            (child,) = _children(script.pid, "waiting for it" if waits else "sleep", night.folder)
+            script.terminate()
+            told, _ = script.communicate(timeout=30)
+        finally:
+            script.kill()
+    assert script.returncode == 143
+    assert told.startswith("night 2026-02-01 is not published: exit code 143, tried 1 of 2 times\n")
+    assert ("terminated by SIGTERM" in told) == bool(waits)
+    assert not child.is_running()
+
+
+def _children(pid: int, doing: str, folder: Path) -> list[psutil.Process]:
+    """The processes of the script, once its log says what they do, or their name."""
+
+    def there() -> bool:
+        names = [one.name() for one in psutil.Process(pid).children()]
+        return doing in names or any(doing in log.read_text() for log in folder.glob("tmp.*"))
+
+    until(there)
+    found: list[psutil.Process] = psutil.Process(pid).children()
+    return found
 
 
 @pytest.mark.slow

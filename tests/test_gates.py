@@ -147,6 +147,9 @@ def test_a_last_good_night_that_cannot_be_compared_lets_pass_and_the_report_says
     code, out, err = score(night, capfd, *([] if spoil == "empty" else ["--max_psi=0.1"]), *rows)
     assert code == 0, err
     assert message in out
+    # In a place without a date, where there will be no other night tomorrow, it is said at once.
+    alone = f"--max_rows_change and --max_psi: nothing to compare with, as --output={night.output} holds no"
+    assert (alone in err) == (spoil == "success")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_the_dag_has_the_places_of_the_configuration() -> None:
     config = tomllib.loads(CONFIG.read_text())
     dag = text("airflow", "nightly_scoring.py")
     for variable, key in (("scoring_input", "input"), ("scoring_output", "output")):
-        assert f"place('{variable}', '{config[key]}', " in dag
+        assert constant("PLACES")[variable] == config[key]
     assert f'path=f"{{INPUT}}/{config["input_marker"]}"' in dag
     assert f"'{INSTALLED}'" in dag
     assert f"'{CONFIGURED.partition('=')[2]}'" in dag

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.nights import Night, dense, features, saved
+from tests.store_nights import until
 from tests.systemd_manager import Manager, manager, need
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "systemd"
 UNITS = ("scoring-job.service", "scoring-job.timer", "scoring-job-failed.service")
-NIGHT = "2026-02-01"
+NIGHT, STOPPED = "2026-02-01", "2026-02-03"
 # What a systemd within another's mounts cannot set up; the rest of the sandbox is in force.
 NOT_HERE = "ProtectHome=no\nProtectKernelTunables=no\nProtectKernelLogs=no\n"
 
@@ -115,6 +116,8 @@ def units(case: str, command: str, folder: Path, alert: Path) -> dict[str, str]:
         # They lie below /tmp, of which it has one of its own.
         f"BindReadOnlyPaths={folder} {ROOT}\nBindPaths={folder}/out\n"
     )
+    if case == "slow":
+        own += "TimeoutStartSec=500ms\n"
     return {
         names[0]: service.replace(UNITS[2], names[1]),
         f"{names[0]}.d/test.conf": own,
@@ -131,7 +134,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     night = Night(tmp_path_factory.mktemp("systemd"))
     for shard in range(2):
         night.shard(f"ds={NIGHT}/part-{shard}", features(100, seed=shard))
-    (night.input / f"ds={NIGHT}" / "_SUCCESS").touch()
+    night.shard(f"ds={STOPPED}/part-0", features(5_000), group_rows=50)
+    for ds in (NIGHT, STOPPED):
+        (night.input / f"ds={ds}" / "_SUCCESS").touch()
     night.output.mkdir()
     saved(dense(), night.folder / "m.keras")
     config = (ROOT / "deploy" / "job.toml").read_text().replace("flight_id", "id").replace('"2h"', '"0s"')
@@ -145,7 +150,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         "missing": f"{job} --ds=2026-02-02",
         **{f"code{code}": f"/bin/sh -c 'exit {code}'" for code in (1, 4, 5, 6, 7)},
         "killed": "/bin/sh -c 'kill -KILL $$$$'",
-        "stopped": "/bin/sh -c 'kill -TERM $$$$'",
+        "begun": "/bin/sh -c 'kill -TERM $$$$'",
+        # As the job ends on SIGTERM, which systemd sends when a night takes too long.
+        "slow": "/bin/sh -c 'trap \"exit 143\" TERM; sleep 60 & wait'",
+        "stopped": f"{job} --ds={STOPPED} --model=tests.slowly:build --split_rows=50 --batch_size=50",
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pager)
     told: list[str] = []
@@ -157,17 +165,21 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     files: dict[str, str] = {}
     for case, command in commands.items():
         files |= units(case, command, night.folder, alert)
+    # Without a reference systemd forgets what became of a service that is no failure.
+    files["tests.target.d/kept.conf"] = f"[Unit]\nAfter={' '.join(f'{case}.service' for case in commands)}\n"
     try:
         with manager(night.folder / "systemd", files) as one:
-            yield Ran(outcomes(one, list(commands)), told, night)
+            yield Ran(outcomes(one, list(commands), night), told, night)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def outcomes(one: Manager, cases: list[str]) -> dict[str, dict[str, str]]:
+def outcomes(one: Manager, cases: list[str], night: Night) -> dict[str, dict[str, str]]:
     one.ctl("start", "--no-block", *(f"{case}.service" for case in cases))
+    until(lambda: any(night.output.glob(f"ds={STOPPED}/_staging/*/receipts/**/*.json")), within_s=60)
+    one.ctl("stop", "stopped.service")
     ended = {case: one.ended(f"{case}.service", within_s=120) for case in cases}
     for case in cases:
         one.ended(f"failed-{case}.service", within_s=20)
@@ -183,10 +195,20 @@ def test_a_night_is_scored_within_the_sandbox(ran: Ran) -> None:
 @pytest.mark.slow
 def test_what_would_fail_again_is_told_at_once_and_the_rest_is_tried_again(ran: Ran) -> None:
     restarts = {case: int(one["NRestarts"]) for case, one in ran.ended.items()}
-    once = dict.fromkeys(("night", "usage", "code4", "code5", "code6", "stopped"), 0)
+    once = dict.fromkeys(("night", "usage", "code4", "code5", "code6", "begun", "stopped"), 0)
     # It counts the last one too, which the limit of starts forbids.
-    again = dict.fromkeys(("missing", "code1", "code7", "killed"), int(setting(UNITS[0], "StartLimitBurst")))
+    tries = int(setting(UNITS[0], "StartLimitBurst"))
+    again = dict.fromkeys(("missing", "code1", "code7", "killed", "slow"), tries)
     assert restarts == once | again
+
+
+@pytest.mark.slow
+def test_a_night_that_is_stopped_is_no_failure(ran: Ran) -> None:
+    ended = ran.ended["stopped"]
+    assert (ended["ActiveState"], ended["Result"], ended["ExecMainStatus"]) == ("inactive", "success", "143")
+    folder = ran.night.output / f"ds={STOPPED}"
+    assert len(list(folder.glob("_staging/*/receipts/**/*.json"))) < 100
+    assert not (folder / "_SUCCESS").exists()
 
 
 @pytest.mark.slow
@@ -194,4 +216,5 @@ def test_each_failed_night_is_told_once_with_how_it_ended(ran: Ran) -> None:
     told = sorted(re.sub(r" on \S+:", ":", text) for text in ran.told)
     codes = {"usage": 2, "missing": 3, **{f"code{code}": code for code in (1, 4, 5, 6, 7)}}
     expected = [f"{case}.service: exit-code, exit code {code}" for case, code in codes.items()]
-    assert told == sorted([*expected, "killed.service: signal, exit code KILL"])
+    killed = ["killed.service: signal, exit code KILL", "slow.service: timeout, exit code 143"]
+    assert told == sorted([*expected, *killed])

@@ -10,7 +10,8 @@ out here, because ``{{ ds }}`` of a cron schedule is the day of the run itself, 
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import re
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from zoneinfo import ZoneInfo
 
@@ -57,12 +58,12 @@ NO_RETRY: Final = frozenset({2, 4, 5, 6})
 
 PREDICTIONS: Final = Asset("scoring-predictions")
 NIGHT: Final = "{{ params.night or night_of(dag_run) }}"
-INPUT: Final = (
-    "{{ place('scoring_input', '/srv/scoring/features/ds={ds}', params.night or night_of(dag_run)) }}"
-)
-OUTPUT: Final = (
-    "{{ place('scoring_output', '/srv/scoring/predictions/ds={ds}', params.night or night_of(dag_run)) }}"
-)
+PLACES: Final = {
+    "scoring_input": "/srv/scoring/features/ds={ds}",
+    "scoring_output": "/srv/scoring/predictions/ds={ds}",
+}
+INPUT: Final = "{{ place('scoring_input', params.night or night_of(dag_run)) }}"
+OUTPUT: Final = "{{ place('scoring_output', params.night or night_of(dag_run)) }}"
 CONFIG: Final = "{{ var.value.get('scoring_config', '/etc/scoring-job/job.toml') }}"
 
 
@@ -79,9 +80,25 @@ def night_of(run: Run, timezone: str = TIMEZONE) -> str:
     return (day - timedelta(days=1)).isoformat()
 
 
-def place(variable: str, default: str, night: str) -> str:
-    """Return a folder of a night: the variable's, with the night in the place of ``{ds}``."""
-    return str(Variable.get(variable, default=default)).replace("{ds}", night)
+def template(variable: str) -> str:
+    """Return the folder of every night, with the placeholders of its date."""
+    return str(Variable.get(variable, default=PLACES[variable]))
+
+
+def place(variable: str, night: str) -> str:
+    """Return the folder of a night."""
+    return expand(template(variable), night)
+
+
+def expand(path: str, night: str) -> str:
+    """Return a folder with the dates of a night in it, as the job understands them."""
+
+    def dated(found: re.Match[str]) -> str:
+        nodash, shift, form = found.groups()
+        day = date.fromisoformat(night) + timedelta(days=int(shift or 0))
+        return day.strftime(form or ("%Y%m%d" if nodash else "%Y-%m-%d"))
+
+    return re.sub(r"\{ds(_nodash)?([+-][0-9]{1,5})?(?::([^{}]+))?\}", dated, path)
 
 
 class FileIsThere(BaseSensorOperator):
@@ -147,7 +164,7 @@ with DAG(
     },
     # Airflow's default_task_retry_delay, of five minutes, lies between the tries.
     default_args={"retries": 3, "execution_timeout": timedelta(hours=6)},
-    user_defined_macros={"night_of": night_of, "place": place},
+    user_defined_macros={"night_of": night_of, "place": place, "template": template},
     tags=["scoring"],
 ) as nightly_scoring:
     input_is_there = FileIsThere(
@@ -160,7 +177,15 @@ with DAG(
     )
     score = ScoringJob(
         task_id="score",
-        arguments=["score", f"--config={CONFIG}", f"--ds={NIGHT}", f"--input={INPUT}", f"--output={OUTPUT}"],
+        # Places as they are given: only where the date is a placeholder does the job find earlier nights,
+        # which its gates compare this one with.
+        arguments=[
+            "score",
+            f"--config={CONFIG}",
+            f"--ds={NIGHT}",
+            "--input={{ template('scoring_input') }}",
+            "--output={{ template('scoring_output') }}",
+        ],
         with_engine=True,
     )
     verify = ScoringJob(task_id="verify", arguments=["verify", OUTPUT], outlets=[PREDICTIONS])
