@@ -70,7 +70,7 @@ def _run(args: Sequence[str], *, debug: bool) -> int:
         raise UsageError(f"no command; use one of {', '.join(COMMANDS)}, or {published.PROGRAM} --help")
     name, rest = args[0], args[1:]
     if name in _HELP:
-        console.show(_overview())
+        console.show(_overview(), needed=True)
         return 0
     if name not in COMMANDS:
         raise UsageError(
@@ -78,7 +78,7 @@ def _run(args: Sequence[str], *, debug: bool) -> int:
         )
     command = COMMANDS[name]
     if _HELP & set(rest):
-        console.show(command.help())
+        console.show(command.help(), needed=True)
         return 0
     quiet.hush(debug=debug)
     return command.run(rest)
@@ -99,7 +99,7 @@ def _score(args: Sequence[str]) -> int:
     from job import options
 
     if "--print_config" in args:
-        console.show(redaction.scrub(options.effective(args)))
+        console.show(redaction.scrub(options.effective(args)), needed=True)
         return 0
     spec, beam_args = options.parse(args)
     if beam_args:
@@ -160,7 +160,7 @@ def _plan(args: Sequence[str]) -> int:
     from job import outlook
 
     found = outlook.look(spec, announce=progress.say)
-    console.show(found.to_json() if "--json" in args else found.table())
+    console.show(found.to_json() if "--json" in args else found.table(), needed=True)
     return 0
 
 
@@ -186,7 +186,7 @@ def _doctor(args: Sequence[str]) -> int:
     well = True
     for check in doctor.examine(spec, beam_args):
         well = well and doctor.is_well(check)
-        console.show("".join(f"{line}\n" for line in doctor.lines(check)))
+        console.show("".join(f"{line}\n" for line in doctor.lines(check)), needed=True)
     doctor.leave_what_is_overdue(code := 0 if well else EngineError.exit_code)
     return code
 

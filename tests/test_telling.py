@@ -174,6 +174,27 @@ def test_nobody_needs_to_read_standard_output(done: Night) -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_full_disk_does_not_undo_a_night(done: Night, hook: Answers, as_json: bool) -> None:
+    args = [arg for arg in flags(done, f"--notify_url={hook.endpoint}{PATH}") if as_json or arg != "--json"]
+    command = [sys.executable, "-m", "job", "score", *args]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.endswith(
+        "standard output cannot be written: No space left on device; the exit code says how it ended\n"
+    )
+    assert len(hook.asked) == 1
+
+
+def test_a_report_that_nobody_gets_is_a_failure(done: Night) -> None:
+    command = [sys.executable, "-m", "job", "report", str(done.output)]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    told = "error: standard output: cannot be written: No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (1, told)
+
+
 def test_help_is_help(capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run_cli(capfd, "score", "--json", "--help")
     assert code == 0
