@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from job import flags, parser, redaction, storage
-from job.errors import UsageError
+from job.errors import JobError, PreflightError, UsageError
 from job.spec import ScoringSpec
 
 ENGINE: Final = "engine"
@@ -45,7 +45,8 @@ _NOT_HERE: Final = ("config", "print_config", "json", "debug")
 def merged(argv: Sequence[str], command: str = "score") -> Iterator[list[str]]:
     """Yield a command line with the flags of its configuration in front, where it has one.
 
-    An error about a flag that comes from the file is raised again with the file and the line.
+    An error of the body that begins with a flag which comes from the file is raised again with the file and
+    the line.
 
     Raises:
         UsageError: the file cannot be read, or a key is unknown or has no value that a flag could have.
@@ -63,8 +64,10 @@ def merged(argv: Sequence[str], command: str = "score") -> Iterator[list[str]]:
     redaction.learn([*own, *engine])
     try:
         yield [*own, *argv, *engine]
-    except UsageError as e:
-        raise file.at_line(e, mine) from e
+    except (UsageError, PreflightError) as e:
+        if (where := file.line_of(e, mine)) is None:
+            raise
+        raise type(e)(f"{where}: {e}") from e
 
 
 def _given(given: argparse.Namespace, rest: Sequence[str]) -> set[str]:
@@ -119,15 +122,18 @@ class _File:
         ]
         return own, engine
 
-    def at_line(self, error: UsageError, overridden: set[str]) -> UsageError:
-        """Return an error with the line of the flag that it names first, if that one is from here."""
-        for name in re.findall(r"--([A-Za-z_]\w*)", str(error)):
-            if name in overridden or f"--{name}" == "--help":
+    def line_of(self, error: JobError, overridden: set[str]) -> str | None:
+        """Return the line of the flag that an error begins with, or else names first, if it is from here."""
+        text = str(error)
+        if not re.match(r"(unknown flag )?--\w", text):
+            return None
+        for name in re.findall(r"--([A-Za-z_]\w*)", text):
+            if name in overridden or name == "help":
                 break
             for table, keys in (("", self._own), (ENGINE, self._engine)):
                 if name in keys:
-                    return UsageError(f"{self._where(name, table)}: {error}")
-        return error
+                    return self._where(name, table)
+        return None
 
     def _flag(self, name: str, value: Any, *, is_switch: bool) -> list[str]:
         if is_switch:

@@ -118,6 +118,10 @@ def test_inputs_of_the_command_line_replace_those_of_the_file(tmp_path: Path) ->
         ("[engine]\nrunnr = 'x'", ":5: unknown flag --runnr; did you mean --runner?"),
         ("[engine]\nrunner = {}", ":5: runner: {} is no value"),
         ("# ds = 1\nds = 2026-11-25T01:00:00", ":5: --ds=2026-11-25 01:00:00: must be a date"),
+        (
+            "[engine]\nrunner = 'FlnkRunner'",
+            ":5: --runner=FlnkRunner: no such runner; did you mean FlinkRunner?",
+        ),
         ("timezone = 'Berlin'", ":4: --timezone=Berlin: no such time zone"),
         ("weights = 'x.weights.h5'", ":4: --weights=x.weights.h5 goes only with"),
     ],
@@ -175,7 +179,8 @@ def test_what_is_printed_says_the_same_when_it_is_read(tmp_path: Path, own: dict
             flags.append(f"--{name}")
         elif value is not False:
             flags.append(f"--{name}={value}")
-    printed = options.effective(flags)
+    with options.parsed(flags) as asked:
+        printed = asked.printed(asked.night)
     tomllib.loads(printed)
     assert options.parse([written(tmp_path, printed)]) == options.parse(flags)
 
@@ -205,3 +210,53 @@ def test_secrets_of_the_file_are_not_printed(tmp_path: Path, capfd: pytest.Captu
     assert code == 0
     assert "s3_secret_access_key" in out
     assert "hunter2" not in out
+
+
+@pytest.mark.parametrize("command", ["score", "backfill", "plan", "doctor"])
+def test_every_command_prints_what_is_in_force_or_what_is_wrong(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    days = ["--start=2026-11-24", "--end=2026-11-25", "--json"] if command == "backfill" else []
+    config = written(tmp_path, BASE + "[engine]\nrunner = 'FlinkRunner'\n")
+    code, out, err = run_cli(capfd, command, config, *days, "--print_config", "--", "--print_config=no")
+    assert (code, err) == (0, "")
+    told = tomllib.loads(out)
+    assert (told["model"], told["engine"]) == ("m.keras", {"runner": "FlinkRunner"})
+    assert out.endswith("# and unchecked: --print_config=no\n")
+    if days:
+        assert out.startswith("# on the command line: --start=2026-11-24 --end=2026-11-25 --parallel=auto\n")
+    written(tmp_path, BASE + "[engine]\nrunner = 'FlnkRunner'\n")
+    code, out, err = run_cli(capfd, command, config, *days, "--print_config")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path}/night.toml:5: --runner=FlnkRunner: no such runner")
+
+
+def test_what_stands_behind_bare_dashes_is_the_engines(
+    night: Night, capfd: pytest.CaptureFixture[str]
+) -> None:
+    night.shard("a", features(20))
+    model = saved(dense(), night.folder / "m.keras")
+    code, out, err = run_cli(capfd, "score", *night.args(model, "--keys=id", "--", "--print_config"))
+    assert code == 0, err
+    assert "20 scored of 20 read" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "code", "told"),
+    [
+        ("max_psi = 'nosuch=0.1'", "score", 2, "--max_psi=nosuch=0.1: no prediction column"),
+        ("keys = ['flightid']", "score", 4, "--keys names 'flightid', which is no column"),
+        ("keys = ['flightid']", "plan", 4, "--keys names 'flightid', which is no column"),
+        ("ds = 2026-11-25", "backfill", 2, "--ds=2026-11-25: backfill scores"),
+    ],
+)
+def test_a_mistake_that_is_found_later_is_told_with_its_line(
+    night: Night, capfd: pytest.CaptureFixture[str], text: str, command: str, code: int, told: str
+) -> None:
+    night.shard("a", features(20))
+    model = saved(dense(), night.folder / "m.keras")
+    config = written(night.folder, f"# of a night\n{text}\n")
+    days = ["--start=2026-11-24"] if command == "backfill" else []
+    ended, _, err = run_cli(capfd, command, config, *night.args(model, "--features=f0,f1,f2,f3"), *days)
+    assert ended == code, err
+    assert f"error: {night.folder}/night.toml:2: {told}" in err
