@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, get_args
 
-from job import console, progress
+from job import console, errors, progress
 from job.errors import DataError, OutputConflictError, UsageError
 from job.spec import IfExists
 
@@ -210,7 +210,8 @@ def diff(args: Sequence[str]) -> int:
     from job import diff_told
 
     if given.page is not None:
-        storage.write_atomic(storage.absolute(given.page), diff_told.page(found).encode(), durable=False)
+        with errors.of_flag(f"--page={given.page}"):
+            storage.write_atomic(storage.absolute(given.page), diff_told.page(found).encode(), durable=False)
     if given.json:
         console.show(json.dumps(found.fields(), default=str, allow_nan=False) + "\n", needed=True)
     else:
