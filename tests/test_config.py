@@ -78,6 +78,8 @@ def test_a_file_says_what_the_flags_say(tmp_path: Path, text: str, flags: list[s
         ("wait = true", ["--no_wait"], ["--no_wait"]),
         # A mistake that does not count is none.
         ("batch_size = 'many'", ["--batch_size=7"], ["--batch_size=7"]),
+        ("trust_model = true", ["--trust_model=false"], []),
+        ("trust_model = false", ["--trust_model=true"], ["--trust_model"]),
         ("[engine]\nrunner = 'FlinkRunner'", ["--runner=PrismRunner"], ["--runner=PrismRunner"]),
         ("[engine]\nparallelism = 4", ["--parallelism", "2"], ["--parallelism", "2"]),
         ("[engine]\nparallelism = 4", ["--", "--own=1"], ["--parallelism=4", "--", "--own=1"]),
@@ -133,6 +135,21 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, message: str
 def test_a_mistake_of_the_command_line_is_told_as_its_own(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--batch_size=x: "):
         options.parse([written(tmp_path, BASE + "batch_size = 1"), "--batch_size=x"])
+
+
+def test_a_switch_is_on_or_off() -> None:
+    with pytest.raises(UsageError, match="--trust_model is given twice, as true and false"):
+        options.parse([*FLAGS, "--trust_model=false", "--trust_model"])
+    # Their opposites say it.
+    with pytest.raises(UsageError, match=r"^--wait: ignored explicit argument 'false'"):
+        options.parse([*FLAGS, "--wait=false"])
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^--config={tmp_path}: {tmp_path}: cannot be read: Is a directory"
+    ):
+        options.parse([f"--config={tmp_path}"])
 
 
 def test_a_file_that_cannot_be_had_is_told(tmp_path: Path) -> None:
@@ -197,7 +214,13 @@ def test_a_night_is_scored_by_its_file(night: Night, capfd: pytest.CaptureFixtur
     assert (code, err) == (0, "")
     told = tomllib.loads(out)
     assert (told["ds"], told["keys"], told["engine"]) == ("2026-11-25", ["id"], {"direct_num_workers": "1"})
-    assert '# timezone = "UTC"\n' in out
+    for default in (
+        'timezone = "UTC"',
+        'batch_size = "auto"',
+        'wait_for_input = "0s"',
+        'notify_on = "always"',
+    ):
+        assert f"# {default}\n" in out
     assert not night.output.exists()
     code, _, err = run_cli(capfd, "score", config, "--ds=2026-11-25")
     assert code == 0, err
@@ -208,8 +231,9 @@ def test_secrets_of_the_file_are_not_printed(tmp_path: Path, capfd: pytest.Captu
     config = written(tmp_path, BASE + "[engine]\ns3_secret_access_key = 'hunter2hunter2'\n")
     code, out, _ = run_cli(capfd, "score", config, "--print_config")
     assert code == 0
-    assert "s3_secret_access_key" in out
+    assert "# s3_secret_access_key is given, and left out" in out
     assert "hunter2" not in out
+    assert tomllib.loads(out)["engine"] == {}
 
 
 @pytest.mark.parametrize("command", ["score", "backfill", "plan", "doctor"])
