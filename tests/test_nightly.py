@@ -177,7 +177,7 @@ def test_a_night_without_input_is_told_by_its_exit_code(
     code, _, err = run_cli(capfd, "score", *flags, "--ds=2026-11-26", "--wait_for_input=2s")
     assert code == 3
     assert "waiting for it, at most 2s" in err
-    assert err.rstrip().endswith("or @list.txt; it was waited for, 2s")
+    assert err.rstrip().endswith("or @list.txt; waited 2s for it")
     assert not (night.folder / "out").exists()
 
 
