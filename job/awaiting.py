@@ -38,7 +38,7 @@ def shards(
         except NoInputError as e:
             left_s = end_s - clock()
             if left_s <= 0:
-                waited = f" after {progress.duration(spec.wait_for_input_s)}" if told else ""
+                waited = f"; waited {progress.duration(spec.wait_for_input_s)} for it" if told else ""
                 raise NoInputError(f"{e}{waited}") from e
             if not told:
                 announce(f"{e}; waiting for it, at most {progress.duration(spec.wait_for_input_s)}")

@@ -12,10 +12,13 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from job import console, host, progress, published, quiet, redaction, stopping, telling
 from job.errors import EngineError, JobError, UsageError
+
+if TYPE_CHECKING:
+    from job.spec import ScoringSpec
 
 _HELP: Final = frozenset({"-h", "--help"})
 
@@ -38,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     redaction.learn(args)
     try:
         with stopping.on_sigterm():
-            if not args or args[0] not in telling.COMMANDS or {*_HELP, "--print_config"} & set(args):
+            untold = _HELP & set(args) or "--print_config" in _ours(args)
+            if not args or args[0] not in telling.COMMANDS or untold:
                 return _ended(args)[0]
             ended = telling.begin(args[0], args[1:], os.environ, host.process_start_unix_s())
             with console.kept_for_the_end(asked=ended.asked.json):
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ended(args: Sequence[str]) -> tuple[int, BaseException | None]:
     """Run one command, and say why it failed; return its exit code and that reason."""
-    debug = "--debug" in args
+    debug = "--debug" in _ours(args)
     try:
         return _run(args, debug=debug), None
     except KeyboardInterrupt as error:
@@ -65,12 +69,17 @@ def _ended(args: Sequence[str]) -> tuple[int, BaseException | None]:
         return telling.code_of(error), error
 
 
+def _ours(args: Sequence[str]) -> Sequence[str]:
+    """Return what stands before a bare ``--``; the rest is the engine's."""
+    return args[: args.index("--")] if "--" in args else args
+
+
 def _run(args: Sequence[str], *, debug: bool) -> int:
     if not args:
         raise UsageError(f"no command; use one of {', '.join(COMMANDS)}, or {published.PROGRAM} --help")
     name, rest = args[0], args[1:]
     if name in _HELP:
-        console.show(_overview())
+        console.show(_overview(), needed=True)
         return 0
     if name not in COMMANDS:
         raise UsageError(
@@ -78,7 +87,7 @@ def _run(args: Sequence[str], *, debug: bool) -> int:
         )
     command = COMMANDS[name]
     if _HELP & set(rest):
-        console.show(command.help())
+        console.show(command.help(), needed=True)
         return 0
     quiet.hush(debug=debug)
     return command.run(rest)
@@ -98,14 +107,18 @@ def _overview() -> str:
 def _score(args: Sequence[str]) -> int:
     from job import options
 
-    if "--print_config" in args:
-        console.show(redaction.scrub(options.effective(args)))
-        return 0
-    spec, beam_args = options.parse(args)
-    if beam_args:
-        from job import engines
+    with options.parsed(args) as asked:
+        if asked.given.print_config:
+            return _printed(asked.printed(asked.night))
+        return _score_night(asked.night, asked.beam_args)
 
-        engines.check_runner(beam_args)
+
+def _printed(text: str) -> int:
+    console.show(redaction.scrub(text), needed=True)
+    return 0
+
+
+def _score_night(spec: ScoringSpec, beam_args: Sequence[str]) -> int:
     # Only now, so that a wrong flag is told at once.
     from job import launch
 
@@ -130,43 +143,38 @@ def _score(args: Sequence[str]) -> int:
 def _backfill(args: Sequence[str]) -> int:
     from job import options
 
-    asked = options.parse_backfill(args)
-    from job import backfill, endings, nightly
+    with options.parsed(args, "backfill") as asked:
+        nights = options.nights(asked)
+        from job import backfill, endings, nightly
 
-    backfill.check(asked.template, nightly.days(asked.start, asked.end))
-    if asked.beam_args:
-        from job import engines
-
-        engines.check_runner(asked.beam_args)
-    ended: list[endings.Ending] = []
-    try:
-        for one in backfill.score(
-            asked.template,
-            asked.beam_args,
-            nightly.days(asked.start, asked.end),
-            nights_at_once=asked.nights_at_once or backfill.AUTO_NIGHTS,
-            announce=progress.say,
-        ):
-            ended.append(one.noted())
-    finally:
-        # Of those that ended, also where the rest was stopped.
-        if ended:
-            console.show(endings.table(ended))
+        days = list(nightly.days(nights.start, nights.end))
+        backfill.check(asked.template, days)
+        if asked.given.print_config:
+            return _printed(nights.printed() + asked.printed(asked.template))
+        at_once = nights.at_once or backfill.AUTO_NIGHTS
+        ended: list[endings.Ending] = []
+        try:
+            for one in backfill.score(
+                asked.template, asked.beam_args, days, nights_at_once=at_once, announce=progress.say
+            ):
+                ended.append(one.noted())
+        finally:
+            # Of those that ended, also where the rest was stopped.
+            if ended:
+                console.show(endings.table(ended))
     return endings.exit_code(ended)
 
 
 def _plan(args: Sequence[str]) -> int:
     from job import options
 
-    spec, beam_args = options.parse(args)
-    if beam_args:
-        from job import engines
+    with options.parsed(args, "plan") as asked:
+        if asked.given.print_config:
+            return _printed(asked.printed(asked.night))
+        from job import outlook
 
-        engines.check_runner(beam_args)
-    from job import outlook
-
-    found = outlook.look(spec, announce=progress.say)
-    console.show(found.to_json() if "--json" in args else found.table())
+        found = outlook.look(asked.night, announce=progress.say)
+    console.show(found.to_json() if asked.given.json else found.table(), needed=True)
     return 0
 
 
@@ -182,17 +190,15 @@ def _help_of(command: str) -> Callable[[], str]:
 def _doctor(args: Sequence[str]) -> int:
     from job import options
 
-    spec, beam_args = options.parse(args)
-    if beam_args:
-        from job import engines
-
-        engines.check_runner(beam_args)
-    from job import doctor
-
     well = True
-    for check in doctor.examine(spec, beam_args):
-        well = well and doctor.is_well(check)
-        console.show("".join(f"{line}\n" for line in doctor.lines(check)))
+    with options.parsed(args, "doctor") as asked:
+        if asked.given.print_config:
+            return _printed(asked.printed(asked.night))
+        from job import doctor
+
+        for check in doctor.examine(asked.night, asked.beam_args):
+            well = well and doctor.is_well(check)
+            console.show("".join(f"{line}\n" for line in doctor.lines(check)), needed=True)
     doctor.leave_what_is_overdue(code := 0 if well else EngineError.exit_code)
     return code
 

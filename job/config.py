@@ -27,8 +27,8 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from job import flags, parser, redaction, storage
-from job.errors import UsageError
+from job import errors, flags, parser, redaction, storage, telling
+from job.errors import JobError, PreflightError, UsageError
 from job.spec import ScoringSpec
 
 ENGINE: Final = "engine"
@@ -37,6 +37,8 @@ ENGINE: Final = "engine"
 _LISTS: Final = ("keys", "features", "cast", "prediction_columns", "challenger_features")
 _REPEATED: Final = ("input",)
 _OPPOSITES: Final = {"wait": "no_wait", "no_wait": "wait"}
+# Defaults that a spec has in another form.
+_UNSPOKEN: Final = {"batch_size": "auto", "wait_for_input": "0s", "notify_on": telling.NOTIFY_ON[0]}
 # They belong to a command line, and a night to the day on which it is scored.
 _NOT_HERE: Final = ("config", "print_config", "json", "debug")
 
@@ -45,26 +47,55 @@ _NOT_HERE: Final = ("config", "print_config", "json", "debug")
 def merged(argv: Sequence[str], command: str = "score") -> Iterator[list[str]]:
     """Yield a command line with the flags of its configuration in front, where it has one.
 
-    An error about a flag that comes from the file is raised again with the file and the line.
+    An error of the body that begins with a flag which comes from the file is raised again with the file and
+    the line.
 
     Raises:
         UsageError: the file cannot be read, or a key is unknown or has no value that a flag could have.
     """
-    given, rest = parser.build(command).parse_known_args(list(argv))
+    argv, off = _switched_off(argv)
+    given, rest = parser.build(command).parse_known_args(argv)
     paths = list(dict.fromkeys(given.config))
     if not paths:
-        yield list(argv)
+        yield argv
         return
     if len(paths) > 1:
         raise UsageError(f"--config is given twice, as {paths[0]!r} and {paths[1]!r}; give it once")
     file = _File(paths[0])
-    mine = _given(given, rest)
+    mine = _given(given, rest) | off
     own, engine = file.flags(mine)
     redaction.learn([*own, *engine])
     try:
         yield [*own, *argv, *engine]
-    except UsageError as e:
-        raise file.at_line(e, mine) from e
+    except (UsageError, PreflightError) as e:
+        if (where := file.line_of(e, mine)) is None:
+            raise
+        raise type(e)(f"{where}: {e}") from e
+
+
+def _switched_off(argv: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return a command line without ``--switch=false``, and the names of those that it overrides in a file.
+
+    ``--switch=true`` becomes the switch. One that has an opposite is overridden by that.
+    """
+    names = {
+        action.dest
+        for action in parser.build()._actions
+        if action.nargs == 0 and action.dest not in (*_NOT_HERE, *_OPPOSITES, "help")
+    }
+    left: list[str] = []
+    off = set()
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and name in names and value == "false":
+            off.add(name)
+        else:
+            is_on = arg.startswith("--") and name in names and value == "true"
+            left.append(f"--{name}" if is_on else arg)
+    for name in sorted(off):
+        if f"--{name}" in left:
+            raise UsageError(f"--{name} is given twice, as true and false; give it once")
+    return left, off
 
 
 def _given(given: argparse.Namespace, rest: Sequence[str]) -> set[str]:
@@ -77,7 +108,8 @@ def _given(given: argparse.Namespace, rest: Sequence[str]) -> set[str]:
 class _File:
     def __init__(self, path: str) -> None:
         self._path = path
-        content = storage.read_bytes(storage.absolute(path)) if path else None
+        with errors.of_flag(f"--config={path}"):
+            content = storage.read_bytes(storage.absolute(path)) if path else None
         if content is None:
             raise UsageError(f"--config={path}: no such file")
         try:
@@ -119,15 +151,18 @@ class _File:
         ]
         return own, engine
 
-    def at_line(self, error: UsageError, overridden: set[str]) -> UsageError:
-        """Return an error with the line of the flag that it names first, if that one is from here."""
-        for name in re.findall(r"--([A-Za-z_]\w*)", str(error)):
-            if name in overridden or f"--{name}" == "--help":
+    def line_of(self, error: JobError, overridden: set[str]) -> str | None:
+        """Return the line of the flag that an error begins with, or else names first, if it is from here."""
+        text = str(error)
+        if not re.match(r"(unknown flag )?--\w", text):
+            return None
+        for name in re.findall(r"--([A-Za-z_]\w*)", text):
+            if name in overridden or name == "help":
                 break
             for table, keys in (("", self._own), (ENGINE, self._engine)):
                 if name in keys:
-                    return UsageError(f"{self._where(name, table)}: {error}")
-        return error
+                    return self._where(name, table)
+        return None
 
     def _flag(self, name: str, value: Any, *, is_switch: bool) -> list[str]:
         if is_switch:
@@ -200,16 +235,23 @@ def rendered(given: argparse.Namespace, spec: ScoringSpec, engine: Sequence[str]
         if name in (*_NOT_HERE, "help"):
             continue
         if getattr(given, name):
-            value = action.nargs == 0 or _typed(given, name)
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}\n")
-        elif (
-            isinstance(value := getattr(spec, name, None), (str, int, float))
-            and value is not False
-            and value != ""
-        ):
-            lines.append(f"# {name} = {json.dumps(value, ensure_ascii=False)}\n")
+            lines.append(_line(name, action.nargs == 0 or _typed(given, name)))
+            continue
+        value = getattr(spec, name, None)
+        if value is None:
+            value = _UNSPOKEN.get(name)
+        if isinstance(value, (str, int, float)) and value is not False and value != "":
+            lines.append(f"# {_line(name, value)}")
     table = _engine_table(engine)
     return "".join(lines) + (f"\n[{ENGINE}]\n{table}" if table else "")
+
+
+def _line(name: str, value: Any) -> str:
+    """Return a line of the file; of a secret a comment, for ``***`` would be taken for its value."""
+    args = [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
+    if redaction.flags(args) != args:
+        return f"# {name} is given, and left out here: it is secret\n"
+    return f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
 
 
 def _typed(given: argparse.Namespace, name: str) -> Any:
@@ -236,15 +278,12 @@ def _engine_table(args: Sequence[str]) -> str:
                 found.setdefault(name, True)
         elif name:
             _append(found, name, arg)
-    return "".join(f"{name} = {_values(value)}\n" for name, value in found.items())
+    return "".join(
+        _line(name, value if isinstance(value, bool) or len(value) > 1 else value[0])
+        for name, value in found.items()
+    )
 
 
 def _append(found: dict[str, list[str] | bool], name: str, value: str) -> None:
     before = found.get(name)
     found[name] = [*before, value] if isinstance(before, list) else [value]
-
-
-def _values(values: list[str] | bool) -> str:
-    if isinstance(values, bool):
-        return "true"
-    return json.dumps(values[0] if len(values) == 1 else values, ensure_ascii=False)

@@ -6,28 +6,49 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING
+
+from job import progress
+from job.errors import StorageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def show(what: str | RenderableType) -> None:
-    """Write a result to standard output; a reader that has left does not turn success into failure."""
+def show(what: str | RenderableType, *, needed: bool = False) -> None:
+    """Write to standard output what a command has to tell.
+
+    A reader that has left does not turn success into failure, nor does a full disk where the command was for
+    something else: what is published is published. It is said on standard error then.
+
+    Raises:
+        StorageError: it cannot be written, and is what the command was for (``needed``).
+    """
     if sys.stdout is None:  # closed, as under some schedulers
         return
     try:
-        if isinstance(what, str):
-            sys.stdout.write(what)
-        else:
-            from rich.console import Console
-
-            Console(highlight=False).print(what)
+        sys.stdout.write(what if isinstance(what, str) else _rendered(what))
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as e:
         # Python flushes once more at exit; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(e, BrokenPipeError):
+            return
+        reason = e.strerror or str(e)
+        if needed:
+            raise StorageError(f"standard output: cannot be written: {reason}") from e
+        progress.say(f"standard output cannot be written: {reason}; the exit code says how it ended")
+
+
+def _rendered(what: RenderableType) -> str:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    # Captured, because rich ends the process where a reader has left.
+    with console.capture() as captured:
+        console.print(what)
+    return captured.get()
 
 
 @contextmanager
@@ -55,6 +76,7 @@ def kept_for_the_end(*, asked: bool) -> Iterator[None]:
 
 
 def _flush() -> None:
-    sys.stdout.flush()
+    with suppress(OSError):  # a full disk is told of when something is shown
+        sys.stdout.flush()
     # What C has written to a pipe it keeps until the process ends, after our line.
     ctypes.CDLL(None).fflush(None)

@@ -23,9 +23,12 @@ A message is one line: what, both values, where, and the fix.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from typing import ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Final
 
 
 class JobError(Exception):
@@ -135,6 +138,26 @@ def check_not_passing(error: Exception, where: str) -> None:
     """
     if isinstance(error, OSError) and error.errno is not None:
         raise StorageError(f"{where}: cannot be read: {os.strerror(error.errno)}; run again") from error
+
+
+# Of a place that is no better at the next try.
+_NO_PLACE: Final = frozenset(
+    {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+)
+
+
+@contextmanager
+def of_flag(flag: str) -> Iterator[None]:
+    """Raise a storage's error as a wrong flag where the file that the flag names can be none on this machine.
+
+    The same command would fail the same way again, and schedulers go by exit codes.
+    """
+    try:
+        yield
+    except StorageError as e:
+        if isinstance(e.__cause__, OSError) and e.__cause__.errno in _NO_PLACE:
+            raise UsageError(f"{flag}: {e}") from e
+        raise
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -22,8 +22,9 @@ FORMS: Final = "{ds}, {ds_nodash}, {ds-1}, {ds:%Y/%m/%d}"
 
 # Paths of a spec that may be left out.
 _OPTIONAL: Final = ("weights", "golden", "challenger", "challenger_weights")
-# What looks like a placeholder: braces around a name, and whatever follows it.
-_BRACES: Final = re.compile(r"\{[A-Za-z_][^{}]*\}")
+# What looks like a placeholder: braces around a name, and whatever follows it. They may be doubled and have
+# blanks in them, as in a template of Airflow's that nobody has rendered.
+_BRACES: Final = re.compile(r"\{+\s*[A-Za-z_][^{}]*\}+")
 _PLACEHOLDER: Final = re.compile(r"\{ds(_nodash)?([+-][0-9]{1,5})?(?::([^{}]+))?\}")
 _DIRECTIVES: Final = re.compile(r"%(.?)", re.DOTALL)
 # Those of a date; an hour would be 00 whatever the night.

@@ -8,10 +8,11 @@ somebody believes to be in force. Beam is imported only when something is left t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, get_args
 
@@ -20,71 +21,100 @@ from job.errors import UsageError
 from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
 
 
-def parse(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
-    """Return what ``score`` is asked to do in its night, and the flags meant for Beam in their order.
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for: a spec with placeholders in its paths yet, and the flags meant for Beam.
 
-    Everything after a bare ``--`` goes to Beam unchecked.
+    ``unchecked`` are those after a bare ``--``.
+    """
+
+    given: argparse.Namespace
+    template: ScoringSpec
+    checked: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+    @property
+    def beam_args(self) -> tuple[str, ...]:
+        """The flags for Beam, in their order."""
+        return (*self.checked, *self.unchecked)
+
+    @property
+    def night(self) -> ScoringSpec:
+        """What is to be done in the one night that the flags name."""
+        return nightly.of_night(self.template)
+
+    def printed(self, spec: ScoringSpec) -> str:
+        """Return all flags that are in force for ``spec`` as a configuration's file."""
+        told = f"# and unchecked: {shlex.join(self.unchecked)}\n" if self.unchecked else ""
+        return config.rendered(self.given, spec, self.checked) + told
+
+
+@contextlib.contextmanager
+def parsed(argv: Sequence[str], command: str = "score") -> Iterator[Asked]:
+    """Yield what a command is asked to do. Everything after a bare ``--`` goes to Beam unchecked.
+
+    In the body too, an error that begins with a flag which a configuration gives gets the file and the line.
 
     Raises:
-        UsageError: a flag is unknown, missing, repeated, malformed or at odds with another; if it comes from
-            a configuration's file, with its line.
+        UsageError: a flag is unknown, missing, repeated, malformed or at odds with another.
     """
-    _, template, beam_args = _parsed(argv)
-    return nightly.of_night(template), beam_args
-
-
-@dataclass(frozen=True)
-class Backfill:
-    """What ``backfill`` is asked to do: a spec with placeholders in its paths yet, and the nights."""
-
-    template: ScoringSpec
-    beam_args: tuple[str, ...]
-    start: datetime.date
-    end: datetime.date
-    nights_at_once: int | None
-
-
-def parse_backfill(argv: Sequence[str]) -> Backfill:
-    """Return what ``backfill`` is asked to do; raises what :func:`parse` raises."""
-    given, spec, beam_args = _parsed(argv, "backfill")
-    if not (start := flags.one(given, "start")):
-        raise UsageError(f"--start must be given; see {parser.help_of('backfill')}")
-    first = nightly.day("start", start)
-    end = flags.one(given, "end")
-    last = nightly.day("end", end) if end else nightly.yesterday(spec.timezone)
-    if last < first:
-        raise UsageError(f"--end={last}: it lies before --start={first}; exchange them")
-    if not given.if_exists:
-        # What is there was right in its night, though the newest model, say, is another by now.
-        spec = replace(spec, if_exists="keep")
-    at_once = flags.one(given, "parallel")
-    parallel = (
-        None if at_once in (None, "auto") else flags.count("parallel", at_once, "auto, or nights from 1")
-    )
-    return Backfill(spec, beam_args, first, last, parallel)
-
-
-def _parsed(
-    argv: Sequence[str], command: str = "score"
-) -> tuple[argparse.Namespace, ScoringSpec, tuple[str, ...]]:
     checked, unchecked = _split_at_dashes(argv)
     with config.merged(checked, command) as merged:
         given, rest = parser.build(command).parse_known_args(merged)
         if rest:
             _check_beam_args(rest)
-        return given, _spec(given), (*rest, *unchecked)
+        spec = _spec(given)
+        if command == "backfill" and not given.if_exists:
+            # What is there was right in its night, though the newest model, say, is another by now.
+            spec = replace(spec, if_exists="keep")
+        asked = Asked(given, spec, tuple(rest), tuple(unchecked))
+        if asked.beam_args:
+            # It imports Beam.
+            from job import engines
+
+            engines.check_runner(asked.beam_args)
+        yield asked
 
 
-def effective(argv: Sequence[str]) -> str:
-    """Return all flags that are in force as a configuration's file; raises what :func:`parse` raises."""
-    checked, unchecked = _split_at_dashes(argv)
-    with config.merged(checked) as merged:
-        given, rest = parser.build().parse_known_args(merged)
-        if rest:
-            _check_beam_args(rest)
-        spec = nightly.of_night(_spec(given))
-    told = f"# and unchecked: {shlex.join(unchecked)}\n" if unchecked else ""
-    return config.rendered(given, spec, rest) + told
+def parse(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
+    """Return what ``score`` is asked to do in its night, and the flags for Beam; raises as :func:`parsed`."""
+    with parsed(argv) as asked:
+        return asked.night, asked.beam_args
+
+
+@dataclass(frozen=True)
+class Nights:
+    """Which nights ``backfill`` is asked for."""
+
+    start: datetime.date
+    end: datetime.date
+    at_once: int | None
+
+    def printed(self) -> str:
+        """Return them as a comment, for a configuration's file has none of them."""
+        at_once = self.at_once or "auto"
+        return f"# on the command line: --start={self.start} --end={self.end} --parallel={at_once}\n"
+
+
+def nights(asked: Asked) -> Nights:
+    """Return the nights of a backfill.
+
+    Raises:
+        UsageError: one of its flags is missing or malformed.
+    """
+    given = asked.given
+    if not (start := flags.one(given, "start")):
+        raise UsageError(f"--start must be given; see {parser.help_of('backfill')}")
+    first = nightly.day("start", start)
+    end = flags.one(given, "end")
+    last = nightly.day("end", end) if end else nightly.yesterday(asked.template.timezone)
+    if last < first:
+        raise UsageError(f"--end={last}: it lies before --start={first}; exchange them")
+    at_once = flags.one(given, "parallel")
+    parallel = (
+        None if at_once in (None, "auto") else flags.count("parallel", at_once, "auto, or nights from 1")
+    )
+    return Nights(first, last, parallel)
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -98,8 +98,7 @@ def _add_night_flags(parser: argparse.ArgumentParser, command: str) -> None:
         _add(group, "start", "DATE", "the first night of a backfill")
         _add(group, "end", "DATE", "the last one (default: yesterday)")
         _add(group, "parallel", "NIGHTS|auto", "nights that go through the engine together (default: auto)")
-    if command == "score":
-        _switch(group, "print_config", "print all flags that are in force, as such a file, and end")
+    _switch(group, "print_config", "print all flags that are in force, as such a file, and end")
 
 
 def _add_binding_flags(parser: argparse.ArgumentParser) -> None:

@@ -158,8 +158,12 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """Write one line to standard error as it is but for secrets, however wide the terminal."""
-    console().print(redaction.scrub(text), markup=False, soft_wrap=True)
+    """Write one line to standard error as it is but for secrets, however wide the terminal.
+
+    Where even that cannot be written, nobody is left to be told.
+    """
+    with suppress(OSError):
+        console().print(redaction.scrub(text), markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from job import console, progress
+from job import console, errors, progress
 from job.errors import DataError, OutputConflictError, UsageError
 
 PROGRAM: Final = "python -m job"
@@ -29,7 +29,7 @@ def report(args: Sequence[str]) -> int:
         raise UsageError(f"{path}: no such file, though {folder} is published; somebody removed it")
     if content is None:
         raise UsageError(f"{path}: no such file; nothing was published at {folder}")
-    console.show(RunReport.from_json(content.decode(errors="replace"), path).summary_table())
+    console.show(RunReport.from_json(content.decode(errors="replace"), path).summary_table(), needed=True)
     return 0
 
 
@@ -177,7 +177,8 @@ def verify(args: Sequence[str]) -> int:
     _configure_stores(given)
     folder = storage.absolute(given.output)
     found = verifying.verify(folder, sample_rows=sample, seed=seed, tolerance=tolerance)
-    console.show(found.to_json() if given.json else "".join(f"{line}\n" for line in verifying.lines(found)))
+    told = found.to_json() if given.json else "".join(f"{line}\n" for line in verifying.lines(found))
+    console.show(told, needed=True)
     if not found.is_right:
         told = (
             f"{len(found.findings):,} findings, {found.rows_different:,} of {found.rows_again:,} rows differ"
@@ -217,12 +218,13 @@ def diff(args: Sequence[str]) -> int:
     from job import diff_told
 
     if given.page is not None:
-        storage.write_atomic(storage.absolute(given.page), diff_told.page(found).encode(), durable=False)
+        with errors.of_flag(f"--page={given.page}"):
+            storage.write_atomic(storage.absolute(given.page), diff_told.page(found).encode(), durable=False)
     if given.json:
-        console.show(json.dumps(found.fields(), default=str, allow_nan=False) + "\n")
+        console.show(json.dumps(found.fields(), default=str, allow_nan=False) + "\n", needed=True)
     else:
         for part in diff_told.tables(found):
-            console.show(part)
+            console.show(part, needed=True)
     if most is not None and found.share_moved > most:
         raise DataError(
             f"{found.moved:,} of {found.rows:,} rows moved by more than --tolerance={given.tolerance}: a "

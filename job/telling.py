@@ -108,7 +108,8 @@ class Asked:
             notify.check(url, "--notify_url")
         except UsageError:
             url = ""
-        return cls("--json" in ours, url, _last(ours, "notify_on") or NOTIFY_ON[0])
+        as_json = any(arg.partition("=")[0] == "--json" for arg in ours)
+        return cls(as_json, url, _last(ours, "notify_on") or NOTIFY_ON[0])
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,6 @@ def test_a_killed_backfill_is_resumed_by_the_same_command(
         (["--parallel=0"], "--parallel=0: must be auto, or nights from 1"),
         (["--end=2026-02-26"], "--end=2026-02-26: it lies before --start=2026-02-27"),
         (["--start=x"], "--start is given twice"),
-        (["--print_config"], "unknown flag --print_config"),
     ],
 )
 def test_what_cannot_be_said_of_many_nights_is_refused(
@@ -201,10 +200,14 @@ def test_nights_that_would_share_an_output_are_refused(
 
 def test_without_an_end_it_goes_on_to_yesterday() -> None:
     argv = ["--start=2026-02-27", "--input={ds}", "--output={ds}", "--model=m.keras", "--timezone=Asia/Tokyo"]
-    asked = options.parse_backfill(argv)
-    assert (asked.start, asked.end) == (FIRST, nightly.yesterday("Asia/Tokyo"))
-    with pytest.raises(UsageError, match="--start must be given"):
-        options.parse_backfill(argv[1:])
+    with options.parsed(argv, "backfill") as asked:
+        nights = options.nights(asked)
+    assert (nights.start, nights.end) == (FIRST, nightly.yesterday("Asia/Tokyo"))
+    with (
+        pytest.raises(UsageError, match="--start must be given"),
+        options.parsed(argv[1:], "backfill") as asked,
+    ):
+        options.nights(asked)
 
 
 @pytest.fixture
@@ -224,7 +227,8 @@ def test_from_bucket_to_bucket(nights: Night, bucket: str) -> None:
         storage.write_atomic(f"{bucket}/{key}", path.read_bytes())
     storage.write_atomic(f"{bucket}/m.keras", (nights.folder / "m.keras").read_bytes())
     given = [flag.replace(str(nights.folder), bucket) for flag in flags(nights)]
-    template = options.parse_backfill([f"--start={DAYS[0]}", *given]).template
+    with options.parsed(given) as asked:
+        template = asked.template
     days = [*nightly.days(FIRST, FIRST + datetime.timedelta(days=4))]
     found = [*backfill.score(template, (), days, nights_at_once=9, announce=lambda line: None)]
     assert [ending.told for ending in found] == [*["published"] * 4, "failed"]

@@ -78,6 +78,8 @@ def test_a_file_says_what_the_flags_say(tmp_path: Path, text: str, flags: list[s
         ("wait = true", ["--no_wait"], ["--no_wait"]),
         # A mistake that does not count is none.
         ("batch_size = 'many'", ["--batch_size=7"], ["--batch_size=7"]),
+        ("trust_model = true", ["--trust_model=false"], []),
+        ("trust_model = false", ["--trust_model=true"], ["--trust_model"]),
         ("[engine]\nrunner = 'FlinkRunner'", ["--runner=PrismRunner"], ["--runner=PrismRunner"]),
         ("[engine]\nparallelism = 4", ["--parallelism", "2"], ["--parallelism", "2"]),
         ("[engine]\nparallelism = 4", ["--", "--own=1"], ["--parallelism=4", "--", "--own=1"]),
@@ -118,6 +120,10 @@ def test_inputs_of_the_command_line_replace_those_of_the_file(tmp_path: Path) ->
         ("[engine]\nrunnr = 'x'", ":5: unknown flag --runnr; did you mean --runner?"),
         ("[engine]\nrunner = {}", ":5: runner: {} is no value"),
         ("# ds = 1\nds = 2026-11-25T01:00:00", ":5: --ds=2026-11-25 01:00:00: must be a date"),
+        (
+            "[engine]\nrunner = 'FlnkRunner'",
+            ":5: --runner=FlnkRunner: no such runner; did you mean FlinkRunner?",
+        ),
         ("timezone = 'Berlin'", ":4: --timezone=Berlin: no such time zone"),
         ("weights = 'x.weights.h5'", ":4: --weights=x.weights.h5 goes only with"),
     ],
@@ -129,6 +135,21 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, message: str
 def test_a_mistake_of_the_command_line_is_told_as_its_own(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--batch_size=x: "):
         options.parse([written(tmp_path, BASE + "batch_size = 1"), "--batch_size=x"])
+
+
+def test_a_switch_is_on_or_off() -> None:
+    with pytest.raises(UsageError, match="--trust_model is given twice, as true and false"):
+        options.parse([*FLAGS, "--trust_model=false", "--trust_model"])
+    # Their opposites say it.
+    with pytest.raises(UsageError, match=r"^--wait: ignored explicit argument 'false'"):
+        options.parse([*FLAGS, "--wait=false"])
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^--config={tmp_path}: {tmp_path}: cannot be read: Is a directory"
+    ):
+        options.parse([f"--config={tmp_path}"])
 
 
 def test_a_file_that_cannot_be_had_is_told(tmp_path: Path) -> None:
@@ -175,7 +196,8 @@ def test_what_is_printed_says_the_same_when_it_is_read(tmp_path: Path, own: dict
             flags.append(f"--{name}")
         elif value is not False:
             flags.append(f"--{name}={value}")
-    printed = options.effective(flags)
+    with options.parsed(flags) as asked:
+        printed = asked.printed(asked.night)
     tomllib.loads(printed)
     assert options.parse([written(tmp_path, printed)]) == options.parse(flags)
 
@@ -192,7 +214,13 @@ def test_a_night_is_scored_by_its_file(night: Night, capfd: pytest.CaptureFixtur
     assert (code, err) == (0, "")
     told = tomllib.loads(out)
     assert (told["ds"], told["keys"], told["engine"]) == ("2026-11-25", ["id"], {"direct_num_workers": "1"})
-    assert '# timezone = "UTC"\n' in out
+    for default in (
+        'timezone = "UTC"',
+        'batch_size = "auto"',
+        'wait_for_input = "0s"',
+        'notify_on = "always"',
+    ):
+        assert f"# {default}\n" in out
     assert not night.output.exists()
     code, _, err = run_cli(capfd, "score", config, "--ds=2026-11-25")
     assert code == 0, err
@@ -203,5 +231,56 @@ def test_secrets_of_the_file_are_not_printed(tmp_path: Path, capfd: pytest.Captu
     config = written(tmp_path, BASE + "[engine]\ns3_secret_access_key = 'hunter2hunter2'\n")
     code, out, _ = run_cli(capfd, "score", config, "--print_config")
     assert code == 0
-    assert "s3_secret_access_key" in out
+    assert "# s3_secret_access_key is given, and left out" in out
     assert "hunter2" not in out
+    assert tomllib.loads(out)["engine"] == {}
+
+
+@pytest.mark.parametrize("command", ["score", "backfill", "plan", "doctor"])
+def test_every_command_prints_what_is_in_force_or_what_is_wrong(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    days = ["--start=2026-11-24", "--end=2026-11-25", "--json"] if command == "backfill" else []
+    config = written(tmp_path, BASE + "[engine]\nrunner = 'FlinkRunner'\n")
+    code, out, err = run_cli(capfd, command, config, *days, "--print_config", "--", "--print_config=no")
+    assert (code, err) == (0, "")
+    told = tomllib.loads(out)
+    assert (told["model"], told["engine"]) == ("m.keras", {"runner": "FlinkRunner"})
+    assert out.endswith("# and unchecked: --print_config=no\n")
+    if days:
+        assert out.startswith("# on the command line: --start=2026-11-24 --end=2026-11-25 --parallel=auto\n")
+    written(tmp_path, BASE + "[engine]\nrunner = 'FlnkRunner'\n")
+    code, out, err = run_cli(capfd, command, config, *days, "--print_config")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path}/night.toml:5: --runner=FlnkRunner: no such runner")
+
+
+def test_what_stands_behind_bare_dashes_is_the_engines(
+    night: Night, capfd: pytest.CaptureFixture[str]
+) -> None:
+    night.shard("a", features(20))
+    model = saved(dense(), night.folder / "m.keras")
+    code, out, err = run_cli(capfd, "score", *night.args(model, "--keys=id", "--", "--print_config"))
+    assert code == 0, err
+    assert "20 scored of 20 read" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "code", "told"),
+    [
+        ("max_psi = 'nosuch=0.1'", "score", 2, "--max_psi=nosuch=0.1: no prediction column"),
+        ("keys = ['flightid']", "score", 4, "--keys names 'flightid', which is no column"),
+        ("keys = ['flightid']", "plan", 4, "--keys names 'flightid', which is no column"),
+        ("ds = 2026-11-25", "backfill", 2, "--ds=2026-11-25: backfill scores"),
+    ],
+)
+def test_a_mistake_that_is_found_later_is_told_with_its_line(
+    night: Night, capfd: pytest.CaptureFixture[str], text: str, command: str, code: int, told: str
+) -> None:
+    night.shard("a", features(20))
+    model = saved(dense(), night.folder / "m.keras")
+    config = written(night.folder, f"# of a night\n{text}\n")
+    days = ["--start=2026-11-24"] if command == "backfill" else []
+    ended, _, err = run_cli(capfd, command, config, *night.args(model, "--features=f0,f1,f2,f3"), *days)
+    assert ended == code, err
+    assert f"error: {night.folder}/night.toml:2: {told}" in err

@@ -216,6 +216,10 @@ def test_the_command_tells_it_as_a_table_and_as_a_page(
     assert "&lt;b&gt;&amp;[bold]" in page.read_text()
     widths = [float(text) for text in page.read_text().split("width:")[3:] for text in [text.split("%")[0]]]
     assert max(widths) == 100
+    wrong = f"{page}/within"
+    code, out, err = run_cli(capfd, "diff", folder(a), folder(b), *more[:-1], f"--page={wrong}")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: --page={wrong}: {wrong}: cannot be written: ")
 
 
 def test_the_command_tells_it_as_one_line_and_says_when_it_is_too_much(

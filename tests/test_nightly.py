@@ -64,6 +64,10 @@ def test_days_are_counted_as_calendars_do(day: datetime.date, shift: int) -> Non
         ("{ds-1d}", "is no placeholder"),
         ("{DS}", "is no placeholder"),
         ("{a,b}", "is no placeholder"),
+        ("{{ ds }}", "{{ ds }} is no placeholder; use one of {ds}, "),
+        ("{{ds}}", "{{ds}} is no placeholder"),
+        ("{ ds }", "{ ds } is no placeholder"),
+        ("{ds}}", "{ds}} is no placeholder"),
         ("{ds:%H}", "has no date's format"),
         ("{ds:%Q}", "has no date's format"),
         ("{ds:%}", "has no date's format"),
@@ -173,7 +177,7 @@ def test_a_night_without_input_is_told_by_its_exit_code(
     code, _, err = run_cli(capfd, "score", *flags, "--ds=2026-11-26", "--wait_for_input=2s")
     assert code == 3
     assert "waiting for it, at most 2s" in err
-    assert err.rstrip().endswith("after 2s")
+    assert err.rstrip().endswith("or @list.txt; waited 2s for it")
     assert not (night.folder / "out").exists()
 
 

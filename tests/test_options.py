@@ -169,7 +169,7 @@ def test_flags_of_the_engine_pass_untouched(beam_args: list[str]) -> None:
 @settings(max_examples=30, deadline=None)
 @given(
     st.permutations(
-        [*[(flag,) for flag in REQUIRED], ("--runner", "X"), ("--experiments", "a"), ("--no_auth",)]
+        [*[(flag,) for flag in REQUIRED], ("--runner", "FlinkRunner"), ("--experiments", "a"), ("--no_auth",)]
     )
 )
 def test_the_order_of_flags_does_not_matter_and_is_kept_for_the_engine(groups: list[tuple[str, ...]]) -> None:
@@ -179,8 +179,11 @@ def test_the_order_of_flags_does_not_matter_and_is_kept_for_the_engine(groups: l
 
 
 def test_what_follows_bare_dashes_passes_unchecked() -> None:
-    given_args = [*REQUIRED, "--runner=X", "--", "--known_to_a_job_server", "7", "--keys=id"]
-    assert options.parse(given_args) == (SPEC, ("--runner=X", "--known_to_a_job_server", "7", "--keys=id"))
+    given_args = [*REQUIRED, "--runner=FlinkRunner", "--", "--known_to_a_job_server", "7", "--keys=id"]
+    assert options.parse(given_args) == (
+        SPEC,
+        ("--runner=FlinkRunner", "--known_to_a_job_server", "7", "--keys=id"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +205,7 @@ def test_an_unknown_flag_names_the_nearest_known_one(wrong: str, near: str) -> N
 
 
 def test_an_unknown_flag_with_nothing_near_points_to_help() -> None:
-    message = refusal(*REQUIRED, "--zzzzqqqq=1", "--runner=X")
+    message = refusal(*REQUIRED, "--zzzzqqqq=1", "--runner=FlinkRunner")
     assert message.startswith("unknown flag --zzzzqqqq; ")
     assert "--help" in message
 
@@ -254,7 +257,7 @@ def test_help_shows_groups_defaults_and_exit_codes() -> None:
         assert f"(default: {default})" in " ".join(text.split())
 
 
-@pytest.mark.parametrize(("flags", "loaded"), [((), "False"), (("--runner=X",), "True")])
+@pytest.mark.parametrize(("flags", "loaded"), [((), "False"), (("--runner=FlinkRunner",), "True")])
 def test_beam_is_imported_only_when_a_flag_may_be_its_own(flags: tuple[str, ...], loaded: str) -> None:
     program = "import sys; from job import options; options.parse({}); print('apache_beam' in sys.modules)"
     command = [sys.executable, "-c", program.format([*REQUIRED, *flags])]

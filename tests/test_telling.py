@@ -111,6 +111,7 @@ def with_nulls(night: Night) -> list[str]:
             False,
             "unknown flag --outptu; did you mean --output.*",
         ),
+        (lambda night: ["--json=yes"], 2, False, "--json: ignored explicit argument 'yes'; see .*"),
         (lambda night: ["--json"], 2, False, "--input, --model, --output must be given.*"),
         (without_input, 3, False, "--input=.*"),
         (without_a_column, 4, True, ".*f9.*"),
@@ -174,6 +175,27 @@ def test_nobody_needs_to_read_standard_output(done: Night) -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_full_disk_does_not_undo_a_night(done: Night, hook: Answers, as_json: bool) -> None:
+    args = [arg for arg in flags(done, f"--notify_url={hook.endpoint}{PATH}") if as_json or arg != "--json"]
+    command = [sys.executable, "-m", "job", "score", *args]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.endswith(
+        "standard output cannot be written: No space left on device; the exit code says how it ended\n"
+    )
+    assert len(hook.asked) == 1
+
+
+def test_a_report_that_nobody_gets_is_a_failure(done: Night) -> None:
+    command = [sys.executable, "-m", "job", "report", str(done.output)]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    told = "error: standard output: cannot be written: No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (1, told)
+
+
 def test_help_is_help(capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run_cli(capfd, "score", "--json", "--help")
     assert code == 0
@@ -190,7 +212,12 @@ def test_a_webhook_gets_the_same_and_its_address_is_nowhere(
         (done.folder / "job.toml").write_text(f'notify_url = "{url}"\n')
         more = [f"--config={done.folder}/job.toml"]
         code, out, _ = run_cli(capfd, "score", *flags(done, *more, "--print_config"))
-        assert (code, PATH in out, "notify_url" in out) == (0, False, True)
+        assert (code, PATH in out) == (0, False)
+        assert "# notify_url is given, and left out here: it is secret\n" in out
+        # It can be fed back.
+        (done.folder / "printed.toml").write_text(out)
+        fed = (f"--config={done.folder}/printed.toml", "--print_config")
+        assert run_cli(capfd, "score", *fed)[0] == 0
     if by == "environment":
         monkeypatch.setenv("SCORING_JOB_NOTIFY_URL", url)
     args = flags(done, "--if_exists=replace", "--batch_size=5", "--debug", *more)
