@@ -16,8 +16,12 @@ REQUESTS_AT_ONCE: Final = 32
 
 def parallel(function: Callable[[T], R], items: Iterable[T], *, name: str) -> list[R]:
     """Do something to many files, several at a time, and return the results in order."""
+    every = list(items)
+    if len(every) < 2:
+        # A thread takes longer to start than a small file to be read.
+        return [function(one) for one in every]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix=name) as pool:
-        return list(pool.map(function, items))
+        return list(pool.map(function, every))
 
 
 def ahead(path: str, call: Callable[[], T]) -> Callable[[], T]:

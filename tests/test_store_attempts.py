@@ -75,7 +75,7 @@ class Zombie:
     def process(self) -> list[Receipt]:
         """What the engine has it do with its first split."""
         worker = ScoreSplits(self.task, overlaps=False)
-        worker._loaded, worker._overlap = self.plan.loaded, Overlap()
+        worker._loaded, worker._overlap, worker._rival = self.plan.loaded, Overlap(), None
         return list(worker.process(self.plan.splits[0]))
 
     def attempt(self) -> Receipt:
