@@ -12,6 +12,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
@@ -39,7 +40,6 @@ from job.spec import ModelReference, ScoringSpec
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from job.task import ScoringTask
 
 # A pipeline takes 0.3 s to start on this machine, a lease in a bucket a thread: so many nights at a time.
 AUTO_NIGHTS: Final = 128
@@ -98,14 +98,30 @@ def score(
         with challenger_flags.told(template):
             template = replace(template, challenger=_chosen(template.challenger))
     left = deque(days)
-    with preflight.shared(template) as key:
+    # One thread, so that nights are published in their order, each beside the one before it.
+    with preflight.shared(template) as key, ThreadPoolExecutor(1, "publish") as publisher:
         nights = _Nights(template, tuple(beam_args), key, announce)
+        publishing: Future[list[Ending]] | None = None
         while left:
             with ExitStack() as leases:
                 group = _Group(nights)
-                while left and len(group.ready) < nights_at_once and group.splits < _MOST_SPLITS:
-                    group.add(left.popleft(), leases)
-                yield from group.endings()
+                try:
+                    while left and len(group.ready) < nights_at_once and group.splits < _MOST_SPLITS:
+                        group.add(left.popleft(), leases)
+                    together = group.scored_together()
+                except (Exception, KeyboardInterrupt):
+                    # This group cannot be scored: the one before it was.
+                    yield from publishing.result() if publishing else ()
+                    raise
+                yield from publishing.result() if publishing else ()
+                publishing = None
+                if together:
+                    # While the next group is prepared and scored.
+                    publishing = publisher.submit(group.published, leases.pop_all())
+                else:
+                    yield from group.endings(together=False)
+        if publishing is not None:
+            yield from publishing.result()
 
 
 def _chosen(model: str) -> str:
@@ -176,9 +192,16 @@ class _Group:
 
         self._end(spec.ds, prepare)
 
-    def endings(self) -> Iterator[Ending]:
-        """Score what is ready, publish it, and yield how all nights ended, in the order they were added."""
-        together = len(self.ready) > 1 and self._scored_together()
+    def published(self, leases: ExitStack) -> list[Ending]:
+        """Publish what was scored together, let go of its leases, and return how all nights ended."""
+        with leases:
+            return list(self.endings(together=True))
+
+    def endings(self, *, together: bool) -> Iterator[Ending]:
+        """Publish what was scored ``together``, or score it night by night; yield how all nights ended.
+
+        In the order in which they were added.
+        """
         for ds in self._outputs:
             if (ready := self.ready.get(ds)) is not None:
                 self._end(
@@ -189,13 +212,16 @@ class _Group:
                 )
             yield self._ended[ds]
 
-    def _scored_together(self) -> bool:
-        from job.nights import ScoreNights
+    def scored_together(self) -> bool:
+        """Score all that is ready in one pipeline; say whether that was done."""
+        if len(self.ready) < 2:
+            return False
+        from job.nights import ScoreNights, alike
 
         chosen, fit = self._engine()
         ready = list(self.ready.values())
         scoring = ScoreNights(
-            tuple(one.plan for one in ready), _alike([one.task for one in ready]), fit.slices, fit.overlaps
+            tuple(one.plan for one in ready), alike([one.task for one in ready]), fit.slices, fit.overlaps
         )
 
         def finished_rows() -> int:
@@ -259,28 +285,6 @@ def _raise_what_is_left(ready: Prepared) -> None:
     run = ready.task.run
     if (left := staging.failure(run.output, run.run_id)) is not None:
         raise left
-
-
-def _alike(tasks: Sequence[ScoringTask]) -> tuple[ScoringTask, ...]:
-    """Return the tasks with what is equal in them as one object, which is pickled once."""
-    first = tasks[0]
-    alike = []
-    for task in tasks:
-        run = replace(
-            task.run,
-            **{
-                name: getattr(first.run, name)
-                for name in ("model", "signature", "versions", "scoring", "stores", "challenger")
-                if getattr(task.run, name) == getattr(first.run, name)
-            },
-        )
-        shared = {
-            name: getattr(first, name)
-            for name in ("binding", "keys", "predictions", "golden", "challenger")
-            if getattr(task, name) == getattr(first, name)
-        }
-        alike.append(replace(task, run=run, **shared))
-    return tuple(alike)
 
 
 def _loaded() -> object:

@@ -14,7 +14,7 @@ leaves its error there; its other splits are not scored, and the other nights ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -130,3 +130,25 @@ class ScoreSplitsOfNights(beam.DoFn):
             step.ready(self._overlap)
             self._steps[night] = step
         return step
+
+
+def alike(tasks: Sequence[ScoringTask]) -> tuple[ScoringTask, ...]:
+    """Return the tasks with what is equal in them as one object, which is pickled once."""
+    first = tasks[0]
+    alike = []
+    for task in tasks:
+        run = replace(
+            task.run,
+            **{
+                name: getattr(first.run, name)
+                for name in ("model", "signature", "versions", "scoring", "stores", "challenger")
+                if getattr(task.run, name) == getattr(first.run, name)
+            },
+        )
+        shared = {
+            name: getattr(first, name)
+            for name in ("binding", "keys", "predictions", "golden", "challenger")
+            if getattr(task, name) == getattr(first, name)
+        }
+        alike.append(replace(task, run=run, **shared))
+    return tuple(alike)

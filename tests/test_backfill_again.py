@@ -65,3 +65,15 @@ def test_a_night_without_rows_is_no_yardstick(nights: Night, capfd: pytest.Captu
     code, _, err = filled(nights, capfd)
     assert code == 0, err
     assert report(nights, DAYS[2])["compared"]["baseline"] == str(nights.output / DAYS[0])
+
+
+@pytest.mark.parametrize("parallel", ["2", "4"])
+def test_each_night_is_compared_with_the_one_before_it(
+    nights: Night, capfd: pytest.CaptureFixture[str], parallel: str
+) -> None:
+    """Also where that one is published while this one is scored."""
+    code, out, err = filled(nights, capfd, f"--parallel={parallel}", "--max_rows_change=0.1")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in lines(out)[1:-1]] == list(DAYS)
+    baselines = [report(nights, day)["compared"]["baseline"] for day in DAYS[1:]]
+    assert baselines == [str(nights.output / day) for day in DAYS[:-1]]
