@@ -33,7 +33,7 @@ from job import (
     waiting,
 )
 from job.endings import Ending
-from job.errors import EngineError, JobError, UsageError, one_line
+from job.errors import EngineError, JobError, UsageError, one_line, told
 from job.preparing import Outcome, Prepared
 from job.spec import ModelReference, ScoringSpec
 
@@ -235,8 +235,7 @@ class _Group:
             with progress.shown(rows, reused, finished_rows=None if fit.here else finished_rows):
                 waiting.run(chosen, scoring, ready[0].task.run, self._nights.announce)
         except Exception as e:  # noqa: BLE001 - whatever it was, it may be of one night only
-            told = str(e) if isinstance(e, JobError) else one_line(e)
-            self._nights.announce(f"{told}; each of {len(ready)} nights is tried by itself")
+            self._nights.announce(f"{told(e)}; each of {len(ready)} nights is tried by itself")
             return False
         finally:
             self._options = None

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from job import model, rejected
+from job import errors, model, rejected
 from job.binding import Binding
-from job.errors import JobError, ModelError, SchemaError, one_line
+from job.errors import ModelError, SchemaError
 from job.predictions import to_arrow
 from job.rejects import MODEL_ERROR, Rejects, RowPolicy, finite_only, predict_around, sift
 from job.sizing import batch_rows, chunk_rows
@@ -81,7 +81,7 @@ class Challenger:
                     f"seed its initializers"
                 )
         except Exception as e:  # noqa: BLE001 - whatever it is, the champion's night goes on
-            return Rival(self, None, _NOT_LOADED, _text(e))
+            return Rival(self, None, _NOT_LOADED, errors.told(e))
         return Rival(self, loaded)
 
 
@@ -177,7 +177,7 @@ class Contest:
                 is_absent = isinstance(e, SchemaError)
                 reason = rejected.BAD_SHARD if is_absent else MODEL_ERROR
                 self._asked, self._reason = None, reason if is_absent else _NOT_ASKED
-                self._error = self._error or _text(e)
+                self._error = self._error or errors.told(e)
         self._failed[reason] += piece.num_rows
         nowhere = np.full(piece.num_rows, -1)
         return [spread(pa.array([], field.type), nowhere) for field in self.fields]
@@ -237,7 +237,3 @@ def failed_rows(column: pa.Array) -> NDArray[np.bool_]:
         column = column.flatten()
     nulls: NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False)
     return np.all(nulls.reshape(rows, -1), axis=1) if rows else nulls
-
-
-def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, JobError) else one_line(error)

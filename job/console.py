@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,21 @@ from job.errors import StorageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+
+
+def grid(told: Mapping[str, str]) -> Table:
+    """Return labels and values as two columns that stay readable in a narrow terminal or a pipe."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in told.items():
+        # Text, because a path may hold what would read as markup.
+        table.add_row(Text(label, style="bold"), Text(value))
+    return table
 
 
 def show(what: str | RenderableType, *, needed: bool = False) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from job import console
 from job.diff import Difference
 
 if TYPE_CHECKING:
@@ -78,19 +79,10 @@ def tables(found: Difference) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    def grid(told: Mapping[str, str]) -> Table:
-        made = Table.grid(padding=(0, 2))
-        made.add_column(no_wrap=True)
-        made.add_column(overflow="fold")
-        for label, value in told.items():
-            # Text, because a path may hold what would read as markup.
-            made.add_row(Text(label, style="bold"), Text(value))
-        return made
-
-    yield grid(summary(found))
+    yield console.grid(summary(found))
     for column in found.columns:
         yield Text(f"\n{column['column']}", style="bold underline")
-        yield grid(dict(lines(column, found.asked.threshold)))
+        yield console.grid(dict(lines(column, found.asked.threshold)))
         header, body = _changes(column)
         if body:
             made = Table(box=None, padding=(0, 2, 0, 0))

@@ -169,3 +169,8 @@ def one_line(error: BaseException, most: int = 300) -> str:
     if len(text) > most:
         text = f"{text[: most // 3]} … {text[-most * 2 // 3 :]}"
     return f"{type(error).__name__}: {text}"
+
+
+def told(error: BaseException) -> str:
+    """Return what is told of any error in one line: ours say it themselves."""
+    return " ".join(str(error).split()) if isinstance(error, JobError) else one_line(error)

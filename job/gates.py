@@ -69,8 +69,8 @@ def candidates(template: str, ds: datetime.date, folder: str) -> tuple[str, ...]
         ds: the night.
         folder: the output of that night.
     """
-    nights = range(1, min(NIGHTS_BACK, ds.toordinal() - 1) + 1)
-    folders = (nightly.expand(template, ds - datetime.timedelta(days=back)) for back in nights)
+    days = nightly.before(ds, NIGHTS_BACK)
+    folders = (nightly.expand(template, day) for day in days)
     return tuple(one for one in dict.fromkeys(map(storage.absolute, folders)) if one != folder)
 
 

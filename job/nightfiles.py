@@ -27,6 +27,22 @@ _FILES_AHEAD: Final = 4
 Entry = Mapping[str, Any]
 
 
+def night_of(folder: str) -> dict[str, Any]:
+    """Return the manifest of a published night, with all that scoring its rows again needs.
+
+    Raises:
+        UsageError: nothing is published there, or by a version that noted too little.
+        OutputConflictError: the manifest is none of this job's.
+    """
+    night = output.published(folder)
+    if night is None:
+        raise UsageError(f"{folder}: it holds no published night; without _SUCCESS there is nothing to read")
+    if "feeds" not in (night.get("scoring") or {}):
+        raise UsageError(f"{folder}: an older version of this job wrote it, whose manifest tells too little")
+    manifest.check_shape(night, storage.join(folder, output.MANIFEST))
+    return night
+
+
 @dataclass(frozen=True)
 class NightFiles:
     """A published night: its ``folder``, and its ``manifest``."""
@@ -42,16 +58,7 @@ class NightFiles:
             UsageError: nothing is, or no rows, or by a version of the job that noted too little.
             OutputConflictError: the manifest is none of this job's.
         """
-        night = output.published(folder)
-        if night is None:
-            raise UsageError(
-                f"{folder}: it holds no published night; without _SUCCESS there is nothing to read"
-            )
-        if "feeds" not in (night.get("scoring") or {}):
-            raise UsageError(
-                f"{folder}: an older version of this job wrote it, whose manifest tells too little"
-            )
-        manifest.check_shape(night, storage.join(folder, output.MANIFEST))
+        night = night_of(folder)
         if not any(entry["rows"] for entry in night["files"]):
             raise UsageError(f"{folder}: the night that it holds has no rows")
         return cls(folder, night)

@@ -75,8 +75,8 @@ def days(first: datetime.date, last: datetime.date) -> Iterator[datetime.date]:
 
 
 def before(day: datetime.date, nights: int) -> Iterator[datetime.date]:
-    """Yield so many days before a day, the last one first."""
-    for number in range(1, nights + 1):
+    """Yield so many days before a day, the last one first; fewer where the calendar begins."""
+    for number in range(1, min(nights, day.toordinal() - 1) + 1):
         yield day - datetime.timedelta(days=number)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from job import (
     awaiting,
+    console,
     engines,
     host,
     identity,
@@ -90,15 +91,7 @@ class Outlook:
 
     def table(self) -> Table:
         """Return it as two columns."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for label, value in self.lines():
-            table.add_row(Text(label, style="bold"), Text(value))
-        return table
+        return console.grid(dict(self.lines()))
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield label and value of every line."""

@@ -7,7 +7,7 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job import golden, storage, verify
+from job import golden, nightfiles, storage, verify
 from job.errors import UsageError
 from job.rescoring import PublishedRows
 
@@ -27,7 +27,7 @@ def pick(folder: str, path: str, *, rows: int, seed: int | None) -> int:
     """
     if storage.size_bytes(path) is not None:
         raise UsageError(f"--to={path}: it is there already; remove it, or choose another name")
-    night = verify.night_of(folder)
+    night = nightfiles.night_of(folder)
     published = PublishedRows(folder, night)
     names = night["scoring"]["predictions"]
     tables = []

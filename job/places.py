@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from job import artifact, inputs, output, staging, storage
+from job import artifact, inputs, output, preparing, staging, storage
 from job.checks import Check
 from job.errors import StorageError
 from job.spec import ModelReference, ScoringSpec, Shard
@@ -54,7 +54,7 @@ def model(spec: ScoringSpec) -> Model:
     Raises:
         JobError: it is not there, or not trusted.
     """
-    reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
+    reference = preparing.resolved(spec)
     kind = artifact.kind_of(spec.model)
     if kind == "builder":
         size = storage.size_bytes(spec.weights) if spec.weights else 0

@@ -14,7 +14,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from job import page
+from job import console, page
 from job.challenged import Challenged
 from job.compared import Compared
 from job.errors import UsageError
@@ -183,16 +183,7 @@ class RunReport:
 
     def summary_table(self) -> Table:
         """Return the run as two columns that stay readable in a narrow terminal or a pipe."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for label, value in self.lines().items():
-            # Text, because a path may hold what would read as markup.
-            table.add_row(Text(label, style="bold"), Text(value))
-        return table
+        return console.grid(self.lines())
 
     def lines(self) -> Mapping[str, str]:
         """Return label and value of every line of the table and the page, in order."""

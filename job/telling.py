@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from job import console, notify, redaction, stopping
-from job.errors import JobError, UsageError, one_line
+from job import console, errors, notify, redaction, stopping
+from job.errors import JobError, UsageError
 
 if TYPE_CHECKING:
     from job.handover import Job
@@ -264,7 +264,7 @@ def line_of(error: BaseException) -> str:
     """Return what is told of an error: one line."""
     if isinstance(error, KeyboardInterrupt):
         return stopping.told(error)
-    return " ".join(str(error).split()) if isinstance(error, JobError) else one_line(error)
+    return errors.told(error)
 
 
 def text(told: Mapping[str, Any]) -> str:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from job import manifest, output, rescoring, staging, storage
-from job.errors import JobError, UsageError, one_line
+from job import manifest, nightfiles, rescoring, staging, storage
+from job.errors import JobError, one_line
 from job.rescoring import Difference
 from job.tolerance import Tolerance
 
@@ -71,7 +71,7 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
         UsageError: nothing is published there, or by a version that noted too little.
         OutputConflictError: the manifest is none of this job's.
     """
-    night = night_of(folder)
+    night = nightfiles.night_of(folder)
     findings = [*_counts(night), *_strangers(folder, night)]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
         entries = manifest.entries(night)
@@ -100,22 +100,6 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
     # A file that is damaged is told once, though several checks may see it.
     told_once = tuple(dict.fromkeys(findings))
     return Verification(folder, night["run_id"], *counts, told_once, tuple(differences), tuple(_notes(night)))
-
-
-def night_of(folder: str) -> dict[str, Any]:
-    """Return the manifest of a published night, with all that scoring its rows again needs.
-
-    Raises:
-        UsageError: nothing is published there, or by a version that noted too little.
-        OutputConflictError: the manifest is none of this job's.
-    """
-    night = output.published(folder)
-    if night is None:
-        raise UsageError(f"{folder}: it holds no published night: there is no _SUCCESS")
-    if "feeds" not in (night.get("scoring") or {}):
-        raise UsageError(f"{folder}: an older version of this job wrote it, whose manifest tells too little")
-    manifest.check_shape(night, storage.join(folder, output.MANIFEST))
-    return night
 
 
 def _counts(night: Mapping[str, Any]) -> Iterator[str]:
