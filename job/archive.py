@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import zipfile
 import zlib
@@ -35,6 +36,10 @@ from job.errors import ModelError
 _CODE_CLASSES: Final = frozenset({"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer"})
 _MEMBERS: Final = frozenset({"config.json", "metadata.json", "model.weights.h5", "model.weights.npz"})
 _ASSETS: Final = "assets/"
+_UNREADABLE: Final = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError)
+_METADATA: Final = "metadata.json"
+_METADATA_BYTES: Final = 1 << 16
+_VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+-]{0,40}")
 # A thousand times the configuration of a model of some hundred layers.
 _JSON_BYTES: Final = 64 << 20
 # Keras stores weights as they are, and float32 weights hardly shrink. Zeros shrink a thousandfold, which is
@@ -56,7 +61,7 @@ def check(path: str, *, trusted: bool) -> None:
             if wrong := _malformed(archive.infolist(), os.path.getsize(copy)):
                 raise ModelError(f"--model={path}: {wrong}; it was tampered with, or is no .keras archive")
             config = _json(archive, "config.json")
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError) as e:
+    except (*_UNREADABLE, KeyError) as e:
         raise _no_archive(path, " ".join(str(e).split())[:300]) from e
     except (NotImplementedError, RuntimeError, RecursionError) as e:
         # A compression or an encryption that Python does not know; a configuration nested too deep.
@@ -68,6 +73,16 @@ def check(path: str, *, trusted: bool) -> None:
         raise ModelError(
             f"--model={path}: it carries Python code ({', '.join(coded)}); look at it, then add --trust_model"
         )
+
+
+def keras_version(file: str) -> str:
+    """Return the version of Keras that saved a local archive; empty where it does not tell."""
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(_METADATA) as member:
+            version = json.loads(member.read(_METADATA_BYTES))["keras_version"]
+    except (*_UNREADABLE, RuntimeError, LookupError, TypeError):
+        return ""
+    return version if isinstance(version, str) and _VERSION.fullmatch(version) else ""
 
 
 def _no_archive(path: str, reason: str) -> ModelError:

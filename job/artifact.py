@@ -72,14 +72,21 @@ def _kind_in_bucket(path: str) -> Kind:
     return kind or "saved_model"
 
 
-def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None) -> ModelReference:
+def resolve(
+    path: str, weights: str | None, *, trusted: bool, sha256: str | None, signature: str = ""
+) -> ModelReference:
     """Check a model's form, trust and digest, and return the reference that workers load.
 
     Raises:
         ModelError: it is absent, no model, not trusted enough, or has another SHA-256.
-        UsageError: weights are given for a model that has its own.
+        UsageError: weights are given for a model that has its own, or a signature for one that has none.
     """
     kind = kind_of(path)
+    if signature and kind != "saved_model":
+        raise UsageError(
+            f"--signature={signature} goes only with a SavedModel folder, not with --model={path}; leave "
+            f"--signature out"
+        )
     if weights is not None:
         _check_weights(path, weights, kind)
     if kind == "h5" and not trusted:
@@ -93,7 +100,7 @@ def resolve(path: str, weights: str | None, *, trusted: bool, sha256: str | None
     found = digest(path, weights)
     if sha256 is not None and found != sha256.lower():
         raise ModelError(f"--model={path}: its SHA-256 is {found}, --model_sha256 wants {sha256.lower()}")
-    return ModelReference(path, weights, trusted, found, _backend(kind))
+    return ModelReference(path, weights, trusted, found, _backend(kind), signature)
 
 
 def _backend(kind: Kind) -> str:

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import importlib
 import os
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from job import artifact, private, storage
+from job import archive, artifact, private, storage
 from job.errors import JobError, ModelError, one_line
 from job.saved_model import SavedModelStep, feedable, input_spec
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
@@ -25,6 +26,7 @@ _PLAIN_ROWS = 1024
 # Reading weights holds them about five times for a moment. Of a model so large, a machine's processes do that
 # one after the other: four that load 1 GB would want 20 GB, which they never need again.
 _LARGE_BYTES = 64 << 20
+_MISSING_CLASS = re.compile(r"Could not (locate|find|deserialize)|Unknown \w+:|custom", re.IGNORECASE)
 
 
 def load(reference: ModelReference) -> Step:
@@ -212,10 +214,21 @@ def _keras_model(reference: ModelReference) -> Any:
         with _alone(file):
             return keras.models.load_model(file, compile=False, safe_mode=not reference.trusted)
     except Exception as e:
-        raise ModelError(
-            f"--model={path}: Keras {keras.__version__} cannot load it: {one_line(e)}; "
-            f"a model with classes of its own is scored as --model=package.module:function --weights=…"
-        ) from e
+        raise _unloadable(path, keras.__version__, e) from e
+
+
+def _unloadable(path: str, here: str, error: Exception) -> ModelError:
+    """Return the error that Keras cannot load an artifact, with what can be done about it."""
+    told = f"--model={path}: Keras {here} cannot load it: {one_line(error)}"
+    saved_by = archive.keras_version(storage.fetched(path))
+    if saved_by.startswith(("1.", "2.")):
+        return ModelError(
+            f"{told}; Keras {saved_by} saved it: load it with that version, write a SavedModel by "
+            f"model.export(FOLDER) or tf.saved_model.save(model, FOLDER), and score that"
+        )
+    if _MISSING_CLASS.search(str(error)):
+        told += "; a model with classes of its own is scored as --model=package.module:function --weights=…"
+    return ModelError(told)
 
 
 def _built(path: str, keras: Any) -> Any:

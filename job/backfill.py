@@ -139,11 +139,11 @@ class _Nights:
     beam_args: tuple[str, ...]
     key: str
     announce: Callable[[str], None]
-    references: dict[tuple[str, str | None, str | None], ModelReference] = field(default_factory=dict)
+    references: dict[tuple[str, str | None, str | None, str], ModelReference] = field(default_factory=dict)
 
     def reference(self, spec: ScoringSpec) -> ModelReference:
         """Return a night's model, which is looked at once, however many nights are of it."""
-        asked = spec.model, spec.weights, spec.model_sha256
+        asked = spec.model, spec.weights, spec.model_sha256, spec.signature
         if asked not in self.references:
             self.references[asked] = preparing.resolved(spec)
         return self.references[asked]

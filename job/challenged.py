@@ -91,6 +91,7 @@ def entry(run: Run, receipts: Sequence[Receipt]) -> dict[str, Any] | None:
         "weights": model.weights,
         "sha256": model.digest,
         "trusted": model.trusted,
+        "signature_name": model.signature,
         "signature": run.challenger.signature,
         "columns": list(told.columns),
         "failed": told.failed,

@@ -20,8 +20,10 @@ _NAMES: Final = {
     "model": "challenger",
     "weights": "challenger_weights",
     "model_sha256": "challenger_sha256",
+    "signature": "challenger_signature",
     "features": "challenger_features",
 }
+_OTHERS: Final = tuple(name for name in _NAMES.values() if name != "challenger")
 _FLAGS: Final = re.compile(rf"--({'|'.join(_NAMES)})\b")
 
 
@@ -32,7 +34,7 @@ def check(spec: ScoringSpec) -> None:
         UsageError: such a flag.
     """
     if spec.challenger is None:
-        for name in ("challenger_weights", "challenger_sha256", "challenger_features"):
+        for name in _OTHERS:
             if getattr(spec, name):
                 raise UsageError(f"--{name}: there is no --challenger; give one, or leave it out")
     elif spec.challenger_weights is not None and not artifact.BUILDER.fullmatch(spec.challenger):
@@ -49,6 +51,7 @@ def as_the_model(spec: ScoringSpec) -> ScoringSpec:
         model=spec.challenger,
         weights=spec.challenger_weights,
         model_sha256=spec.challenger_sha256,
+        signature=spec.challenger_signature,
         features=spec.challenger_features or spec.features,
         prediction_columns=(),
         golden=None,

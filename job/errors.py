@@ -160,15 +160,64 @@ def of_flag(flag: str) -> Iterator[None]:
         raise
 
 
+# A dump of an object: what is in it says little, and there is much of it.
+_DUMP_CHARACTERS: Final = 40
+_CLOSES: Final = {"}": "{", "]": "["}
+_SENTENCE_ENDS: Final = re.compile(r"(?<=[.!?]) (?=[A-Z<`'\"])")
+# A name in quotes, or a number: what the others around it only talk about.
+_TELLING: Final = re.compile(r"""(?<!\w)'[^']+'(?!\w)|(?<!\w)"[^"]+"(?!\w)|\d""")
+
+
 def one_line(error: BaseException, most: int = 300) -> str:
     """Return a library's error as one line of about ``most`` characters, its kind in front, without colours.
 
-    Both ends of a long text are kept: TensorFlow tells where first, and what at the end.
+    Of a long text, dumps of objects go first, then sentences that are there twice, then those that name
+    nothing. What is still too long is cut in the middle: TensorFlow tells where first, and what at the end.
     """
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     if len(text) > most:
+        text = _telling(_without_dumps(text), most)
+    if len(text) > most:
         text = f"{text[: most // 3]} … {text[-most * 2 // 3 :]}"
     return f"{type(error).__name__}: {text}"
+
+
+def _without_dumps(text: str) -> str:
+    """Return a text in which what long pairs of braces or brackets hold is ``…``.
+
+    >>> _without_dumps("no class 'A' in {'a': [1, 2], 'b': '" + 40 * "x" + "'}")
+    "no class 'A' in {…}"
+    """
+    spans: list[tuple[int, int]] = []
+    opened: list[int] = []
+    for i, character in enumerate(text):
+        if character in "{[":
+            opened.append(i)
+        elif character in "}]" and opened and text[opened[-1]] == _CLOSES[character]:
+            start = opened.pop()
+            if i - start > _DUMP_CHARACTERS:
+                # Those within it have gone before it.
+                spans = [span for span in spans if span[0] < start]
+                spans.append((start, i))
+    for start, end in reversed(spans):
+        text = f"{text[: start + 1]}…{text[end:]}"
+    return text
+
+
+def _telling(text: str, most: int) -> str:
+    """Return the sentences of a text that tell most, in their order; all of it where that is not clear."""
+    sentences = list(dict.fromkeys(_SENTENCE_ENDS.split(text)))
+    last = len(sentences) - 1
+    # What has caused all the others comes last.
+    worth = [(not _TELLING.search(sentence), i not in (0, last), -i) for i, sentence in enumerate(sentences)]
+    kept: set[int] = set()
+    for i in sorted(range(last + 1), key=worth.__getitem__):
+        if sum(len(sentences[j]) + 3 for j in (*kept, i)) <= most:
+            kept.add(i)
+        elif not kept:
+            return text
+    parts = [sentence if i in kept else "…" for i, sentence in enumerate(sentences)]
+    return re.sub(r"…( …)+", "…", " ".join(parts))
 
 
 def told(error: BaseException) -> str:

@@ -40,6 +40,7 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         prediction_columns: Sequence[str] = (),
         batch_size: int = 16_384,
         device: Device = "auto",
+        signature: str = "",
     ) -> None:
         """Take what the flags of ``score`` by the same names mean; nothing is read before ``load_model``.
 
@@ -48,7 +49,7 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         """
         super().__init__(max_batch_size=1)
         model_path, weights = _plain(model_path), weights and _plain(weights)
-        self._artifact = (model_path, weights, trust_model, model_sha256)
+        self._artifact = (model_path, weights, trust_model, model_sha256, signature)
         self._bind = functools.partial(bind, keys=keys, features=features, casts=casts)
         self._prediction_columns = tuple(prediction_columns)
         self._batch_rows = batch_size
@@ -60,8 +61,8 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         Raises:
             ModelError: it is absent, no model, not trusted enough, or has another SHA-256.
         """
-        path, weights, trusted, sha256 = self._artifact
-        reference = artifact.resolve(path, weights, trusted=trusted, sha256=sha256)
+        path, weights, trusted, sha256, signature = self._artifact
+        reference = artifact.resolve(path, weights, trusted=trusted, sha256=sha256, signature=signature)
         return model.acquire(reference, device=self._device)
 
     def run_inference(

@@ -70,6 +70,7 @@ def compose(run: Run, receipts: Sequence[Receipt], compared: Compared | None = N
             "weights": model.weights,
             "sha256": model.digest,
             "trusted": model.trusted,
+            "signature_name": model.signature,
             "signature": run.signature,
         },
         "scoring": json.loads(run.scoring),

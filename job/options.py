@@ -154,6 +154,7 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         golden_atol=flags.number("golden_atol", str(flags.one(given, "golden_atol"))),
         if_exists=flags.choice(given, "if_exists", get_args(IfExists)),
         model_sha256=flags.sha256(given, "model_sha256"),
+        signature=flags.one(given, "signature"),
         **_challenger(given),
         trust_model=given.trust_model,
         model_sharing=flags.choice(given, "model_sharing", get_args(ModelSharing)),
@@ -179,6 +180,7 @@ def _challenger(given: argparse.Namespace) -> dict[str, Any]:
         "challenger": flags.one(given, "challenger"),
         "challenger_weights": flags.one(given, "challenger_weights"),
         "challenger_sha256": flags.sha256(given, "challenger_sha256"),
+        "challenger_signature": flags.one(given, "challenger_signature"),
         "challenger_features": flags.columns(given, "challenger_features"),
     }
 

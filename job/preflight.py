@@ -79,7 +79,7 @@ def check(
         beside=champion.loaded if champion else None,
     )
     spare = champion is not None
-    bound, binding, unbound = _bind(spec, shards, footers, schemas, loaded.signature, wrong, spare)
+    bound, binding, unbound = _bound(spec, shards, footers, schemas, loaded.signature, wrong, spare)
     where = "the first shard" if bound == 0 else shards[bound].path
     wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec)}
     # The shard that was bound fits the model: what is wrong with it is the flag's fault, and no bad shard's.
@@ -168,6 +168,29 @@ def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]
     return json.dumps(content, sort_keys=True)
 
 
+def _bound(
+    spec: ScoringSpec,
+    shards: Sequence[Shard],
+    footers: Sequence[Footer],
+    schemas: Mapping[int, pa.Schema],
+    signature: Signature,
+    unreadable: Mapping[int, Sequence[str]],
+    spare_casts: bool,
+) -> tuple[int, Binding, dict[int, tuple[str, ...]]]:
+    """Bind as :func:`_bind` does; of a model that takes serialized messages an error says so."""
+    try:
+        found = _bind(spec, shards, footers, schemas, signature, unreadable, spare_casts)
+        _check_serialized(signature, found[1], schemas[found[0]])
+    except SchemaError as e:
+        if not signature.serialized:
+            raise
+        raise SchemaError(
+            f"{e} | the model's input {signature.serialized} takes serialized tf.Example messages: give a "
+            f"binary column of them by --features, or export a signature that takes the features themselves"
+        ) from e
+    return found
+
+
 def _bind(
     spec: ScoringSpec,
     shards: Sequence[Shard],
@@ -206,6 +229,21 @@ def _bind(
     ((i, (line,)),) = failed.items()
     others = f"; {_grouped(unreadable, shards)}" if unreadable else ""
     raise SchemaError(f"{line} | of the first of {len(shards)} shards, {shards[i].path}{others}")
+
+
+def _check_serialized(signature: Signature, binding: Binding, schema: pa.Schema) -> None:
+    """Refuse text where a model wants serialized messages: the model would fail on each row."""
+    for feed in binding.feeds if signature.serialized else ():
+        for name in feed.columns:
+            if not _is_bytes(schema.field(name).type):
+                raise SchemaError(f"column {name!r}: {schema.field(name).type}, which holds no messages")
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests) or pa.types.is_fixed_size_binary(kind)
 
 
 def _commonest(schemas: Mapping[int, pa.Schema]) -> list[int]:

@@ -97,7 +97,13 @@ class Prepared:
 
 def resolved(spec: ScoringSpec) -> ModelReference:
     """Return the model of a spec with absolute paths; raises ``ModelError`` or ``UsageError``."""
-    return artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=spec.model_sha256)
+    return artifact.resolve(
+        spec.model,
+        spec.weights,
+        trusted=spec.trust_model,
+        sha256=spec.model_sha256,
+        signature=spec.signature,
+    )
 
 
 @contextmanager

@@ -218,7 +218,14 @@ def _rescorer(
     # Scored on a GPU or not: the machine that looks at it need not have one.
     device: Device = "cpu" if night["scoring"]["device"] == "cpu" else "auto"
     try:
-        reference = ModelReference(told["path"], told["weights"], told["trusted"], told["sha256"])
+        reference = ModelReference(
+            told["path"],
+            told["weights"],
+            told["trusted"],
+            told["sha256"],
+            # Nights from before there was a choice have none.
+            signature=told.get("signature_name", ""),
+        )
         if (found := artifact.digest(reference.path, reference.weights)) != reference.digest:
             raise ModelError(f"{reference.path}: its SHA-256 is {found} now, the night's {reference.digest}")
         loaded = model.acquire(reference, device=device, beside=champion)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,8 +26,18 @@ _UNSAFE_OPS = frozenset(
 )
 
 
+_DEFAULT: Final = "serving_default"
+# What parses serialized ``tf.Example`` messages.
+_PARSING_OPS: Final = frozenset(
+    {
+        *("ParseExample", "ParseExampleV2", "ParseSingleExample"),
+        *("ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"),
+    }
+)
+
+
 class SavedModelStep:
-    """A SavedModel's serving signature."""
+    """One of a SavedModel's signatures: the one that is asked for, or its serving signature."""
 
     recompiles = False
 
@@ -41,27 +51,29 @@ class SavedModelStep:
             self._owner = tf.saved_model.load(folder)
         except (OSError, ValueError, tf.errors.OpError) as e:
             raise ModelError(f"--model={reference.path}: it cannot be loaded: {one_line(e)}") from e
+        self._path = reference.path
         signatures = self._owner.signatures
-        name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
-        if name is None:
-            raise ModelError(
-                f"--model={reference.path}: it has no serving signature; save it with model.export()"
-            )
-        self._function = signatures[name]
+        self._function = signatures[_chosen(reference, list(signatures))]
         self._specs = dict(sorted(self._function.structured_input_signature[1].items()))
 
     def signature(self) -> Signature:
         """Return the serving signature's inputs, sorted by name."""
         inputs = tuple(input_spec(name, spec) for name, spec in self._specs.items())
-        return Signature(inputs, (), named=len(inputs) > 1, ordered=len(inputs) == 1)
+        is_serialized = [spec.dtype for spec in inputs] == ["string"] and _parses_examples(self._function)
+        serialized = inputs[0].name if is_serialized else ""
+        return Signature(inputs, (), named=len(inputs) > 1, ordered=len(inputs) == 1, serialized=serialized)
 
     def build(self, inputs: Sequence[InputSpec]) -> None:
         """Nothing to do: the graph is in the artifact."""
 
     def outputs(self) -> tuple[OutputSpec, ...]:
-        """Return the serving signature's outputs, sorted by name."""
+        """Return the serving signature's outputs, sorted by name.
+
+        Raises:
+            ModelError: one has no batch axis, or it is not known how many axes it has.
+        """
         outputs = sorted(self._function.structured_outputs.items())
-        return tuple(OutputSpec(name, tuple(spec.shape[1:]), spec.dtype.name) for name, spec in outputs)
+        return tuple(_output_spec(self._path, name, spec) for name, spec in outputs)
 
     def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
         """Predict one batch; ``(rows, *shape)`` in and out."""
@@ -82,6 +94,44 @@ class SavedModelStep:
     def weights_digest(self) -> str:
         """Return nothing: the artifact's digest covers its weights."""
         return ""
+
+
+def _chosen(reference: ModelReference, names: Sequence[str]) -> str:
+    """Return the signature to score: the one that is asked for, else the default one, else the only one."""
+    told = f"--model={reference.path}: it has"
+    if not names:
+        raise ModelError(f"{told} no serving signature; save it with model.export()")
+    listed = ", ".join(sorted(names))
+    if reference.signature:
+        if reference.signature not in names:
+            raise ModelError(f"{told} no signature {reference.signature}; give --signature one of {listed}")
+        return reference.signature
+    if _DEFAULT in names:
+        return _DEFAULT
+    if len(names) > 1:
+        raise ModelError(
+            f"{told} {len(names)} signatures and none is called {_DEFAULT}; choose by --signature one of "
+            f"{listed}"
+        )
+    return names[0]
+
+
+def _parses_examples(function: Any) -> bool:
+    """Say whether a signature makes features of ``tf.Example`` messages by itself."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+    return any(node.op in _PARSING_OPS for node in nodes)
+
+
+def _output_spec(path: str, name: str, tensor: Any) -> OutputSpec:
+    """Return the description of an output; raises ``ModelError``: it has no batch axis that is known of."""
+    if not tensor.shape.rank:
+        axes = "an unknown number of axes" if tensor.shape.rank is None else "no batch axis"
+        raise ModelError(
+            f"--model={path}: its output {name} has {axes}; save it with a signature that returns one row "
+            f"for each row, as in tf.ensure_shape({name}, (None, 1))"
+        )
+    return OutputSpec(name, tuple(tensor.shape[1:]), tensor.dtype.name)
 
 
 def _check_operations(path: str, folder: str) -> None:

@@ -37,6 +37,7 @@ class Signature:
     inputs), so that columns may be matched by name alone. ``ordered`` says that a person chose their
     order as well (a list, or one input), so that columns may be matched by place. ``inputs`` is empty for a
     model that takes its shape from the first batch it sees, which then is fed as ``default_dtype``.
+    ``serialized`` names the input that takes ``tf.Example`` messages, which are bytes, where there is one.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -44,6 +45,7 @@ class Signature:
     named: bool
     ordered: bool = True
     default_dtype: str = "float32"
+    serialized: str = ""
 
 
 @dataclass(frozen=True)

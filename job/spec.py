@@ -93,9 +93,11 @@ class ScoringSpec:
     golden_atol: float = 1e-6
     if_exists: IfExists = "fail"
     model_sha256: str | None = None
+    signature: str = ""
     challenger: str | None = None
     challenger_weights: str | None = None
     challenger_sha256: str | None = None
+    challenger_signature: str = ""
     challenger_features: tuple[str, ...] = ()
     trust_model: bool = False
     model_sharing: ModelSharing = "process"
@@ -155,7 +157,8 @@ class Split:
 class ModelReference:
     """Where a model comes from and how far it is trusted. ``digest`` is a SHA-256 in hex.
 
-    ``backend`` is what Keras is to compute with, in every process of a run.
+    ``backend`` is what Keras is to compute with, in every process of a run. ``signature`` is the one of a
+    SavedModel's that is asked for by name, empty where nobody asked.
     """
 
     path: str
@@ -163,11 +166,13 @@ class ModelReference:
     trusted: bool
     digest: str
     backend: str = "tensorflow"
+    signature: str = ""
 
     @property
     def identity(self) -> str:
         """Return what tells apart models that may give other bits."""
-        return self.digest if self.backend == "tensorflow" else f"{self.digest} {self.backend}"
+        parts = [self.digest, *([] if self.backend == "tensorflow" else [self.backend])]
+        return " ".join([*parts, *([f"signature={self.signature}"] if self.signature else [])])
 
 
 @dataclass(frozen=True)

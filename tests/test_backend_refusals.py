@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from job.errors import ModelError
+from tests.archives import CONFIG, METADATA, members, written
 from tests.nights import dense, module, saved
 from tests.test_backend import X, built, load
 
@@ -52,8 +54,31 @@ def test_a_class_that_is_not_installed_points_to_the_builder(tmp_path: Path) -> 
             return x
 
     path = saved(keras.Sequential([keras.layers.Input((4,)), Own()]), tmp_path / "m.keras")
-    with pytest.raises(ModelError, match=r"cannot load it: .*--model=package\.module:function --weights=…"):
+    with pytest.raises(
+        ModelError, match=r"cannot load it: .*--model=package\.module:function --weights=…"
+    ) as e:
         load(path)
+    # It is in the middle of what Keras says, which is mostly about other things.
+    assert "Could not locate class 'Own'" in str(e.value)
+
+
+def test_an_archive_of_keras_2_says_which_version_saved_it(tmp_path: Path) -> None:
+    """What Keras 2.15 and tf_keras write: classes at places where Keras 3 has none."""
+    x = keras.Input((4,))
+    content = members(saved(keras.Model(x, keras.layers.Dense(1)(x)), tmp_path / "three.keras"))
+    config = json.loads(content[CONFIG])
+    config["module"] = "keras.src.engine.functional"
+    content[CONFIG] = json.dumps(config).encode()
+    content[METADATA] = b'{"keras_version": "2.15.0", "date_saved": "2024-01-02@03:04:05"}'
+    path = written(tmp_path / "two.keras", content)
+    with pytest.raises(
+        ModelError, match=r"Keras 2\.15\.0 saved it: load it with that version, write a Sa"
+    ) as e:
+        load(path)
+    assert "classes of its own" not in str(e.value)
+    content[METADATA] = b'{"keras_version": 7}'
+    with pytest.raises(ModelError, match=r"Could not deserialize class 'Functional' .*--weights"):
+        load(written(tmp_path / "odd.keras", content))
 
 
 def test_safe_mode_is_on_unless_trusted(tmp_path: Path) -> None:

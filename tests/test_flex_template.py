@@ -107,6 +107,8 @@ VALUES = (
     *(("max_psi", value) for value in ("x", "p=", "=0.1", "0.2,", "p=x", "-1", "a,b=0.1", '"0.1')),
     *(("challenger", value) for value in ("gs://b/c.keras", "models.custom_layer:build", "s3://b/@next", "")),
     *(("challenger_sha256", value) for value in (SHA, SHA[1:], "")),
+    *(("signature", value) for value in ("predict", "a b", "")),
+    *(("challenger_signature", value) for value in ("predict", "")),
     *(("challenger_features", value) for value in ("a", "a, b", "a,,b")),
     *(("golden_rtol", value) for value in ("0", "1e-4", "x")),
     *(("golden_atol", value) for value in ("1", ".5", "-1")),

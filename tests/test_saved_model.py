@@ -19,8 +19,8 @@ from job.spec import ModelReference
 from tests.nights import dense
 
 
-def load(path: Path, *, trusted: bool = False) -> SavedModelStep:
-    return SavedModelStep(ModelReference(str(path), None, trusted, "0" * 64))
+def load(path: Path, *, trusted: bool = False, signature: str = "") -> SavedModelStep:
+    return SavedModelStep(ModelReference(str(path), None, trusted, "0" * 64, signature=signature))
 
 
 def save(path: Path, function: Callable[..., Any], *specs: tf.TensorSpec) -> Path:
@@ -181,3 +181,76 @@ def test_an_input_without_a_batch_axis_is_refused(tmp_path: Path, spec: tf.Tenso
     save(tmp_path / "m", lambda x: {"y": x * 2.0}, spec)
     with pytest.raises(ModelError, match=r"input x of shape .* has no batch axis"):
         load(tmp_path / "m").signature()
+
+
+def several(path: Path, *, with_default: bool = False) -> Path:
+    """A model that subtracts 5 as ``explain``, squashes that as ``predict``, doubles as the default one."""
+    owner = tf.Module()
+    owner.explain = tf.function(lambda x: {"score": x - 5.0}, input_signature=[ROWS])
+    owner.predict = tf.function(lambda x: {"score": tf.sigmoid(x - 5.0)}, input_signature=[ROWS])
+    owner.double = tf.function(lambda x: {"score": x * 2.0}, input_signature=[ROWS])
+    found = {"predict": owner.predict, "explain": owner.explain}
+    default = {"serving_default": owner.double} if with_default else {}
+    tf.saved_model.save(owner, path, signatures={**found, **default})
+    return path
+
+
+def test_of_several_signatures_one_must_be_chosen(tmp_path: Path) -> None:
+    path = several(tmp_path / "m")
+    with pytest.raises(ModelError, match=r"2 signatures .* choose by --signature one of explain, predict"):
+        load(path)
+    with pytest.raises(ModelError, match="no signature train; give --signature one of explain, predict"):
+        load(path, signature="train")
+    five = [np.full((2, 4), 5, np.float32)]
+    assert load(path, signature="explain").predict(five)[0].tolist() == [[0.0] * 4] * 2
+    assert load(path, signature="predict").predict(five)[0].tolist() == [[0.5] * 4] * 2
+
+
+def test_a_serving_default_is_taken_unless_another_is_asked_for(tmp_path: Path) -> None:
+    path = several(tmp_path / "m", with_default=True)
+    five = [np.full((1, 4), 5, np.float32)]
+    assert load(path).predict(five)[0].tolist() == [[10.0] * 4]
+    assert load(path, signature="explain").predict(five)[0].tolist() == [[0.0] * 4]
+
+
+def test_an_only_signature_needs_no_name(tmp_path: Path) -> None:
+    owner = tf.Module()
+    owner.only = tf.function(lambda x: {"y": x}, input_signature=[ROWS])
+    tf.saved_model.save(owner, tmp_path / "m", signatures={"only": owner.only})
+    assert load(tmp_path / "m").predict([np.ones((1, 4), np.float32)])[0].tolist() == [[1.0] * 4]
+
+
+def unknown_rank(x: Any) -> dict[str, Any]:
+    return {"y": tf.reshape(x, tf.random.uniform((tf.random.uniform((), 1, 3, tf.int32),), 1, 2, tf.int32))}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (unknown_rank, "its output y has an unknown number of axes; .*tf.ensure_shape"),
+        (lambda x: {"y": tf.reduce_sum(x)}, "its output y has no batch axis"),
+    ],
+)
+def test_an_output_without_rows_is_a_model_error(
+    tmp_path: Path, function: Callable[[Any], Any], message: str
+) -> None:
+    step = load(save(tmp_path / "m", function, ROWS))
+    with pytest.raises(ModelError, match=message):
+        step.outputs()
+
+
+def of_examples(examples: Any) -> dict[str, Any]:
+    parsed = tf.io.parse_example(examples, {"x": tf.io.FixedLenFeature((), tf.float32)})
+    return {"y": parsed["x"] * 2.0}
+
+
+def test_an_input_of_serialized_examples_is_known_as_such(tmp_path: Path) -> None:
+    spec = tf.TensorSpec((None,), tf.string, name="examples")
+    step = load(save(tmp_path / "m", of_examples, spec))
+    assert step.signature().serialized == "examples"
+    value = tf.train.Feature(float_list=tf.train.FloatList(value=[4.0]))
+    message = tf.train.Example(features=tf.train.Features(feature={"x": value})).SerializeToString()
+    fed = CodedStrings(np.array([message], dtype=object), np.array([0, 0], np.int32))
+    assert step.predict([fed])[0].tolist() == [8.0, 8.0]
+    plain = load(save(tmp_path / "plain", lambda city: {"upper": tf.strings.upper(city)}, spec))
+    assert plain.signature().serialized == ""

@@ -12,10 +12,14 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from job.errors import ModelError, OutputConflictError, SchemaError, UsageError
+from job.tolerance import Tolerance
+from job.verify import ALL, verify
 from models import MODELS
 from models.flights import tensors
 from models.flights_data import write_features
-from tests.nights import Night
+from tests.nights import Night, dense, saved
+from tests.test_saved_model import of_examples, save, several
 
 SIX = [name for name in MODELS if name != "flights"]
 ROWS = 300
@@ -92,3 +96,55 @@ def test_flights_are_scored_as_predict_scores_them(night: Night) -> None:
 def test_there_are_seven() -> None:
     assert len(MODELS) == 7
     assert all((Path(__file__).parents[1] / "models" / f"{name}.py").exists() for name in MODELS)
+
+
+def test_the_signature_that_is_asked_for_is_scored_verified_and_part_of_the_run(night: Night) -> None:
+    path = several(night.folder / "m", with_default=True)
+    night.shard("a", pa.table({"id": [7], **{f"f{i}": pa.array([5.0], pa.float32()) for i in range(4)}}))
+    with pytest.raises(ModelError, match="no signature train; give --signature one of explain, pred"):
+        night.score(path, "--keys=id", "--signature=train")
+    run = night.score(path, "--keys=id", "--signature=explain").run_id
+    assert night.scored()["score"].to_pylist() == [[0.0] * 4]
+    assert night.manifest()["model"]["signature_name"] == "explain"
+    assert verify(str(night.output), sample_rows=ALL, seed=0, tolerance=Tolerance()).is_right
+    with pytest.raises(OutputConflictError, match=f"it holds run {run[:12]}"):
+        night.score(path, "--keys=id", "--signature=predict")
+    night.score(
+        path, "--keys=id", f"--challenger={path}", "--challenger_signature=predict", "--if_exists=replace"
+    )
+    both = night.scored()
+    assert (both["score"][0].as_py(), both["challenger_score"][0].as_py()) == ([10.0] * 4, [0.5] * 4)
+    assert verify(str(night.output), sample_rows=ALL, seed=0, tolerance=Tolerance()).is_right
+
+
+def test_only_a_saved_model_has_signatures(night: Night) -> None:
+    path = saved(dense(), night.folder / "m.keras")
+    night.shard("a", pa.table({"id": [0]}))
+    with pytest.raises(
+        UsageError, match=r"--signature=x goes only with a SavedModel folder, not with .*m\.keras"
+    ):
+        night.score(path, "--signature=x")
+    with pytest.raises(
+        UsageError, match=r"--challenger_signature=x goes only with .*--challenger=.*m\.keras"
+    ):
+        night.score(path, f"--challenger={path}", "--challenger_signature=x")
+
+
+def test_a_model_of_serialized_examples_says_so_or_is_fed_them(night: Night) -> None:
+    import tensorflow as tf
+
+    path = save(night.folder / "m", of_examples, tf.TensorSpec((None,), tf.string, name="examples"))
+    night.shard("a", pa.table({"id": [0], "x": [1.0], "name": ["a"]}))
+    for flags in (["--keys=id"], ["--keys=id", "--features=name"]):
+        with pytest.raises(
+            SchemaError, match=r"input examples takes serialized tf\.Example messages: give a"
+        ):
+            night.score(path, *flags)
+    values = [tf.train.Feature(float_list=tf.train.FloatList(value=[x])) for x in (4.0, 0.5)]
+    messages = [
+        tf.train.Example(features=tf.train.Features(feature={"x": value})).SerializeToString()
+        for value in values
+    ]
+    night.shard("a", pa.table({"id": [0, 1], "row": pa.array(messages, pa.binary())}))
+    night.score(path, "--keys=id", "--features=row")
+    assert night.scored()["y"].to_pylist() == [8.0, 1.0]
