@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from job import artifact, devices, objects, planning, storage
+from job import artifact, devices, host, objects, planning, storage
 from job.errors import JobError, StorageError, one_line
 from job.spec import StoreOptions
 
@@ -25,7 +25,7 @@ def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     if folder in _given:
         return _given[folder]
     objects.configure(StoreOptions(**told["stores"]))
-    found: dict[str, Any] = {**about, "digest": "", "output": ""}
+    found: dict[str, Any] = {**about, "memory_bytes": host.memory_bytes(), "digest": "", "output": ""}
 
     def read_model() -> None:
         found["digest"] = artifact.digest(told["model"], told["weights"])

@@ -10,6 +10,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+_CGROUPS = "/sys/fs/cgroup"
 _PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
 
 
@@ -32,3 +33,28 @@ def process_start_unix_s() -> float:
         return time.time() - (uptime_s - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
         return time.time() - time.process_time()
+
+
+def memory_bytes() -> int:
+    """Return what this process may still take of the memory, as far as the kernel tells; 0 where it does not.
+
+    A container's limit counts too, without what its files have in the page cache: that makes room.
+    """
+    try:
+        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(told["MemAvailable"].split()[0]) * 1024
+        group = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+    except (OSError, ValueError, KeyError):
+        return 0
+    folder = Path(_CGROUPS, group)
+    for above in (folder, *folder.parents):
+        if not above.is_relative_to(_CGROUPS):
+            break
+        # Without a limit there is a word, and at the top no file.
+        with suppress(OSError, ValueError, KeyError):
+            limit = int((above / "memory.max").read_text())
+            taken = int((above / "memory.current").read_text())
+            kept = dict(line.split() for line in (above / "memory.stat").read_text().splitlines())
+            cached = int(kept["active_file"]) + int(kept["inactive_file"])
+            free = min(free, max(0, limit - taken + cached))
+    return free

@@ -7,6 +7,7 @@ import os
 import random
 import stat
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,94 @@ def test_doubled_members(good: Path, tmp_path: Path) -> None:
     refused(path, "its member 'assets/X' is there twice")
 
 
-def test_bombs(good: Path, tmp_path: Path) -> None:
-    zeros = {**members(good), WEIGHTS: bytes(200 << 20)}
+MB = 1 << 20
+
+
+def declared(path: Path, name: str, file_size: int, checksum: int | None = None) -> None:
+    """Let an archive say of a member that it unpacks to so many bytes."""
+    with zipfile.ZipFile(path, "a") as sink:
+        member = sink.getinfo(name)
+        member.file_size = file_size
+        member.CRC = member.CRC if checksum is None else checksum
+        sink._didModify = True  # type: ignore[attr-defined]
+
+
+def test_bombs_are_told_by_what_the_machine_has(good: Path, tmp_path: Path) -> None:
+    """A thousandfold of what it holds is no harm where there is room for it: zeros are packed so, too."""
+    zeros = {**members(good), WEIGHTS: bytes(200 * MB)}
     path = written(tmp_path / "zeros.keras", zeros, compression=zipfile.ZIP_DEFLATED)
-    assert path.stat().st_size < 1 << 20
-    refused(path, r"its member 'model\.weights\.h5' unpacks from [\d,]+ bytes to 209,715,200")
-    wide = {**members(good), CONFIG: b" " * (65 << 20)}
-    path = written(tmp_path / "wide.keras", wide)
-    refused(path, r"its member 'config\.json' is 68,157,440 bytes long, more than 67,108,864")
+    assert path.stat().st_size < MB
+    archive.check(str(path), trusted=False, memory_bytes=500 * MB)
+    with pytest.raises(ModelError, match=r"unpack from [\d,]+ bytes to 209,7\d\d,\d+, and 314,572,800 bytes"):
+        archive.check(str(path), trusted=True, memory_bytes=300 * MB)
+    # As they are they are no bomb on any machine.
+    plain = written(tmp_path / "plain.keras", zeros)
+    archive.check(str(plain), trusted=False, memory_bytes=100 * MB)
+
+
+def test_many_small_bombs_are_one_large_one(good: Path, tmp_path: Path) -> None:
+    content = {**members(good), **{f"assets/{i}": bytes(3 * MB) for i in range(40)}}
+    path = written(tmp_path / "m.keras", content, compression=zipfile.ZIP_DEFLATED)
+    archive.check(str(path), trusted=False, memory_bytes=300 * MB)
+    with pytest.raises(ModelError, match="its members unpack from"):
+        archive.check(str(path), trusted=False, memory_bytes=200 * MB)
+
+
+def test_a_declared_size_that_no_machine_has(good: Path, tmp_path: Path) -> None:
+    content = {**members(good), "assets/0": bytes(MB)}
+    path = written(tmp_path / "m.keras", content, compression=zipfile.ZIP_DEFLATED)
+    declared(path, "assets/0", 1 << 50)
+    refused(path, r"its members unpack from [\d,]+ bytes to 1,125,8")
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "assets/0"])
+def test_a_member_that_unpacks_to_more_than_it_says(good: Path, tmp_path: Path, name: str) -> None:
+    """Of such a one zipfile takes memory for all, and then gives out as much as was declared."""
+    content = {**members(good), name: b" " * 50 * MB}
+    path = written(tmp_path / "m.keras", content, compression=zipfile.ZIP_DEFLATED)
+    declared(path, name, 100, zlib.crc32(b" " * 100))
+    with zipfile.ZipFile(path) as lying:
+        assert lying.read(name) == b" " * 100
+    refused(path, f"{name} is not as long as it says")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_unpack_without_bounds(good: Path, tmp_path: Path, method: int) -> None:
+    path = written(tmp_path / "m.keras", members(good), compression=method)
+    refused(path, "is compressed in a way that no Keras reads or writes")
+
+
+def test_stored_members_have_one_length(good: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "m.keras", members(good))
+    declared(path, WEIGHTS, 1 << 50)
+    refused(path, r"is stored in [\d,]+ bytes and says that it has 1,125,8")
+
+
+def test_a_vocabulary_of_any_size_is_let_through_where_there_is_memory(good: Path, tmp_path: Path) -> None:
+    """70 MB in 70 words, as they are and packed a thousandfold; 8 MB in a million words."""
+    content = members(good)
+    config = json.loads(content[CONFIG])
+    config["vocabulary"] = ["x" * 1_000_000] * 70
+    content[CONFIG] = json.dumps(config).encode()
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        path = written(tmp_path / "long.keras", content, compression=method)
+        archive.check(str(path), trusted=False, memory_bytes=1000 * MB)
+        with pytest.raises(ModelError, match=r"config\.json of 70,00\d,\d+ bytes takes some 84\d,\d+,\d+ "):
+            archive.check(str(path), trusted=True, memory_bytes=500 * MB)
+    config["vocabulary"] = ["abcd"] * 1_000_000
+    content[CONFIG] = json.dumps(config).encode()
+    path = written(tmp_path / "many.keras", content)
+    archive.check(str(path), trusted=False, memory_bytes=250 * MB)
+    with pytest.raises(ModelError, match="free some, or take a larger machine"):
+        archive.check(str(path), trusted=False, memory_bytes=150 * MB)
+
+
+def test_what_a_configuration_becomes_is_judged_by_its_parts(good: Path, tmp_path: Path) -> None:
+    """Empty objects take thirty times their bytes."""
+    content = {**members(good), CONFIG: b'{"a":[' + b"{}," * 1_000_000 + b"1]}"}
+    path = written(tmp_path / "m.keras", content)
+    with pytest.raises(ModelError, match=r"config\.json of 3,000,0\d\d bytes takes some 2\d\d,\d+,\d+ bytes"):
+        archive.check(str(path), trusted=False, memory_bytes=180 * MB)
 
 
 def test_members_that_lie_over_each_other(good: Path, tmp_path: Path) -> None:
