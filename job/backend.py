@@ -15,7 +15,7 @@ import numpy as np
 
 from job import archive, artifact, private, storage
 from job.errors import JobError, ModelError, one_line
-from job.saved_model import SavedModelStep, feedable, input_spec
+from job.saved_model import SavedModelStep, check_batch_axis, feedable, input_spec
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference
 from job.step import Step
@@ -23,6 +23,9 @@ from job.step import Step
 # Two rows rather than one, so that a model cannot mistake the batch for a single example.
 _ROWS_TO_BUILD = 2
 _PLAIN_ROWS = 1024
+
+Shape = tuple[int | None, ...]
+
 # Reading weights holds them about five times for a moment. Of a model so large, a machine's processes do that
 # one after the other: four that load 1 GB would want 20 GB, which they never need again.
 _LARGE_BYTES = 64 << 20
@@ -107,9 +110,48 @@ class _KerasStep:
             raise ModelError(f"{self._reference.path}: it cannot be built for {shapes}: {one_line(e)}") from e
         self._outputs = tuple(
             # The type that was traced: some of Keras' layers declare another one than they give.
-            OutputSpec(name, tuple(tensor.shape[1:]), _dtype_name(real))
-            for name, tensor, real in zip(names, flat, _flat(traced), strict=True)
+            OutputSpec(name, shape, _dtype_name(real))
+            for name, shape, real in zip(
+                names, self._output_shapes(inputs, names, flat, _flat(traced)), _flat(traced), strict=True
+            )
         )
+
+    def _output_shapes(
+        self, inputs: Sequence[InputSpec], names: Sequence[str], declared: list[Any], traced: list[Any]
+    ) -> list[Shape]:
+        """Return the outputs' shapes without the batch axis, ``None`` for what differs or is not known.
+
+        What was traced is right: some of Keras' layers declare another shape than they give. What is declared
+        fills what the trace leaves open, where two rows do not show it wrong.
+
+        Raises:
+            ModelError: an output has no batch axis.
+        """
+        is_open = any(None in spec.shape for spec in inputs)
+        told: list[Shape] = []
+        some: list[Any] | None = None
+        for i, (name, promised, real) in enumerate(zip(names, declared, traced, strict=True)):
+            found = _extents(real)
+            if found is None:
+                # A graph that calls Python knows not even the number of axes.
+                found = tuple(promised.shape)
+            is_concrete = isinstance(real, np.ndarray)
+            check_batch_axis(self._reference.path, name, found, _ROWS_TO_BUILD if is_concrete else None)
+            if is_concrete:
+                told.append(_of_arrays(found[1:], tuple(promised.shape[1:]), is_open))
+                continue
+            filled = _filled(found[1:], tuple(promised.shape[1:]))
+            if filled != found[1:] and not is_open:
+                some = self._some_outputs(inputs) if some is None else some
+                filled = filled if not some or some[i].shape[1:] == filled else found[1:]
+            told.append(filled)
+        return told
+
+    def _some_outputs(self, inputs: Sequence[InputSpec]) -> list[np.ndarray]:
+        """Predict two rows of nothing; no outputs where the model fails on them, which real rows may not."""
+        with contextlib.suppress(Exception):
+            return self.predict([_cells_of_nothing(spec) for spec in inputs])
+        return []
 
     def _trace(self, inputs: Sequence[InputSpec]) -> Any:
         """Make the predict step and return its outputs, as arrays or as their descriptions."""
@@ -243,10 +285,46 @@ def _built(path: str, keras: Any) -> Any:
     return model
 
 
+def _extents(output: Any) -> Shape | None:
+    """Return a shape, ``None`` for an axis of any length, or for a tensor of any number of axes."""
+    if getattr(output.shape, "rank", 0) is None:
+        return None
+    return tuple(output.shape)
+
+
+def _filled(traced: Shape, declared: Shape) -> Shape:
+    """Return what was traced, with what is declared where that was left open."""
+    if len(traced) != len(declared):
+        return traced
+    return tuple(d if t is None else t for t, d in zip(traced, declared, strict=True))
+
+
+def _of_arrays(seen: Shape, declared: Shape, is_open: bool) -> Shape:
+    """Return the shape of outputs of which two rows were ``seen``, of inputs that may have an open axis.
+
+    What an array has may be so for these rows alone where it is not declared.
+    """
+    if len(seen) != len(declared):
+        return (None,) * len(seen) if is_open else seen
+    if is_open:
+        return tuple(s if s == d else None for s, d in zip(seen, declared, strict=True))
+    return tuple(None if d is None else s for s, d in zip(seen, declared, strict=True))
+
+
 def _zeros(spec: InputSpec) -> Any:
-    shape = (_ROWS_TO_BUILD, *(1 if extent is None else extent for extent in spec.shape))
     if spec.dtype == "string":
-        return feedable(CodedStrings(np.array([b""], dtype=object), np.zeros(shape, np.int32)))
+        return feedable(_cells_of_nothing(spec))
     import keras
 
-    return keras.ops.convert_to_numpy(keras.ops.zeros(shape, spec.dtype))
+    return keras.ops.convert_to_numpy(keras.ops.zeros(_shape_to_build(spec), spec.dtype))
+
+
+def _cells_of_nothing(spec: InputSpec) -> Tensor:
+    if spec.dtype == "string":
+        return CodedStrings(np.array([b""], dtype=object), np.zeros(_shape_to_build(spec), np.int32))
+    array: np.ndarray = _zeros(spec)
+    return array
+
+
+def _shape_to_build(spec: InputSpec) -> tuple[int, ...]:
+    return (_ROWS_TO_BUILD, *(1 if extent is None else extent for extent in spec.shape))

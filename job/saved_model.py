@@ -49,7 +49,8 @@ class SavedModelStep:
             _check_operations(reference.path, folder)
         try:
             self._owner = tf.saved_model.load(folder)
-        except (OSError, ValueError, tf.errors.OpError) as e:
+        except Exception as e:
+            # Its loader raises whatever it stumbles over: a KeyError, an AttributeError, an OpError.
             raise ModelError(f"--model={reference.path}: it cannot be loaded: {one_line(e)}") from e
         self._path = reference.path
         signatures = self._owner.signatures
@@ -125,13 +126,38 @@ def _parses_examples(function: Any) -> bool:
 
 def _output_spec(path: str, name: str, tensor: Any) -> OutputSpec:
     """Return the description of an output; raises ``ModelError``: it has no batch axis that is known of."""
-    if not tensor.shape.rank:
-        axes = "an unknown number of axes" if tensor.shape.rank is None else "no batch axis"
+    if tensor.shape.rank is None:
         raise ModelError(
-            f"--model={path}: its output {name} has {axes}; save it with a signature that returns one row "
-            f"for each row, as in tf.ensure_shape({name}, (None, 1))"
+            f"--model={path}: its output {name} has an unknown number of axes; save it with a signature that "
+            f"returns one row for each row, as in tf.ensure_shape({name}, (None, 1))"
         )
-    return OutputSpec(name, tuple(tensor.shape[1:]), tensor.dtype.name)
+    shape = tuple(tensor.shape)
+    check_batch_axis(path, name, shape, None)
+    return OutputSpec(name, shape[1:], tensor.dtype.name)
+
+
+def check_batch_axis(path: str, name: str, shape: tuple[int | None, ...], rows: int | None) -> None:
+    """Refuse an output that has no item for each row.
+
+    Args:
+        path: the model's.
+        name: the output's.
+        shape: the output's, batch axis included.
+        rows: what the batch axis must be: the rows that were predicted, ``None`` where that was left open.
+
+    Raises:
+        ModelError: its first axis is another one, or it has none.
+    """
+    if shape and shape[0] == rows:
+        return
+    text = ", ".join("?" if extent is None else str(extent) for extent in shape)
+    axes = f"no batch axis: its shape is ({text})"
+    if rows is not None:
+        axes += f" for {rows} rows"
+    raise ModelError(
+        f"--model={path}: its output {name} has {axes}; save a model whose every output has one item for "
+        f"each row of the batch, however many there are"
+    )
 
 
 def _check_operations(path: str, folder: str) -> None:

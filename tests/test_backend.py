@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from job import backend
+from job.errors import ModelError
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature
 from job.spec import ModelReference
 from job.step import Step
@@ -271,3 +272,62 @@ def test_only_a_builder_without_weights_has_a_weights_digest(tmp_path: Path) -> 
     other = built("models.custom_layer:build", X).weights_digest()
     assert one == same != other
     assert len(one) == 64
+
+
+def words(mode: str, shape: tuple[int, ...], **more: Any) -> Any:
+    x = keras.Input(shape, name="x", dtype="string")
+    weights = {"idf_weights": [1.0, 2.0, 3.0]} if mode == "tf_idf" else {}
+    layer = keras.layers.TextVectorization(
+        output_mode=mode, vocabulary=["a", "b", "c"], **weights, **more, name="y"
+    )
+    return keras.Model(x, layer(x))
+
+
+def buckets(mode: str, shape: tuple[int, ...]) -> Any:
+    x = keras.Input(shape, name="x", dtype="string")
+    return keras.Model(x, keras.layers.Hashing(8, output_mode=mode, name="y")(x))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(lambda mode=mode: words(mode, (1,)) for mode in ("multi_hot", "count", "tf_idf")),
+        *(lambda mode=mode: words(mode, ()) for mode in ("multi_hot", "count", "tf_idf")),
+        lambda: words("multi_hot", (1,), max_tokens=9, pad_to_max_tokens=True),
+        lambda: words("int", (1,), output_sequence_length=7),
+        lambda: buckets("one_hot", ()),
+        lambda: buckets("one_hot", (1,)),
+        lambda: buckets("multi_hot", (1,)),
+    ],
+)
+def test_the_shape_of_an_output_is_what_the_model_gives(tmp_path: Path, model: Callable[[], Any]) -> None:
+    step = built(saved(model(), tmp_path / "m.keras"))
+    (spec,) = step.signature().inputs
+    texts = np.array([b"a c", b"b", b"a a"], object)
+    rows = CodedStrings(texts, np.arange(3, dtype=np.int32).reshape(3, *spec.shape))
+    (real,) = step.predict([rows])
+    assert step.outputs() == (OutputSpec("y", real.shape[1:], str(real.dtype)),)
+    np.testing.assert_array_equal(real, step.predict_plain([rows])[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (keras.ops.sum, r"\(\)"),
+        (lambda x: keras.ops.sum(x, axis=0), r"\(4\)"),
+        (lambda x: keras.ops.reshape(x, (4, -1)), r"\(4, \?\)"),
+    ],
+)
+def test_an_output_without_a_batch_axis_is_refused(
+    tmp_path: Path, function: Callable[[Any], Any], shape: str
+) -> None:
+    x = keras.Input((4,), name="x")
+    with pytest.raises(ModelError, match=f"m.keras: its output .* has no batch axis: its shape is {shape};"):
+        built(saved(keras.Model(x, function(x)), tmp_path / "m.keras"))
+
+
+def test_layers_that_keep_state_for_a_fixed_batch_are_refused(tmp_path: Path) -> None:
+    x = keras.Input((4, 2), batch_size=32, name="x")
+    model = keras.Model(x, keras.layers.LSTM(3, stateful=True, name="y")(x))
+    with pytest.raises(ModelError, match=r"has no batch axis: its shape is \(32, 3\); save a model whose"):
+        built(saved(model, tmp_path / "m.keras"))

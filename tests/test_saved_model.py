@@ -228,7 +228,8 @@ def unknown_rank(x: Any) -> dict[str, Any]:
     ("function", "message"),
     [
         (unknown_rank, "its output y has an unknown number of axes; .*tf.ensure_shape"),
-        (lambda x: {"y": tf.reduce_sum(x)}, "its output y has no batch axis"),
+        (lambda x: {"y": tf.reduce_sum(x)}, r"its output y has no batch axis: its shape is \(\);"),
+        (lambda x: {"y": tf.reduce_sum(x, 0)}, r"its output y has no batch axis: its shape is \(4\);"),
     ],
 )
 def test_an_output_without_rows_is_a_model_error(
@@ -254,3 +255,24 @@ def test_an_input_of_serialized_examples_is_known_as_such(tmp_path: Path) -> Non
     assert step.predict([fed])[0].tolist() == [8.0, 8.0]
     plain = load(save(tmp_path / "plain", lambda city: {"upper": tf.strings.upper(city)}, spec))
     assert plain.signature().serialized == ""
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda m: m.meta_graphs[0].object_graph_def.Clear(), id="no objects"),
+        pytest.param(lambda m: m.meta_graphs[0].object_graph_def.nodes[0].Clear(), id="no root"),
+        pytest.param(lambda m: m.meta_graphs[0].graph_def.library.Clear(), id="no functions"),
+        pytest.param(lambda m: m.ClearField("meta_graphs"), id="no graphs"),
+    ],
+)
+def test_what_tensorflow_cannot_load_is_a_model_error(tmp_path: Path, spoil: Callable[[Any], Any]) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    file = save(tmp_path / "m", lambda x: {"y": tf.reduce_sum(x, 1)}, ROWS) / "saved_model.pb"
+    message = saved_model_pb2.SavedModel()
+    message.ParseFromString(file.read_bytes())
+    spoil(message)
+    file.write_bytes(message.SerializeToString())
+    with pytest.raises(ModelError, match=r"m: it (cannot be loaded: \w+: |has no serving signature)"):
+        load(tmp_path / "m")
