@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from job import quiet
+from job import progress, quiet
 
 _ANSWER_S: Final = 60.0
 _LOOK_S: Final = 1.0
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         from apache_beam.runners.worker import sdk_worker_main
     told = _provision(given.provision_endpoint, worker_id)
     if left_out := _not_installed(told.dependencies):
-        sys.stderr.write(f"not installed, as this worker has an environment of its own: {left_out}\n")
+        progress.say(f"not installed, as this worker has an environment of its own: {left_out}")
     with tempfile.TemporaryDirectory(prefix="beam-worker-") as folder:
         # A large one would not fit into a variable.
         options = Path(folder, "options.json")

@@ -63,7 +63,7 @@ def _ended(args: Sequence[str]) -> tuple[int, BaseException | None]:
         return telling.code_of(error), error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the last resort: one line, as for any other
         if debug:
-            sys.stderr.write(redaction.scrub(traceback.format_exc()))
+            progress.say_lines(traceback.format_exc().rstrip())
         hint = "" if debug or isinstance(error, JobError) else "; run again with --debug for the traceback"
         progress.say(f"error: {telling.line_of(error)}{hint}")
         return telling.code_of(error), error
@@ -79,7 +79,7 @@ def _run(args: Sequence[str], *, debug: bool) -> int:
         raise UsageError(f"no command; use one of {', '.join(COMMANDS)}, or {published.PROGRAM} --help")
     name, rest = args[0], args[1:]
     if name in _HELP:
-        console.show(_overview(), needed=True)
+        console.show(*_overview().splitlines(), needed=True)
         return 0
     if name not in COMMANDS:
         raise UsageError(
@@ -87,7 +87,7 @@ def _run(args: Sequence[str], *, debug: bool) -> int:
         )
     command = COMMANDS[name]
     if _HELP & set(rest):
-        console.show(command.help(), needed=True)
+        console.show(*command.help().splitlines(), needed=True)
         return 0
     quiet.hush(debug=debug)
     return command.run(rest)
@@ -114,7 +114,8 @@ def _score(args: Sequence[str]) -> int:
 
 
 def _printed(text: str) -> int:
-    console.show(redaction.scrub(text), needed=True)
+    # Of the file's own lines; what else would break one is escaped in its strings.
+    console.show(*redaction.scrub(text).removesuffix("\n").split("\n"), needed=True)
     return 0
 
 
@@ -127,16 +128,16 @@ def _score_night(spec: ScoringSpec, beam_args: Sequence[str]) -> int:
         night.ends(outcome.published, outcome.job, already_published=outcome.already_published)
     if outcome.job is not None:
         told = f"the night is at {spec.output} when it is there: `{published.PROGRAM} report {spec.output}`"
-        console.show(f"submitted: run {outcome.job.run[:12]} as {outcome.job}; {told}\n")
+        console.show(f"submitted: run {outcome.job.run[:12]} as {outcome.job}; {told}")
         return 0
     report = outcome.report
     if outcome.kept:
         told = "input, model or options differ from its; --if_exists=replace would score it anew"
-        console.show(f"kept: run {report.run_id[:12]} is published at {report.output}; {told}\n")
+        console.show(f"kept: run {report.run_id[:12]} is published at {report.output}; {told}")
     elif outcome.already_published:
-        console.show(f"already published: run {report.run_id[:12]} at {report.output}: nothing to do\n")
+        console.show(f"already published: run {report.run_id[:12]} at {report.output}: nothing to do")
     else:
-        console.show(report.summary_table())
+        console.draw(report.summary_table())
     return 0
 
 
@@ -161,7 +162,7 @@ def _backfill(args: Sequence[str]) -> int:
         finally:
             # Of those that ended, also where the rest was stopped.
             if ended:
-                console.show(endings.table(ended))
+                console.draw(endings.table(ended))
     return endings.exit_code(ended)
 
 
@@ -174,7 +175,10 @@ def _plan(args: Sequence[str]) -> int:
         from job import outlook
 
         found = outlook.look(asked.night, announce=progress.say)
-    console.show(found.to_json() if asked.given.json else found.table(), needed=True)
+    if asked.given.json:
+        console.show(found.to_json().rstrip(), needed=True)
+    else:
+        console.draw(found.table(), needed=True)
     return 0
 
 
@@ -198,7 +202,7 @@ def _doctor(args: Sequence[str]) -> int:
 
         for check in doctor.examine(asked.night, asked.beam_args):
             well = well and doctor.is_well(check)
-            console.show("".join(f"{line}\n" for line in doctor.lines(check)), needed=True)
+            console.show(*doctor.lines(check), needed=True)
     doctor.leave_what_is_overdue(code := 0 if well else EngineError.exit_code)
     return code
 

@@ -5,34 +5,42 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from job import progress
+from job import escapes, progress
 from job.errors import StorageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
     from rich.table import Table
+    from rich.text import Text
+
+
+def cell(text: str, style: str = "") -> Text:
+    """Return a text for a table of rich's: one line that is shown as it is, whatever would read as markup."""
+    from rich.text import Text
+
+    return Text(escapes.visible(text), style=style)
 
 
 def grid(told: Mapping[str, str]) -> Table:
     """Return labels and values as two columns that stay readable in a narrow terminal or a pipe."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in told.items():
-        # Text, because a path may hold what would read as markup.
-        table.add_row(Text(label, style="bold"), Text(value))
+        table.add_row(cell(label, "bold"), cell(value))
     return table
 
 
-def show(what: str | RenderableType, *, needed: bool = False) -> None:
-    """Write to standard output what a command has to tell.
+def show(*lines: str, needed: bool = False) -> None:
+    """Write lines to standard output that a command has to tell, each with its end.
 
     A reader that has left does not turn success into failure, nor does a full disk where the command was for
     something else: what is published is published. It is said on standard error then.
@@ -40,10 +48,20 @@ def show(what: str | RenderableType, *, needed: bool = False) -> None:
     Raises:
         StorageError: it cannot be written, and is what the command was for (``needed``).
     """
+    _write(lambda: "".join(f"{escapes.visible(line)}\n" for line in lines), needed=needed)
+
+
+def draw(what: RenderableType, *, needed: bool = False) -> None:
+    """Write a table or the like to standard output, as :func:`show` does."""
+    _write(lambda: _rendered(what), needed=needed)
+
+
+def _write(text: Callable[[], str], *, needed: bool) -> None:
     if sys.stdout is None:  # closed, as under some schedulers
         return
     try:
-        sys.stdout.write(what if isinstance(what, str) else _rendered(what))
+        # Rich looks at the stream while it renders.
+        sys.stdout.write(text())
         sys.stdout.flush()
     except OSError as e:
         # Python flushes once more at exit; let that go nowhere.
@@ -59,11 +77,23 @@ def show(what: str | RenderableType, *, needed: bool = False) -> None:
 def _rendered(what: RenderableType) -> str:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False, markup=False)
     # Captured, because rich ends the process where a reader has left.
     with console.capture() as captured:
-        console.print(what)
+        console.print(_Shown(what))
     return captured.get()
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What is drawn, without what would steer the terminal in any text of it; rich's own styles stay."""
+
+    what: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.what, options):
+            shown = segment.text if segment.control else escapes.visible_lines(segment.text)
+            yield segment._replace(text=shown)
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from job import console
 from job.diff import Difference
+from job.page import escaped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -77,19 +77,19 @@ def lines(column: Mapping[str, Any], threshold: float | None) -> Iterator[tuple[
 def tables(found: Difference) -> Iterator[RenderableType]:
     """Yield what a terminal shows: all rows, then each column and what changed most in it."""
     from rich.table import Table
-    from rich.text import Text
 
     yield console.grid(summary(found))
     for column in found.columns:
-        yield Text(f"\n{column['column']}", style="bold underline")
+        yield ""
+        yield console.cell(column["column"], "bold underline")
         yield console.grid(dict(lines(column, found.asked.threshold)))
         header, body = _changes(column)
         if body:
             made = Table(box=None, padding=(0, 2, 0, 0))
             for name in header:
-                made.add_column(Text(name))
+                made.add_column(console.cell(name))
             for row in body:
-                made.add_row(*(Text(cell) for cell in row))
+                made.add_row(*map(console.cell, row))
             yield made
 
 
@@ -98,7 +98,7 @@ def page(found: Difference) -> str:
     title = " and ".join(night.folder for night in found.nights)
     parts = [_grid(summary(found))]
     for column in found.columns:
-        parts.append(f"<h2>{escape(column['column'])}</h2>")
+        parts.append(f"<h2>{escaped(column['column'])}</h2>")
         parts.append(_grid(dict(lines(column, found.asked.threshold))))
         if bars := column.get("histogram"):
             parts += ["<h3>Differences, B - A</h3>", _bars(bars, column["rows"])]
@@ -106,7 +106,7 @@ def page(found: Difference) -> str:
         if body:
             parts.append(f"<h3>{'Biggest movers' if column['kind'] == 'number' else 'Changes'}</h3>")
             parts.append(_rows(header, body))
-    return _PAGE.format(title=escape(title), body="\n".join(parts))
+    return _PAGE.format(title=escaped(title), body="\n".join(parts))
 
 
 def _changes(column: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -142,13 +142,13 @@ def _bars(bars: list[dict[str, Any]], rows: int) -> str:
 
 
 def _grid(told: Mapping[str, str]) -> str:
-    rows = (f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>" for label, value in told.items())
+    rows = (f"<tr><th>{escaped(label)}</th><td>{escaped(value)}</td></tr>" for label, value in told.items())
     return "<table>\n" + "\n".join(rows) + "\n</table>"
 
 
 def _rows(header: list[str], body: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+    head = "".join(f"<th>{escaped(name)}</th>" for name in header)
+    rows = ("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in body)
     return f"<table>\n<tr>{head}</tr>\n" + "\n".join(rows) + "\n</table>"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from job import telling
+from job import console, telling
 from job.errors import JobError
 from job.preparing import Outcome
 
@@ -69,7 +69,7 @@ def table(endings: Sequence[Ending]) -> Table:
     shown.add_column("", footer=total, overflow="fold")
     for ending in endings:
         if ending.outcome is None:
-            shown.add_row(ending.ds, "", "", f"exit {ending.exit_code}: {ending.error}")
+            shown.add_row(ending.ds, "", "", console.cell(f"exit {ending.exit_code}: {ending.error}"))
         else:
             report = ending.outcome.report
             shown.add_row(ending.ds, f"{report.rows_read:,}", f"{report.rows_rejected:,}", ending.told)

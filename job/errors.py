@@ -30,6 +30,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
+from job import escapes
+
 
 class JobError(Exception):
     """Base of every error raised on purpose; ``str(error)`` is one line for a person."""
@@ -222,4 +224,5 @@ def _telling(text: str, most: int) -> str:
 
 def told(error: BaseException) -> str:
     """Return what is told of any error in one line: ours say it themselves."""
-    return " ".join(str(error).split()) if isinstance(error, JobError) else one_line(error)
+    text = " ".join(str(error).split()) if isinstance(error, JobError) else one_line(error)
+    return escapes.visible(text)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
+from job import escapes
+
 _PAGE: Final = """\
 <!doctype html>
 <html lang="en">
@@ -37,6 +39,11 @@ tr {{ border-bottom: 1px solid #8884; }}
 """
 
 
+def escaped(text: str) -> str:
+    """Return a text as HTML shows it: no markup, and nothing that would turn the direction of writing."""
+    return escape(escapes.visible(text))
+
+
 def render(
     run_id: str,
     lines: Mapping[str, str],
@@ -52,7 +59,7 @@ def render(
         loads: of the model: which, on which worker, seconds.
     """
     rows = "\n".join(
-        f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>" for label, value in lines.items()
+        f"<tr><th>{escaped(label)}</th><td>{escaped(value)}</td></tr>" for label, value in lines.items()
     )
     whole_s = sum(seconds.values())
     bars = "\n".join(
@@ -61,7 +68,7 @@ def render(
         for stage, value in seconds.items()
     )
     loadings = "\n".join(
-        f"<tr><th>{escape(load)}</th><td>{escape(worker)}</td><td>{load_s:.1f} s</td></tr>"
+        f"<tr><th>{escaped(load)}</th><td>{escaped(worker)}</td><td>{load_s:.1f} s</td></tr>"
         for load, worker, load_s in loads
     )
-    return _PAGE.format(run=escape(run_id[:12]), rows=rows, bars=bars, loads=loadings)
+    return _PAGE.format(run=escaped(run_id[:12]), rows=rows, bars=bars, loads=loadings)

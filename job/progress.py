@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from job import redaction
+from job import escapes, redaction
 from job.errors import JobError
 
 if TYPE_CHECKING:
@@ -158,12 +158,24 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """Write one line to standard error as it is but for secrets, however wide the terminal.
+    """Write one line to standard error as it is but for secrets and escapes, however wide the terminal.
 
     Where even that cannot be written, nobody is left to be told.
     """
+    _say(escapes.visible(redaction.scrub(text)))
+
+
+def say_lines(text: str) -> None:
+    """Write several lines to standard error, a traceback perhaps, as ``say`` does."""
+    _say(escapes.visible_lines(redaction.scrub(text)))
+
+
+def _say(text: str) -> None:
+    from rich.text import Text
+
     with suppress(OSError):
-        console().print(redaction.scrub(text), markup=False, soft_wrap=True)
+        # Text, because what is told of may hold what would read as markup, or as the name of an emoji.
+        console().print(Text(text), soft_wrap=True)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def report(args: Sequence[str]) -> int:
         raise UsageError(f"{path}: no such file, though {folder} is published; somebody removed it")
     if content is None:
         raise UsageError(f"{path}: no such file; nothing was published at {folder}")
-    console.show(RunReport.from_json(content.decode(errors="replace"), path).summary_table(), needed=True)
+    console.draw(RunReport.from_json(content.decode(errors="replace"), path).summary_table(), needed=True)
     return 0
 
 
@@ -51,7 +51,7 @@ def clean(args: Sequence[str]) -> int:
             raise UsageError("--release_job and --dry_run exclude each other; leave one of them out")
         output = storage.absolute(given.output)
         cleaning.release(output, given.release_job)
-        console.show(f"{output}: job {given.release_job} has it no more; the command of its run resumes it\n")
+        console.show(f"{output}: job {given.release_job} has it no more; the command of its run resumes it")
         return 0
     if not nightly.has_date(given.output):
         _clean_one(storage.absolute(given.output), age_s, dry_run=given.dry_run)
@@ -67,9 +67,9 @@ def clean(args: Sequence[str]) -> int:
                 _clean_one(output, age_s, dry_run=given.dry_run)
         except OutputConflictError as e:
             # It is the others that were to be cleaned.
-            console.show(f"kept: {e}\n")
+            console.show(f"kept: {e}")
     if not seen:
-        console.show(f"{given.output}: none of the last {nights} nights has such a folder\n")
+        console.show(f"{given.output}: none of the last {nights} nights has such a folder")
     return 0
 
 
@@ -80,11 +80,9 @@ def _clean_one(output: str, age_s: float | None, *, dry_run: bool) -> None:
     done = "would be removed" if dry_run else "removed"
     for one in found:
         told = f"{one.splits:,} finished splits, {one.size_bytes:,} bytes, {one.age_s / 3600:.1f} h old"
-        console.show(
-            f"{output}: run {one.run_id[:12]}: {told}: {f'kept, {one.kept}' if one.kept else done}\n"
-        )
+        console.show(f"{output}: run {one.run_id[:12]}: {told}: {f'kept, {one.kept}' if one.kept else done}")
     if not found:
-        console.show(f"{output}: nothing was left in staging\n")
+        console.show(f"{output}: nothing was left in staging")
 
 
 def _clean_parser() -> argparse.ArgumentParser:
@@ -119,9 +117,9 @@ def publish(args: Sequence[str]) -> int:
         clock=time.time,
     )
     if was_there:
-        console.show(f"already published: run {report.run_id[:12]} at {report.output}: nothing to do\n")
+        console.show(f"already published: run {report.run_id[:12]} at {report.output}: nothing to do")
     else:
-        console.show(report.summary_table())
+        console.draw(report.summary_table())
     return 0
 
 
@@ -150,7 +148,7 @@ def golden(args: Sequence[str]) -> int:
     _configure_stores(given)
     path = storage.absolute(given.to)
     written = picking.pick(storage.absolute(given.output), path, rows=rows, seed=seed)
-    console.show(f"{written:,} rows in {path}\n")
+    console.show(f"{written:,} rows in {path}")
     return 0
 
 
@@ -177,8 +175,8 @@ def verify(args: Sequence[str]) -> int:
     _configure_stores(given)
     folder = storage.absolute(given.output)
     found = verifying.verify(folder, sample_rows=sample, seed=seed, tolerance=tolerance)
-    told = found.to_json() if given.json else "".join(f"{line}\n" for line in verifying.lines(found))
-    console.show(told, needed=True)
+    told = found.to_json().rstrip().split("\n") if given.json else verifying.lines(found)
+    console.show(*told, needed=True)
     if not found.is_right:
         told = (
             f"{len(found.findings):,} findings, {found.rows_different:,} of {found.rows_again:,} rows differ"
@@ -221,10 +219,10 @@ def diff(args: Sequence[str]) -> int:
         with errors.of_flag(f"--page={given.page}"):
             storage.write_atomic(storage.absolute(given.page), diff_told.page(found).encode(), durable=False)
     if given.json:
-        console.show(json.dumps(found.fields(), default=str, allow_nan=False) + "\n", needed=True)
+        console.show(json.dumps(found.fields(), default=str, allow_nan=False), needed=True)
     else:
         for part in diff_told.tables(found):
-            console.show(part, needed=True)
+            console.draw(part, needed=True)
     if most is not None and found.share_moved > most:
         raise DataError(
             f"{found.moved:,} of {found.rows:,} rows moved by more than --tolerance={given.tolerance}: a "

@@ -53,8 +53,11 @@ def hush(*, debug: bool) -> None:
         os.environ[TF_LEVEL] = "0"
         logging.basicConfig(level=logging.INFO)
         for handler in logging.getLogger().handlers:
-            handler.addFilter(redaction.Scrubbing())
+            handler.setFormatter(redaction.Scrubbing(logging.BASIC_FORMAT))
         return
+    if logging.lastResort is not None:
+        # What prints an error of a logger that nobody has given a handler.
+        logging.lastResort.setFormatter(redaction.Scrubbing())
     os.environ.setdefault(TF_LEVEL, "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.getLogger().setLevel(logging.ERROR)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from job import escapes
+
 _HIDDEN: Final = "***"
 _NAME: Final = re.compile(
     r"secret|passw|token|credential|access_?key|api_?key|private_?key|connection_?string|notify_url|"
@@ -73,10 +75,9 @@ def _hide_parameter(found: re.Match[str]) -> str:
     return found[0]
 
 
-class Scrubbing(logging.Filter):
-    """Takes secrets out of what libraries log."""
+class Scrubbing(logging.Formatter):
+    """Takes secrets, and what steers a terminal, out of what libraries log, tracebacks included."""
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Put the whole message, scrubbed, in the place of its parts."""
-        record.msg, record.args = scrub(record.getMessage()), None
-        return True
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the whole text of a record; its line breaks stay."""
+        return escapes.visible_lines(scrub(super().format(record)))

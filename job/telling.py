@@ -236,7 +236,7 @@ def tell(ended: Ended, error: BaseException | None, code: int, now_unix_s: float
     told, asked = ended.fields(error, code, now_unix_s), ended.asked
     if asked.json:
         # In ASCII, for whichever encoding a scheduler gives standard output.
-        console.show(json.dumps(told) + "\n")
+        console.show(json.dumps(told))
     if asked.url and (asked.on == "always" or code):
         stopped = isinstance(error, KeyboardInterrupt)
         most_s = notify.MOST_WHEN_STOPPED_S if stopped else notify.MOST_S

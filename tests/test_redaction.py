@@ -62,13 +62,16 @@ def test_values_are_hidden_wherever_they_turn_up(monkeypatch: pytest.MonkeyPatch
     assert redaction.scrub("abcdefgh 12345678 ab") == "*** *** ab"
 
 
-def test_what_libraries_log_is_scrubbed(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.handler.addFilter(filtered := redaction.Scrubbing())
+def test_what_libraries_log_is_scrubbed_tracebacks_included() -> None:
+    form = redaction.Scrubbing("%(message)s")
     try:
-        logging.getLogger("anybody").error("connecting to %s", "https://me:hunter22@host")
-    finally:
-        caplog.handler.removeFilter(filtered)
-    assert caplog.messages == ["connecting to https://***@host"]
+        raise ValueError("no https://me:hunter22@host for \x1b[2Jx")
+    except ValueError:
+        told = ("connecting to %s", ("https://me:hunter22@host",), sys.exc_info())
+        record = logging.LogRecord("anybody", logging.ERROR, "", 0, *told)
+    first, *_, last = form.format(record).splitlines()
+    assert first == "connecting to https://***@host"
+    assert last == "ValueError: no https://***@host for \\u001b[2Jx"
 
 
 def test_what_a_worker_leaves_behind_is_scrubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

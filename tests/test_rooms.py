@@ -123,6 +123,7 @@ ORDER = (
     ("redaction",),
     ("spec", "signature"),
     ("errors",),
+    ("escapes",),
 )
 RANK = {module: rank for rank, module in enumerate(module for room in ORDER for module in room)}
 MODEL_ROOM = next(set(room) for room in ORDER if room[0] == "model")
