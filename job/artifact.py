@@ -1,13 +1,15 @@
 """Model references: what kind of artifact, whose digest, how far it is trusted. Without Keras.
 
-Four kinds of ``--model``:
+Five kinds of ``--model``:
 
 * ``x.keras``: Keras' own archive; opened in safe mode, and an archive that carries code is refused
   unless trusted.
 * ``x.h5``: the legacy file. Keras ignores safe mode there, so it is refused unless trusted.
+* a folder that Keras wrote with ``zipped=False``: the same, not packed.
 * a SavedModel folder: a TensorFlow graph; refused unless trusted if it holds operations that reach
   outside the graph.
 * ``package.module:function``: a builder, which is the caller's own code, with ``--weights`` or without.
+  These are numbers without code, in whatever Keras reads them from.
 """
 
 from __future__ import annotations
@@ -19,24 +21,29 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from job import archive, storage
-from job.errors import ModelError, StorageError, UsageError
+from job.errors import ModelError, StorageError, UsageError, one_line
 from job.spec import ModelReference
 
-Kind = Literal["keras", "h5", "saved_model", "builder"]
+Kind = Literal["keras", "h5", "keras_folder", "saved_model", "builder"]
 
 BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FILES: Final[Mapping[str, Kind]] = {".keras": "keras", ".h5": "h5", ".hdf5": "h5"}
-FORMS: Final = "x.keras, x.h5, a SavedModel folder or package.module:function"
+# What a folder holds that is a model.
+MARKS: Final[Mapping[str, Kind]] = {"saved_model.pb": "saved_model", "config.json": "keras_folder"}
+FORMS: Final = "x.keras, x.h5, a folder (a SavedModel, or of zipped=False) or package.module:function"
+# What Keras reads weights from; the second is a map of files of the first kind, its shards.
+_SHARDED: Final = ".weights.json"
+_WEIGHTS: Final = (".weights.h5", _SHARDED, ".keras", ".h5", ".hdf5")
 
 
 def kind_of(path: str) -> Kind:
     """Return the kind of model that ``--model`` names.
 
     Raises:
-        ModelError: nothing is there, or it is none of the four kinds.
+        ModelError: nothing is there, or it is none of the five kinds.
     """
     if storage.is_remote(path):
         return _kind_in_bucket(path)
@@ -45,9 +52,10 @@ def kind_of(path: str) -> Kind:
             return "builder"
         raise ModelError(f"--model={path}: there is no such file, folder or builder; give {FORMS}")
     if storage.is_folder(path):
-        if storage.exists(storage.join(path, "saved_model.pb")):
-            return "saved_model"
-        raise ModelError(f"--model={path}: the folder holds no saved_model.pb; give {FORMS}")
+        kind = next((kind for mark, kind in MARKS.items() if storage.exists(storage.join(path, mark))), None)
+        if kind is None:
+            raise ModelError(f"--model={path}: the folder holds no {' and no '.join(MARKS)}; give {FORMS}")
+        return kind
     suffix = Path(path).suffix.lower()
     if suffix not in _FILES:
         raise ModelError(
@@ -67,9 +75,14 @@ def is_model(path: str) -> bool:
 def _kind_in_bucket(path: str) -> Kind:
     """Return what a name in a bucket must be; each look at it would be a request of its own."""
     kind = _FILES.get(PurePosixPath(path).suffix.lower())
-    if kind is None and storage.size_bytes(storage.join(path, "saved_model.pb")) is None:
-        raise ModelError(f"--model={path}: it holds no saved_model.pb, and is no file either; give {FORMS}")
-    return kind or "saved_model"
+    for mark, of_folder in () if kind else MARKS.items():
+        if storage.size_bytes(storage.join(path, mark)) is not None:
+            return of_folder
+    if kind is None:
+        raise ModelError(
+            f"--model={path}: it holds no {' and no '.join(MARKS)}, and is no file; give {FORMS}"
+        )
+    return kind
 
 
 def resolve(
@@ -97,6 +110,10 @@ def resolve(
     _fetch_anew(path, weights, kind)
     if kind == "keras":
         archive.check(path, trusted=trusted)
+    elif kind == "keras_folder":
+        archive.check_folder(path, trusted=trusted)
+    if weights is not None and weights.endswith(".keras"):
+        archive.check_weights(weights)
     found = digest(path, weights)
     if sha256 is not None and found != sha256.lower():
         raise ModelError(f"--model={path}: its SHA-256 is {found}, --model_sha256 wants {sha256.lower()}")
@@ -120,12 +137,12 @@ def _backend(kind: Kind) -> str:
 def _fetch_anew(path: str, weights: str | None, kind: Kind) -> None:
     """See to it that this process's copies are of what is there by now."""
     if weights is not None:
-        storage.fetched(weights, again=True)
+        fetched_weights(weights, again=True)
     try:
         if kind != "builder":
             storage.fetched(path, again=True)
     except StorageError as e:
-        if kind != "saved_model" and storage.size_bytes(path) is None:
+        if kind in ("keras", "h5") and storage.size_bytes(path) is None:
             raise ModelError(f"--model={path}: there is no such object; give {FORMS}") from e
         raise
 
@@ -161,8 +178,17 @@ def digest(path: str, weights: str | None) -> str:
         return storage.sha256(storage.fetched(path))
     parts = _builder_parts(path) if kind == "builder" else _folder_parts(path)
     if weights is not None:
-        parts["weights"] = storage.sha256(storage.fetched(weights))
+        file = fetched_weights(weights)
+        parts["weights"] = storage.sha256(file)
+        for name in _shards(weights):
+            parts[f"weights {name}"] = storage.sha256(os.path.join(os.path.dirname(file), name))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def size_bytes(path: str) -> int:
+    """Return the size of a model that is a file or a folder."""
+    found = storage.size_bytes(path) if kind_of(path) in ("keras", "h5") else None
+    return sum(info.size_bytes for info in storage.tree(path)) if found is None else found
 
 
 def _folder_parts(path: str) -> dict[str, str]:
@@ -198,6 +224,50 @@ def _builder_parts(path: str) -> dict[str, str]:
     return {"builder": path, **sources}
 
 
+def fetched_weights(weights: str, *, again: bool = False) -> str:
+    """Return a local file of weights, with its shards beside it; see ``storage.fetched``.
+
+    Raises:
+        ModelError: it is a map of shards that cannot be made out, or of shards that are not there.
+        StorageError: it cannot be read.
+    """
+    if weights.endswith(_SHARDED):
+        storage.fetched(weights, again=again)
+    return storage.fetched(weights, again=again, beside=_shards(weights))
+
+
+def weights_bytes(weights: str) -> int:
+    """Return the size of weights, with that of their shards."""
+    folder = storage.parent(weights)
+    paths = [weights, *(storage.join(folder, name) for name in _shards(weights))]
+    return sum(storage.size_bytes(path) or 0 for path in paths)
+
+
+def _shards(weights: str) -> tuple[str, ...]:
+    """Return the names of the files beside a map of sharded weights, none of weights that are one file."""
+    if not weights.endswith(_SHARDED):
+        return ()
+    told = f"--weights={weights}: it is no map of shards as save_weights(…, max_shard_size=…) writes it"
+    try:
+        content = json.loads(Path(storage.fetched(weights)).read_bytes())
+        found = [name for names in content["weight_map"].values() for name in _listed(names)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise ModelError(f"{told}: {one_line(e)}") from e
+    # Keras opens the first one whatever the map says.
+    first = f"{Path(weights).stem.replace('.weights', '')}_00000.weights.h5"
+    names = tuple(dict.fromkeys([first, *found]))
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.weights\.h5", name):
+            raise ModelError(f"{told}: it names the shard {name!r}")
+        if not storage.exists(storage.join(storage.parent(weights), name)):
+            raise ModelError(f"--weights={weights}: its shard {name} is not there; put it beside the map")
+    return names
+
+
+def _listed(names: Any) -> list[Any]:
+    return names if isinstance(names, list) else [names]
+
+
 def misplaced_weights(path: str, weights: str) -> UsageError:
     """Return the error that ``--weights`` does not go with this ``--model``."""
     return UsageError(
@@ -211,5 +281,8 @@ def _check_weights(path: str, weights: str, kind: Kind) -> None:
         raise misplaced_weights(path, weights)
     if not storage.exists(weights):
         raise ModelError(f"--weights={weights}: there is no such file")
-    if not weights.endswith(".weights.h5"):
-        raise ModelError(f"--weights={weights}: Keras reads weights from files named *.weights.h5")
+    if not weights.endswith(_WEIGHTS):
+        raise ModelError(
+            f"--weights={weights}: Keras reads weights from files named *{', *'.join(_WEIGHTS)}; save them "
+            f"by model.save_weights('x.weights.h5')"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import os
 import re
 import threading
 from collections.abc import Sequence
@@ -44,9 +43,9 @@ def load(reference: ModelReference) -> Step:
     return _KerasStep(reference)
 
 
-def _alone(path: str) -> contextlib.AbstractContextManager[None]:
-    """Return what keeps other processes of this machine from reading a large file's weights at once."""
-    return private.turn("loading") if os.path.getsize(path) >= _LARGE_BYTES else contextlib.nullcontext()
+def _alone(size_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """Return what keeps other processes of this machine from reading weights of that size at once."""
+    return private.turn("loading") if size_bytes >= _LARGE_BYTES else contextlib.nullcontext()
 
 
 class _KerasStep:
@@ -98,8 +97,8 @@ class _KerasStep:
             if self._reference.weights is not None:
                 if not self._model.built:
                     self._model(self._pack([_zeros(spec) for spec in inputs]))
-                weights = storage.fetched(self._reference.weights)
-                with _alone(weights):
+                weights = artifact.fetched_weights(self._reference.weights)
+                with _alone(artifact.weights_bytes(weights)):
                     self._model.load_weights(weights)
             traced = self._trace(inputs)
             flat, names = self._symbolic_outputs(inputs)
@@ -253,7 +252,7 @@ def _keras_model(reference: ModelReference) -> Any:
     try:
         # compile=False: the loss and the metrics are of no use here, and their code need not exist.
         file = storage.fetched(path)
-        with _alone(file):
+        with _alone(artifact.size_bytes(file)):
             return keras.models.load_model(file, compile=False, safe_mode=not reference.trusted)
     except Exception as e:
         raise _unloadable(path, keras.__version__, e) from e

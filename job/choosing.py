@@ -74,10 +74,10 @@ def _beside(alias: str, name: str) -> str:
 
 def _matches(pattern: str) -> list[str]:
     if storage.is_remote(pattern):
-        # A SavedModel is a folder, which a bucket does not list.
-        graphs = matching.matches(f"{pattern}/saved_model.pb")
+        # Some models are folders, which a bucket does not list.
+        marks = [info for mark in artifact.MARKS for info in matching.matches(f"{pattern}/{mark}")]
         named = [info.path for info in matching.matches(pattern) if not info.root]
-        found = [*(info.path.rpartition("/")[0] for info in graphs), *named]
+        found = list(dict.fromkeys([*(info.path.rpartition("/")[0] for info in marks), *named]))
     else:
         found = [path for path in glob.glob(storage.local(pattern)) if not path.endswith("/")]
     shown = [path for path in found if not path.rpartition("/")[2].startswith((_ALIAS, "_", "."))]

@@ -24,30 +24,34 @@ class Copies:
         pieces: Callable[[FileInfo], Iterable[bytes]],
     ) -> None:
         self._describe, self._tree, self._pieces = describe, tree, pieces
-        self._made: dict[str, tuple[str, str]] = {}
+        self._made: dict[tuple[str, Sequence[str]], tuple[str, str]] = {}
         self._making = threading.Lock()
 
-    def of(self, path: str, *, again: bool) -> str:
+    def of(self, path: str, *, again: bool, beside: Sequence[str] = ()) -> str:
         """Return the local path of a copy, see ``storage.fetched``."""
         with self._making:
-            if path not in self._made or again:
-                self._renew(path)
-            return self._made[path][1]
+            if (path, tuple(beside)) not in self._made or again:
+                self._renew(path, tuple(beside))
+            return self._made[path, tuple(beside)][1]
 
-    def _renew(self, path: str) -> None:
+    def _renew(self, path: str, beside: tuple[str, ...]) -> None:
         found = self._describe(path)
-        every = [found] if found else self._tree(path)
+        every = [found] if found else list(self._tree(path))
         if not every:
             raise StorageError(f"{path}: cannot be read: there is no such object")
+        top = posixpath.dirname(path)
+        for name in beside:
+            if (found := self._describe(f"{top}/{name}")) is None:
+                raise StorageError(f"{top}/{name}: cannot be read: there is no such object")
+            every.append(found)
         stamp = " ".join(info.stamp for info in every)
-        if self._made.get(path, ("", ""))[0] == stamp:
+        if self._made.get((path, beside), ("", ""))[0] == stamp:
             return
         folder = tempfile.mkdtemp(prefix="scoring-job-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        copy = os.path.join(folder, posixpath.basename(path))
         for info in every:
-            self._copy_to(info, copy + info.path.removeprefix(path))
-        self._made[path] = (stamp, copy)
+            self._copy_to(info, folder + info.path.removeprefix(top))
+        self._made[path, beside] = (stamp, os.path.join(folder, posixpath.basename(path)))
 
     def _copy_to(self, info: FileInfo, target: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -222,9 +222,9 @@ class ObjectStore:
         size_bytes, stamp = self._known(path, size_bytes, stamp)
         return pa.BufferReader(ranges.footer(self._getter(path, stamp), size_bytes, stamp and path + stamp))
 
-    def fetched(self, path: str, *, again: bool) -> str:
+    def fetched(self, path: str, *, again: bool, beside: Sequence[str] = ()) -> str:
         """Return the local path of a copy, see ``storage.fetched``."""
-        return self._copies.of(path, again=again)
+        return self._copies.of(path, again=again, beside=beside)
 
     def create(self, path: str, final: str) -> ObjectSink:
         """Begin an object, see ``storage.create``."""

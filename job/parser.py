@@ -80,8 +80,18 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input")
     _add(group, "input", "GLOB", "Parquet shards: a glob (in quotes), a folder, or @list.txt; repeatable")
     group = parser.add_argument_group("model")
-    _add(group, "model", "MODEL", "x.keras, x.h5, a SavedModel folder, or a builder: package.module:function")
-    _add(group, "weights", "FILE", "x.weights.h5 for a model that a function builds")
+    _add(
+        group,
+        "model",
+        "MODEL",
+        "x.keras, x.h5, a folder (SavedModel, zipped=False), or a builder: package.module:function",
+    )
+    _add(
+        group,
+        "weights",
+        "FILE",
+        "for a model that a function builds: x.weights.h5, x.weights.json, x.keras or x.h5",
+    )
     _add(group, "model_sha256", "HEX", "refuse the model unless its SHA-256 is this one")
     _add(group, "signature", "NAME", "the signature of a SavedModel that is scored, where it has several")
     _switch(group, "trust_model", "run code that is inside the model file; such a file is refused otherwise")
@@ -150,7 +160,7 @@ def _add_challenger_flags(parser: argparse.ArgumentParser) -> None:
     told = "A second model, scored in the same pass into columns of its own. See docs/challenger.md."
     group = parser.add_argument_group("challenger", told)
     _add(group, "challenger", "MODEL", "predicts each scored row as well, into challenger_… columns")
-    _add(group, "challenger_weights", "FILE", "x.weights.h5 for a challenger that a function builds")
+    _add(group, "challenger_weights", "FILE", "the same, for a challenger that a function builds")
     _add(group, "challenger_sha256", "HEX", "refuse the challenger unless its SHA-256 is this one")
     _add(group, "challenger_signature", "NAME", "the challenger's, where it is a SavedModel with several")
     _add(group, "challenger_features", "COL,…", "its feature columns, where they are not those of --features")

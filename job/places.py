@@ -55,14 +55,9 @@ def model(spec: ScoringSpec) -> Model:
         JobError: it is not there, or not trusted.
     """
     reference = preparing.resolved(spec)
-    kind = artifact.kind_of(spec.model)
-    if kind == "builder":
-        size = storage.size_bytes(spec.weights) if spec.weights else 0
-    elif kind == "saved_model":
-        size = sum(info.size_bytes for info in storage.tree(spec.model))
-    else:
-        size = storage.size_bytes(spec.model)
-    return Model(reference, size or 0)
+    if artifact.kind_of(spec.model) == "builder":
+        return Model(reference, artifact.weights_bytes(spec.weights) if spec.weights else 0)
+    return Model(reference, artifact.size_bytes(spec.model))
 
 
 def model_told(found: Model) -> Check:

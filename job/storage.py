@@ -143,16 +143,17 @@ def footer_source(path: str, size_bytes: int | None = None, stamp: str = "") -> 
     return store.footer(path, size_bytes, stamp) if store else files.local(path)
 
 
-def fetched(path: str, *, again: bool = False) -> str:
+def fetched(path: str, *, again: bool = False, beside: Sequence[str] = ()) -> str:
     """Return a local file or folder with the content of ``path``: itself, or this process's copy.
 
-    A copy is not compared with what is there by now, unless ``again`` asks for that.
+    A copy is not compared with what is there by now, unless ``again`` asks for that. ``beside`` are names of
+    files in the same folder, which are beside the copy too.
 
     Raises:
         StorageError: it cannot be read.
     """
     store = _remote(path)
-    return store.fetched(path, again=again) if store else files.local(path)
+    return store.fetched(path, again=again, beside=beside) if store else files.local(path)
 
 
 def make_folder(path: str) -> None:

@@ -49,12 +49,12 @@ def test_each_kind_is_told_by_what_is_there(tmp_path: Path) -> None:
         ("absent.keras", "there is no such file, folder or builder"),
         ("no.module.function", "there is no such file, folder or builder"),
         ("a module:function", "there is no such file, folder or builder"),
-        ("empty", "the folder holds no saved_model.pb"),
+        ("empty", "the folder holds no saved_model.pb and no config.json"),
         ("model.pkl", ".pkl suffix is no kind of model known here"),
         ("model", "no suffix is no kind of model known here"),
     ],
 )
-def test_what_is_no_model_is_refused_with_the_four_forms(tmp_path: Path, name: str, message: str) -> None:
+def test_what_is_no_model_is_refused_with_the_five_forms(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "model.pkl").write_bytes(b"x")
     (tmp_path / "model").write_bytes(b"x")
@@ -62,7 +62,10 @@ def test_what_is_no_model_is_refused_with_the_four_forms(tmp_path: Path, name: s
         artifact.kind_of(str(tmp_path / name))
     assert message in str(error.value)
     assert f"--model={tmp_path / name}: " in str(error.value)
-    assert "give x.keras, x.h5, a SavedModel folder or package.module:function" in str(error.value)
+    assert (
+        "give x.keras, x.h5, a folder (a SavedModel, or of zipped=False) or package.module:function"
+        in str(error.value)
+    )
 
 
 def test_a_file_has_the_digest_that_sha256sum_prints(tmp_path: Path) -> None:
@@ -165,13 +168,13 @@ def test_a_builder_that_cannot_be_found_is_one_line(
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [("absent.weights.h5", "there is no such file"), ("weights.h5", r"files named \*\.weights\.h5")],
+    [("absent.weights.h5", "there is no such file"), ("weights.bin", r"files named \*\.weights\.h5")],
 )
 def test_weights_must_be_there_and_named_as_keras_wants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, message: str
 ) -> None:
     name = module(tmp_path, "artifact_weights", "def build(): ...\n", monkeypatch)
-    (tmp_path / "weights.h5").write_bytes(b"x")
+    (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(ModelError, match=message):
         artifact.resolve(f"{name}:build", str(tmp_path / weights), trusted=False, sha256=None)
 
@@ -239,3 +242,93 @@ def test_a_module_in_no_package_is_digested_with_its_folder(
     before = artifact.digest(f"{name}:build", None)
     (tmp_path / change).write_text("UNITS = 2\n")
     assert (artifact.digest(f"{name}:build", None) != before) == counts
+
+
+def test_sharded_weights_are_digested_with_all_their_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module(tmp_path, "artifact_shards", "def build(): ...\n", monkeypatch)
+    weights = tmp_path / "m.weights.json"
+    weights.write_text(json.dumps({"weight_map": {"/a/vars": ["m_00000.weights.h5", "m_00001.weights.h5"]}}))
+    for shard in ("m_00000.weights.h5", "m_00001.weights.h5"):
+        with pytest.raises(ModelError, match=f"its shard {shard} is not there; put it beside the map"):
+            artifact.digest(f"{name}:build", str(weights))
+        (tmp_path / shard).write_bytes(b"1")
+    before = artifact.digest(f"{name}:build", str(weights))
+    assert artifact.weights_bytes(str(weights)) == weights.stat().st_size + 2
+    (tmp_path / "m_00001.weights.h5").write_bytes(b"2")
+    assert artifact.digest(f"{name}:build", str(weights)) != before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[", "7", "{}", '{"weight_map": 7}', "[" * 100_000),
+        *('{"weight_map": {"a": "../m.weights.h5"}}', '{"weight_map": {"a": "/etc/passwd"}}'),
+        *('{"weight_map": {"a": [7]}}', '{"weight_map": {"a": "m.pkl"}}'),
+    ],
+)
+def test_a_map_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    name = module(tmp_path, "artifact_map", "def build(): ...\n", monkeypatch)
+    (tmp_path / "m_00000.weights.h5").write_bytes(b"1")
+    (tmp_path / "m.weights.json").write_text(content)
+    with pytest.raises(ModelError, match="it is no map of shards") as error:
+        artifact.resolve(f"{name}:build", f"{tmp_path}/m.weights.json", trusted=False, sha256=None)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_from_an_archive_carry_no_code_but_may_be_a_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module(tmp_path, "artifact_archive", "def build(): ...\n", monkeypatch)
+    path = archive(tmp_path / "m.keras", LAMBDA)
+    assert artifact.resolve(f"{name}:build", str(path), trusted=False, sha256=None).weights == str(path)
+    with zipfile.ZipFile(path, "a") as sink:
+        sink.writestr("../evil", b"")
+    with pytest.raises(ModelError, match=rf"--weights={path}: its member '../evil' would leave"):
+        artifact.resolve(f"{name}:build", str(path), trusted=False, sha256=None)
+
+
+def keras_folder(path: Path, config: object = PLAIN) -> Path:
+    (path / "assets").mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "metadata.json").write_text("{}")
+    (path / "model.weights.h5").write_bytes(b"weights")
+    (path / "assets" / "vocabulary.txt").write_text("a")
+    (path / "README.md").write_text("of a hub")
+    (path / ".gitattributes").write_text("of a hub")
+    return path
+
+
+def test_a_folder_of_keras_is_checked_as_an_archive_is(tmp_path: Path) -> None:
+    path = keras_folder(tmp_path / "m")
+    assert artifact.kind_of(str(path)) == "keras_folder"
+    before = artifact.resolve(str(path), None, trusted=False, sha256=None).digest
+    (path / "model.weights.h5").write_bytes(b"others")
+    assert artifact.digest(str(path), None) != before
+    coded = keras_folder(tmp_path / "coded", LAMBDA)
+    with pytest.raises(ModelError, match=r"it carries Python code \(Lambda\); .*--trust_model"):
+        artifact.resolve(str(coded), None, trusted=False, sha256=None)
+    assert artifact.resolve(str(coded), None, trusted=True, sha256=None).trusted
+    (coded / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ModelError, match=r"its config\.json cannot be read: RecursionError"):
+        artifact.resolve(str(coded), None, trusted=True, sha256=None)
+
+
+@pytest.mark.parametrize("name", ["model.weights.h5", "assets/vocabulary.txt", "assets"])
+def test_a_folder_of_keras_has_no_links(tmp_path: Path, name: str) -> None:
+    path = keras_folder(tmp_path / "m")
+    (path / name).rename(tmp_path / "elsewhere")
+    (path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=rf"its entry '{name}' is a link or a device; .* \(cp -rL\)"):
+        artifact.resolve(str(path), None, trusted=False, sha256=None)
+    if name == "model.weights.h5":
+        # What is trusted may lie in a cache, as hubs keep it; a folder's digest has no folders behind links.
+        assert artifact.resolve(str(path), None, trusted=True, sha256=None).trusted
+
+
+def test_a_folder_of_keras_holds_nothing_else(tmp_path: Path) -> None:
+    path = keras_folder(tmp_path / "m")
+    (path / "evil.py").write_text("")
+    with pytest.raises(ModelError, match=r"its entry 'evil.py' is none that Keras writes; take it out"):
+        artifact.resolve(str(path), None, trusted=True, sha256=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from job import backend
+from job import artifact, backend
 from job.errors import ModelError
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature
 from job.spec import ModelReference
@@ -331,3 +332,49 @@ def test_layers_that_keep_state_for_a_fixed_batch_are_refused(tmp_path: Path) ->
     model = keras.Model(x, keras.layers.LSTM(3, stateful=True, name="y")(x))
     with pytest.raises(ModelError, match=r"has no batch axis: its shape is \(32, 3\); save a model whose"):
         built(saved(model, tmp_path / "m.keras"))
+
+
+TWO_LAYERS = """import keras
+def build():
+    x = keras.Input((4,), name="x")
+    return keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(50)(x)))
+"""
+# Of 900 bytes each, so that the two layers are in two of them.
+SHARD_GB = 900 / 1024**3
+
+
+def write_weights(model: Any, path: Path) -> None:
+    """Save weights in the form that the file's name tells."""
+    if path.name.endswith(".weights.json"):
+        model.save_weights(path, max_shard_size=SHARD_GB)
+        assert len(list(path.parent.glob("*_0000[01].weights.h5"))) == 2
+    elif path.name.endswith(".weights.h5"):
+        model.save_weights(path)
+    else:
+        model.save(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5:UserWarning")
+@pytest.mark.parametrize("name", ["m.weights.h5", "m.weights.json", "m.keras", "m.h5", "m.hdf5"])
+def test_weights_in_every_form_that_keras_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    builder = module(tmp_path, "backend_weights", TWO_LAYERS, monkeypatch)
+    keras.utils.set_random_seed(3)
+    trained = importlib.import_module(builder).build()
+    write_weights(trained, tmp_path / name)
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    reference = artifact.resolve(f"{builder}:build", str(tmp_path / name), trusted=False, sha256=None)
+    step = backend.load(reference)
+    step.build([X])
+    np.testing.assert_array_equal(step.predict([x])[0], trained.predict(x, batch_size=5, verbose=0))
+
+
+def test_a_folder_of_keras_is_a_model_like_the_archive(tmp_path: Path) -> None:
+    model = dense(4, 2)
+    model.save(tmp_path / "m", zipped=False)
+    reference = artifact.resolve(str(tmp_path / "m"), None, trusted=False, sha256=None)
+    step = backend.load(reference)
+    step.build(step.signature().inputs)
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(step.predict([x])[0], model.predict(x, batch_size=5, verbose=0))

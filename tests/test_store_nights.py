@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import launch, objects, options, output, storage, verify
+from job import artifact, backend, choosing, launch, objects, options, output, storage, verify
 from job.errors import OutputConflictError, StorageError, UsageError
 from job.report import RunReport
 from job.tolerance import Tolerance
-from tests.nights import dense, features, matrix, saved
+from tests.nights import dense, features, matrix, module, saved
 from tests.servers import stores
 from tests.servers.clients import BUCKET, gcs_way, s3_way
 from tests.store_nights import until
+from tests.test_backend import TWO_LAYERS, write_weights
 
 ROWS = 120
 
@@ -155,3 +157,29 @@ def test_a_bucket_that_is_not_there_is_told_in_one_line(bucket: str, tmp_path: P
             ask(f"{scheme}://nowhere-at-all/x")
     with pytest.raises(UsageError, match="names no bucket"):
         storage.absolute(f"{scheme}://")
+
+
+def test_models_of_several_files_come_out_of_a_bucket_whole(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that Keras wrote, and sharded weights for a builder."""
+    builder = module(tmp_path, "store_shards", TWO_LAYERS, monkeypatch)
+    trained = importlib.import_module(builder).build()
+    (tmp_path / "w").mkdir()
+    write_weights(trained, tmp_path / "w" / "m.weights.json")
+    trained.save(tmp_path / "w" / "m-1", zipped=False)
+    top = f"{bucket}/{tmp_path.name}"
+    for path in (tmp_path / "w").rglob("*"):
+        if path.is_file():
+            storage.write_atomic(f"{top}/{path.relative_to(tmp_path / 'w')}", path.read_bytes())
+    assert choosing.chosen(f"{top}/m-*") == f"{top}/m-1"
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    for model, weights in ((f"{builder}:build", f"{top}/m.weights.json"), (f"{top}/m-1", None)):
+        reference = artifact.resolve(model, weights, trusted=False, sha256=None)
+        step = backend.load(reference)
+        step.build(step.signature().inputs)
+        np.testing.assert_array_equal(step.predict([x])[0], trained.predict(x, batch_size=5, verbose=0))
+        changed = f"{top}/m_00001.weights.h5" if weights else f"{top}/m-1/model.weights.h5"
+        storage.write_atomic(changed, b"other")
+        again = artifact.resolve(model, weights, trusted=False, sha256=None)
+        assert again.digest != reference.digest
