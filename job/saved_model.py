@@ -7,24 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from job import storage
+from job import operations, storage
 from job.errors import ModelError, one_line
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference
-
-# Operations of a SavedModel that read, write or run something outside the graph. Not among them are those
-# that every SavedModel holds to restore its variables and to read the vocabularies in its own folder.
-_UNSAFE_OPS = frozenset(
-    {
-        *("EagerPyFunc", "PyFunc", "PyFuncStateless"),
-        *("ReadFile", "WriteFile", "MatchingFiles", "Save", "SaveSlices", "LoadAndRemapMatrix"),
-        *("WholeFileReaderV2", "TextLineReaderV2", "TFRecordReaderV2", "FixedLengthRecordReaderV2"),
-        *("TextLineDataset", "TFRecordDataset", "TFRecordDatasetV2", "FixedLengthRecordDatasetV2"),
-        *("SaveDataset", "SaveDatasetV2", "LoadDataset", "SnapshotDatasetV2", "CacheDatasetV2"),
-        *("CreateSummaryFileWriter", "CreateSummaryDbWriter", "DebugIdentity", "DebugIdentityV2"),
-    }
-)
-
 
 _DEFAULT: Final = "serving_default"
 # What parses serialized ``tf.Example`` messages.
@@ -161,28 +147,15 @@ def check_batch_axis(path: str, name: str, shape: tuple[int | None, ...], rows: 
 
 
 def _check_operations(path: str, folder: str) -> None:
-    from google.protobuf.message import DecodeError
-    from tensorflow.core.protobuf import saved_model_pb2
+    # The loader's own reader, so that what is checked is what it will take.
+    from tensorflow.python.saved_model import loader_impl
 
-    message = saved_model_pb2.SavedModel()
-    content = storage.read_bytes(storage.join(folder, "saved_model.pb")) or b""
     try:
-        message.ParseFromString(content)
-    except DecodeError as e:
+        model = loader_impl.parse_saved_model(folder)
+    except (OSError, ValueError) as e:
         raise ModelError(f"--model={path}: saved_model.pb is damaged: {one_line(e)}") from e
-    graphs = [meta.graph_def for meta in message.meta_graphs]
-    nodes = [node for graph in graphs for node in graph.node]
-    nodes += [node for graph in graphs for function in graph.library.function for node in function.node_def]
-    unsafe = sorted({node.op for node in nodes if node.op in _UNSAFE_OPS or _prints_to_file(node)})
-    if unsafe:
-        raise ModelError(
-            f"--model={path}: it reaches outside its graph ({', '.join(unsafe)}); "
-            f"look at it, then add --trust_model"
-        )
-
-
-def _prints_to_file(node: Any) -> bool:
-    return bool(node.op == "PrintV2" and node.attr["output_stream"].s.startswith(b"file:"))
+    if reason := operations.reason_to_refuse(model, folder):
+        raise ModelError(f"--model={path}: {reason}; look at it, then add --trust_model")
 
 
 def input_spec(name: str, tensor: Any) -> InputSpec:

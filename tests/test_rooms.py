@@ -76,6 +76,7 @@ ORDER = (
         "devices",
         "private",
         "saved_model",
+        "operations",
         "step",
         "artifact",
         "archive",

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from job import backend
 from job.errors import ModelError
@@ -133,6 +134,158 @@ def test_a_graph_that_reaches_outside_needs_trust(
     with pytest.raises(ModelError, match=rf"outside its graph \(.*{operation}.*\); .*--trust_model"):
         load(tmp_path / "m")
     assert load(tmp_path / "m", trusted=True).signature().inputs[0].shape == (4,)
+
+
+class Planting(tf.saved_model.experimental.TrackableResource):
+    """A resource whose initializer, which the loader runs, writes a file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def _create_resource(self) -> Any:
+        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[])
+
+    def _initialize(self) -> None:
+        plant(self._path)
+
+
+def plant(path: str) -> None:
+    """Write lines to a file as a data set does; Python runs a line of a ``.pth`` that begins with import."""
+    lines = tf.data.Dataset.from_tensors("\nimport this\n")
+    tf.raw_ops.DatasetToTFRecord(
+        input_dataset=lines._variant_tensor, filename=tf.constant(path), compression_type=tf.constant("")
+    )
+
+
+def planting_as_it_is_loaded(model: Path, lab: Path) -> None:
+    owner = tf.Module()
+    owner.resource = Planting(str(lab / "planted.pth"))
+    owner.serve = tf.function(lambda x: {"y": tf.strings.as_string(x[:, 0])}, input_signature=[ROWS])
+    # A resource is saved with what uses it.
+    owner.use = tf.function(lambda: tf.shape(owner.resource.resource_handle), input_signature=[])
+    tf.saved_model.save(owner, model, signatures=owner.serve)
+    (lab / "planted.pth").unlink(missing_ok=True)
+
+
+def planting_by_a_dataset(model: Path, lab: Path) -> None:
+    def serve(x: Any) -> Any:
+        plant(str(lab / "planted.pth"))
+        return {"y": tf.strings.as_string(x[:, 0])}
+
+    save(model, serve, ROWS)
+
+
+def planting_by_a_save(model: Path, lab: Path) -> None:
+    def serve(x: Any) -> Any:
+        path = tf.constant(str(lab / "planted"))
+        saved = tf.raw_ops.SaveV2(prefix=path, tensor_names=["a"], shape_and_slices=[""], tensors=[x])
+        with tf.control_dependencies([saved]):
+            return {"y": tf.strings.as_string(x[:, 0])}
+
+    save(model, serve, ROWS)
+
+
+def planting_by_an_old_graph(model: Path, lab: Path) -> None:
+    """Of TensorFlow 1: its main operation is run as it is loaded."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, (None, 4), name="x")
+        y = tf.strings.as_string(x[:, 0])
+        v1.get_variable("v", (), tf.float32)
+        session.run(v1.global_variables_initializer())
+        path = tf.constant(str(lab / "planted"))
+        planting = tf.raw_ops.SaveV2(
+            prefix=path, tensor_names=["a"], shape_and_slices=[""], tensors=[tf.constant(1.0)]
+        )
+        signature = v1.saved_model.predict_signature_def({"x": x}, {"y": y})
+        builder = v1.saved_model.Builder(str(model))
+        builder.add_meta_graph_and_variables(
+            session, ["serve"], {"serving_default": signature}, main_op=tf.group(planting)
+        )
+        builder.save()
+
+
+def reading_by_a_dataset(model: Path, lab: Path) -> None:
+    def serve(x: Any) -> Any:
+        found = tf.data.experimental.CsvDataset([str(lab / "secret")], [tf.string])
+        secret = found.reduce("", lambda sofar, row: sofar + row)
+        return {"y": tf.fill([tf.shape(x)[0]], secret)}
+
+    save(model, serve, ROWS)
+
+
+def reading_by_a_constant(model: Path, lab: Path) -> None:
+    def serve(x: Any) -> Any:
+        read = tf.raw_ops.ImmutableConst(dtype=tf.uint8, shape=[7], memory_region_name=str(lab / "secret"))
+        secret = tf.strings.unicode_encode(tf.cast(read, tf.int32), "UTF-8")
+        return {"y": tf.fill([tf.shape(x)[0]], secret)}
+
+    save(model, serve, ROWS)
+
+
+def reading_by_a_table(model: Path, lab: Path) -> None:
+    def serve(x: Any) -> Any:
+        table = tf.raw_ops.AnonymousHashTable(key_dtype=tf.int64, value_dtype=tf.string)
+        # Key: the number of the line; value: the whole of it.
+        tf.raw_ops.InitializeTableFromTextFileV2(
+            table_handle=table, filename=tf.constant(str(lab / "secret")), key_index=-1, value_index=-2
+        )
+        lines = tf.zeros([tf.shape(x)[0]], tf.int64)
+        return {"y": tf.raw_ops.LookupTableFindV2(table_handle=table, keys=lines, default_value="")}
+
+    save(model, serve, ROWS)
+
+
+def reading_an_asset_elsewhere(model: Path, lab: Path) -> None:
+    lines = tf.lookup.TextFileIndex
+    whole = tf.lookup.TextFileInitializer(
+        str(lab / "secret"), tf.int64, lines.LINE_NUMBER, tf.string, lines.WHOLE_LINE
+    )
+    owner = tf.Module()
+    owner.table = tf.lookup.StaticHashTable(whole, "")
+    owner.serve = tf.function(
+        lambda x: {"y": owner.table.lookup(tf.cast(x[:, 0] * 0, tf.int64))}, input_signature=[ROWS]
+    )
+    tf.saved_model.save(owner, model, signatures=owner.serve)
+    saved = saved_model_pb2.SavedModel.FromString((model / "saved_model.pb").read_bytes())
+    saved.meta_graphs[0].asset_file_def[0].filename = "../../secret"
+    (model / "saved_model.pb").write_bytes(saved.SerializeToString())
+    (model / "assets" / "secret").unlink()
+
+
+@pytest.mark.parametrize(
+    ("attack", "told"),
+    [
+        (planting_as_it_is_loaded, r"it may reach outside its graph \(DatasetToTFRecord, TensorDataset\)"),
+        (planting_by_a_dataset, r"it may reach outside its graph \(DatasetToTFRecord, TensorDataset\)"),
+        (planting_by_a_save, r"it may reach outside its graph \(SaveV2\)"),
+        (planting_by_an_old_graph, "it was saved as TensorFlow 1 does"),
+        (reading_by_a_dataset, r"it may reach outside its graph \(CSVDatasetV2, ReduceDataset\)"),
+        (reading_by_a_constant, r"it may reach outside its graph \(ImmutableConst\)"),
+        (reading_by_a_table, "from a file that is not among its assets"),
+        (reading_an_asset_elsewhere, r"its asset '../../secret' is no file in its folder"),
+    ],
+)
+def test_a_strangers_model_writes_and_reads_nothing(
+    tmp_path: Path, attack: Callable[[Path, Path], None], told: str
+) -> None:
+    (tmp_path / "secret").write_text("top-sec\n")
+    (tmp_path / "secret").chmod(0o600)
+    attack(tmp_path / "m", tmp_path)
+    rows = np.ones((2, 4), np.float32)
+
+    def harm() -> bool:
+        planted = any(path.name.startswith("planted") for path in tmp_path.iterdir())
+        return planted or read == [b"top-sec"] * 2
+
+    read: list[bytes] = []
+    with pytest.raises(ModelError, match=rf"{told}.*; look at it, then add --trust_model"):
+        load(tmp_path / "m").predict([rows])
+    assert not harm()
+    # It is no paper tiger.
+    read = load(tmp_path / "m", trusted=True).predict([rows])[0].tolist()
+    assert harm()
 
 
 def test_a_graph_that_prints_to_the_console_is_harmless(tmp_path: Path) -> None:
