@@ -69,8 +69,10 @@ stood still may have lost the lease: before the mark and before ``_SUCCESS`` it 
 other request, where the own clock says that this may be so. No step relies on a listing: one that is late
 shows fewer leftovers, and fewer finished splits on the screen.
 
-What is flushed to the disk, and when: that the old ``_SUCCESS`` is gone, before the first file is renamed;
-every published file, every folder that leads to one and the manifest, before the new ``_SUCCESS``. Attempts
+What is flushed to the disk, and when: the mark and the names of all folders that lead to it, those above the
+output too, before the old ``_SUCCESS`` is taken away; that it is gone, before the first file is renamed; every
+published file, every folder that leads to one or to one that was removed, and the manifest, before the new
+``_SUCCESS``. ``tests.power_cut`` cuts the power at every step of that. Attempts
 and receipts are not flushed one by one, which would cost 4 ms each. A power cut can take what was not yet on
 the disk; so a receipt tells in which boot of which machine its file was written, and after a restart it
 counts only if the file still has the receipt's digest. A torn receipt counts as none.
@@ -166,6 +168,9 @@ def _publish(
     output.check_output(run.output, run.run_id, replace=run.replace, seen=seen)
     marker = seen.marker or _begin_publishing(run, parts, seen, ask(run, counted, seen))
     stale = marker["stale"]
+    # After a power cut the mark must be found, or nobody knows whose files lie beside the old night's; and
+    # what is published in a new folder is lost with the folder's own name.
+    storage.sync_way(staging.folder_of(run.output, run.run_id))
     storage.remove(storage.join(run.output, output.SUCCESS))
     # After a power cut the old mark must not stand beside files of the new night.
     storage.sync_folder(run.output)
@@ -181,8 +186,11 @@ def _publish(
     storage.remove_all([storage.join(run.output, path) for path in stale])
     for path in stale:
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
-    for folder in sorted({run.output, *(folder for part in parts for folder in _folders(run.output, part))}):
-        storage.sync_folder(folder)
+    named = (*(part.final for part in parts), *stale)
+    for folder in sorted({run.output, *(folder for name in named for folder in _folders(run.output, name))}):
+        # Of what is stale, those that are left: a file that was removed must not come back beside the mark.
+        if storage.is_folder(folder):
+            storage.sync_folder(folder)
     told = marker.get("compared")
     compared = None if told is None else Compared.of_fields(told)
     return _finish(run, counted, RunReport.of(run, counted, ended_unix_s=clock(), compared=compared))
@@ -265,9 +273,9 @@ def _move_all(top: str, parts: Sequence[staging.PartFile]) -> None:
         _move(top, part)
 
 
-def _folders(top: str, part: staging.PartFile) -> Iterator[str]:
+def _folders(top: str, final: str) -> Iterator[str]:
     """Yield the folders that lead to a published file, below ``top``: each may be new."""
-    names = part.final.split("/")
+    names = final.split("/")
     return (storage.join(top, *names[:depth]) for depth in range(1, len(names)))
 
 

@@ -211,15 +211,34 @@ def boot_id() -> str:
 def sync_folder(path: str) -> None:
     """Flush a folder's names to the disk, where the file system can."""
     with _told(path, "cannot be flushed to the disk"):
-        descriptor = os.open(local(path), os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as e:
-            # Some network file systems cannot sync folders and say so; they are durable by themselves.
-            if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-                raise
-        finally:
-            os.close(descriptor)
+        _sync_names(local(path))
+
+
+def _sync_names(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        # Some file systems cannot sync folders and say so: of a network, durable by themselves, or read-only.
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_way(path: str) -> None:
+    """Flush the names that lead to a folder, and those in it, up to where its file system begins.
+
+    Who made which of the folders above is not known: a run that was killed may have made them all.
+    """
+    folder = os.path.realpath(local(path))
+    sync_folder(folder)
+    device = os.stat(folder).st_dev
+    while (above := os.path.dirname(folder)) != folder and os.stat(above).st_dev == device:
+        folder = above
+        # One that may not be read is somebody else's, who has made what is in it.
+        with contextlib.suppress(PermissionError):
+            _sync_names(folder)
 
 
 def remove(path: str) -> None:

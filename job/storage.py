@@ -261,6 +261,16 @@ def sync_folder(path: str) -> None:
         files.sync_folder(path)
 
 
+def sync_way(path: str) -> None:
+    """Flush the names that lead to a folder to the disk, and those in it.
+
+    Raises:
+        StorageError: one cannot be flushed.
+    """
+    if not is_remote(path):
+        files.sync_way(path)
+
+
 def remove(path: str) -> None:
     """Remove a file, or what a sealed sink left by its handle; nothing happens where there is none."""
     store = _remote(path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from job import commit, counting, staging, storage
+from job import commit, counting, output, staging, storage
 from job.errors import StorageError
+from job.spec import Split
+from tests.nights import visible
+from tests.power_cut import Disk
 from tests.receipts import RUN_ID, receipt, run_of, split
 
 SPLITS = [split("year=2013/month=12/day=01/a"), split("year=2013/month=12/day=02/b"), split("c")]
@@ -97,3 +103,69 @@ def test_a_disk_that_fails_while_rows_are_counted_again_is_no_bad_data(
     path.unlink()
     path.write_bytes(content)
     assert commit.publish(run_of(tmp_path, SPLITS), receipts).rows_scored == 9
+
+
+OLD_RUN, OLD_SPLITS = "b" * 64, [SPLITS[0], split("year=2013/gone"), split("kept/gone"), split("d")]
+
+
+def score(folder: Path, run_id: str, splits: list[Split], *, replacing: bool) -> None:
+    """What the command does: it goes on where the folder says that the run is."""
+    run = run_of(folder, splits, run_id, replace=replacing)
+    storage.make_folder(str(folder))
+    with output.lease(str(folder)):
+        seen = output.look(str(folder), run_id)
+        if (seen.published or {}).get("run_id") == run_id or output.mark_again(str(folder), run_id, seen):
+            return
+        output.check_output(str(folder), run_id, replace=replacing, seen=seen)
+        staging.write_plan(str(folder), run_id, splits)
+        receipts = []
+        for one in splits:
+            found = staging.read_receipt(str(folder), run_id, one)
+            content = f"{run_id} {one.name}".encode()
+            receipts.append(
+                found or staging.write_receipt(str(folder), receipt(folder, one, content, run_id=run_id))
+            )
+        commit.publish(run, receipts)
+
+
+def whole(folder: Path) -> str:
+    """The run whose night is there; every file that a reader finds is that night's, whole."""
+    manifest = json.loads((folder / "_manifest.json").read_bytes())
+    digests = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+    found = {str(path.relative_to(folder)): path for path in visible(folder)}
+    assert set(found) == set(digests)
+    for name, path in found.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digests[name], name
+    return str(manifest["run_id"])
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_a_power_cut_at_any_step_leaves_one_whole_night_or_none_and_the_same_command_goes_on(
+    tmp_path: Path, replacing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a night in a new folder, and of one that replaces another."""
+    folder = tmp_path / "nights" / "2024" / "ds=1"
+    if replacing:
+        score(folder, OLD_RUN, OLD_SPLITS, replacing=False)
+        # Somebody else's, which keeps a folder there.
+        (folder / "kept" / "_note").write_text("")
+    disk = Disk(tmp_path)
+    with disk.watched():
+        score(folder, RUN_ID, SPLITS, replacing=replacing)
+    assert whole(folder) == RUN_ID
+    found: Counter[str] = Counter()
+    for number, cut in enumerate(disk.cuts):
+        for state in cut.states(tmp_path, seeds=2):
+            # Receipts of another boot are not taken at their word.
+            monkeypatch.setattr(storage, "boot_id", lambda state=state: state)
+            there = whole(folder) if (folder / "_SUCCESS").exists() else ""
+            found[there[:1]] += 1
+            assert there or number < len(disk.cuts) - 1, f"{state}: it was told to be published"
+            try:
+                score(folder, RUN_ID, SPLITS, replacing=replacing)
+                assert (folder / "_SUCCESS").exists()
+                assert whole(folder) == RUN_ID
+            except Exception as e:
+                raise AssertionError(f"{state}: the same command does not go on") from e
+    assert set(found) == ({"", "a", "b"} if replacing else {"", "a"})
+    assert len(disk.cuts) > 60
