@@ -1,13 +1,22 @@
-"""The model in the process that holds it for all worker processes of a machine; see ``job.sharing``."""
+"""The model in the process that holds it for all worker processes of a machine; see ``job.sharing``.
+
+Whoever may ask it may run code in it, for questions are pickles. So its door is a socket in a folder that
+only its user may enter, and nothing is unpickled before the other side has shown that it knows the key of
+this one process.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.managers import BaseManager
+from typing import Any
 
 from job import quiet
 from job.crossing import Address, Memory, Piece
@@ -55,13 +64,13 @@ class Failure:
 class Host:
     """The model in the process that holds it; asked from others, in a thread for each thread that asks.
 
-    ``load`` is called with the first question, and again after it failed: where a constructor fails, Beam
-    tells a traceback and not what went wrong.
+    ``load`` is called with the first question, and again after it failed. ``alone`` says that this process is
+    there for nothing else.
     """
 
-    def __init__(self, load: Callable[[], Step]) -> None:
+    def __init__(self, load: Callable[[], Step], *, alone: bool = False) -> None:
         quiet.hush(debug=os.environ.get(quiet.TF_LEVEL) == "0")
-        self._load = load
+        self._load, self._alone = load, alone
         self._lock = threading.Lock()
         self._step: Step | None = None
         self._inputs: tuple[InputSpec, ...] | None = None
@@ -100,6 +109,11 @@ class Host:
             if idle:
                 self._step = None
             return idle
+
+    def end(self) -> None:
+        """End this process, if it is there for nothing else; it does not answer any more."""
+        if self._alone:
+            os._exit(0)
 
     def predict(
         self, where: Address, pieces: Sequence[Piece], end: int, plain: bool
@@ -165,3 +179,37 @@ class Host:
             yield
         finally:
             self._load_s += time.perf_counter() - begin
+
+
+def door(address: str, key: bytes, host: Host | None = None) -> Any:
+    """Return the manager at a Unix socket's address: of a host in this process, or of one in another."""
+
+    class Door(BaseManager):
+        pass
+
+    questions = ("facts", "build", "predict", "forget_if_idle", "end")
+    Door.register("host", callable=None if host is None else lambda: host, exposed=questions)
+    return Door(address, key)
+
+
+def serve_alone(load: Callable[[], Step], folder: str, name: str, key: bytes, ready: Connection) -> None:
+    """Be the process that is there for the model alone, and end with the one that started it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    server = door(address_in(folder, name), key, Host(load, alone=True)).get_server()
+    ready.send(None)
+    server.serve_forever()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(0)
+
+
+def address_in(folder: str, name: str) -> str:
+    """Return a name for a socket in a folder, for this process, as long as it lives.
+
+    The path of a socket has at most 107 characters, and that of a folder for temporary files may have more.
+    """
+    return f"/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}/{name}"

@@ -1,4 +1,4 @@
-"""One model for all worker processes of a machine, by Beam's ``MultiProcessShared``.
+"""One model for all worker processes of a machine.
 
 ::
 
@@ -13,27 +13,29 @@ else a worker. It ends with that one. Workers import no TensorFlow.
 Whoever finds the process gone starts another and asks again, at most ``MOST_DEATHS`` times for one batch. A
 process that may have no children (a worker of Dask) holds the model itself.
 
-Beam's way is a TCP port of this machine and a key that everybody knows: where other people may log in, share
-nothing.
+Beam's ``MultiProcessShared`` does such things by a TCP port and a key that stands in its source: whoever can
+log in to the machine could run code in its process. Here it is a Unix socket in this user's own folder, and a
+key that is made for each process and lies beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import util
 from typing import Any, Final
 
 import numpy as np
-from apache_beam.utils.multi_process_shared import MultiProcessShared
 
-from job import private, quiet
+from job import files, hosting, private, quiet
 from job.crossing import Memory
 from job.errors import JobError, ModelError, one_line
 from job.hosting import Facts, Failure, Host
@@ -41,9 +43,9 @@ from job.signature import InputSpec, OutputSpec, Signature, Tensor
 from job.step import Step
 
 MOST_DEATHS: Final = 2
-# What a killed process leaves behind: an empty file that was locked, and a port's number.
+# What a killed process leaves behind: an empty file that was locked, a socket, and its name and key.
 _KEPT_S: Final = 7 * 86400.0
-_GONE: Final = "gone-"
+_DOOR: Final = "door.json"
 _IDLE_S: Final = 120.0
 # Keys that are alike up to it are of one launch.
 OF_ONE_LAUNCH: Final = "-"
@@ -127,8 +129,7 @@ class SharedStep:
             try:
                 host = _host(self._load, self._key)
                 return host, _answer(host.facts())
-            # Beam's own word for a process that did not come up is a RuntimeError.
-            except (EOFError, ConnectionError, RuntimeError) as e:
+            except (EOFError, ConnectionError) as e:
                 deaths += 1
                 if deaths > MOST_DEATHS:
                     raise JobError(
@@ -140,7 +141,6 @@ class SharedStep:
         with self._lock:
             if self._host is not gone:
                 return
-            _bury(self._key, self.facts.load)
             host, facts = self._begin()
             if self._inputs is not None:
                 facts = _answer(host.build(self._inputs))
@@ -163,7 +163,6 @@ def _answer(answer: Any) -> Any:
 class _Began:
     """What this process shares under a key; ``spawns`` says that the model may have a process of its own."""
 
-    shared: Any
     host: Any
     spawns: bool
 
@@ -180,8 +179,7 @@ def release(key: str, idle_s: float = 0.0) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         if not one.host.forget_if_idle(idle_s):
             return
-        if one.spawns:
-            one.shared.unsafe_hard_delete()
+        one.host.end()
     del _began[key]
     multiprocessing.active_children()
     shutil.rmtree(_folder(key), ignore_errors=True)
@@ -194,25 +192,70 @@ def _host(load: Callable[[], Step], key: str) -> Any:
         release(other, _IDLE_S)
     # Daemonic processes may have no children.
     spawns = not multiprocessing.current_process().daemon
+    if key in _began and not spawns and isinstance(_began[key].host, Host):
+        return _began[key].host
     folder = _folder(key)
-    # The key is in it, for a process that holds models itself knows them by their tags alone.
-    tag = f"{key}-{sum(name.startswith(_GONE) for name in os.listdir(folder))}"
-    shared = MultiProcessShared(functools.partial(Host, load), tag, path=folder, spawn_process=spawns)
-    # The new process imports Beam before it can be told to be silent; it keeps what is aside now as its own.
-    with quiet.imports():
-        host = shared.acquire()
-    _began[key] = _Began(shared, host, spawns)
+    with private.turn(os.path.join(key, "door")):
+        host = _found(folder)
+        if host is None:
+            host = _started(load, folder) if spawns else _here(load, folder)
+    _began[key] = _Began(host, spawns)
     return host
 
 
-def _bury(key: str, load: str) -> None:
-    """Note for all processes of this machine that the model's process, which they know by ``load``, is gone.
+def _found(folder: str) -> Any:
+    """Return the host that another process has begun, ``None`` where there is none or it is gone."""
+    content = files.read_bytes(os.path.join(folder, _DOOR))
+    if content is None:
+        return None
+    door = json.loads(content)
+    # A dead process's socket refuses at once. The next one has another name: the proxies of a thread that ask
+    # at the same address share their connection, also a broken one.
+    with contextlib.suppress(ConnectionError, FileNotFoundError, EOFError):
+        manager = hosting.door(hosting.address_in(folder, door["socket"]), bytes.fromhex(door["key"]))
+        manager.connect()
+        return manager.host()
+    return None
 
-    Its successor has another tag. Beam would find the old one's port under the same tag, and try that for
-    three seconds; and the process that started the old one would remove the new one's port when it ends.
-    """
-    with open(os.path.join(_folder(key), _GONE + load), "w"):
-        pass
+
+def _started(load: Callable[[], Step], folder: str) -> Any:
+    """Start a process that holds the model, and return its host; it ends with this one."""
+    name, key = secrets.token_hex(8), secrets.token_bytes(32)
+    context = multiprocessing.get_context("spawn")
+    ready, tell = context.Pipe(duplex=False)
+    process = context.Process(target=hosting.serve_alone, args=(load, folder, name, key, tell))
+    # The new process imports Beam before it can be told to be silent; it keeps what is aside now as its own.
+    with quiet.imports():
+        process.start()
+        tell.close()
+        with ready:
+            try:
+                ready.recv()
+            except EOFError as e:
+                process.join()
+                raise ConnectionError(f"its exit code is {process.exitcode}") from e
+    # Before multiprocessing waits for it; not in what this process forks.
+    util.Finalize(None, process.kill, exitpriority=10)
+    _write(folder, name, key)
+    return _found(folder)
+
+
+def _here(load: Callable[[], Step], folder: str) -> Host:
+    """Hold the model in this process, and let others ask for it."""
+    name, key, host = secrets.token_hex(8), secrets.token_bytes(32), Host(load)
+    server = hosting.door(hosting.address_in(folder, name), key, host).get_server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _write(folder, name, key)
+    return host
+
+
+def _write(folder: str, name: str, key: bytes) -> None:
+    door = json.dumps({"socket": name, "key": key.hex()}).encode()
+    path = os.path.join(folder, _DOOR)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(door)
 
 
 def _folder(key: str) -> str:
@@ -221,7 +264,7 @@ def _folder(key: str) -> str:
     folder = os.path.join(top, key)
     if not os.path.exists(folder):
         _sweep(top)
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
     return folder
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -286,3 +288,89 @@ print(found, len(sharing._began))
     (pid, *first), (other, *second) = ast.literal_eval(done.stdout.rpartition(" ")[0])
     assert (pid, first, second) == (other, [False, [2, 2]], [True, [2, 2]])
     assert done.stdout.endswith(" 1\n")
+
+
+# Somebody who is logged in to the machine: as whom, the launch's folder, where its process listens, the file
+# that their question makes where it is unpickled, and whether they look for the key or know only Beam's.
+STRANGER = """
+import json, os, sys
+from multiprocessing.connection import Client
+uid, folder, addresses, planted, looks = json.loads(sys.argv[1])
+if uid is not None:
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+
+class Question:
+    def __reduce__(self):
+        return os.system, (f"touch {planted}",)
+
+def ask(address, key):
+    with Client(address, authkey=key) as asked:
+        asked.send((None, "create", ("acquire_singleton", Question()), {}))
+        return asked.recv()
+
+for address in addresses:
+    for key in (b"mps", b"x", None) if looks else (b"mps", b"x"):
+        try:
+            found = key or bytes.fromhex(json.load(open(os.path.join(folder, "door.json")))["key"])
+            print(ask(tuple(address) if isinstance(address, list) else address, found)[0])
+        except Exception as e:
+            print(type(e).__name__)
+"""
+
+
+def ask_as_a_stranger(step: SharedStep, planted: Path, uid: int | None, *, looks: bool) -> list[str]:
+    """Ask a model's process, wherever it listens, for something that runs a command."""
+    folder = Path(tempfile.gettempdir(), f"scoring-job-{os.getuid()}", step._key)
+    ports = [
+        list(found.laddr)
+        for found in psutil.Process(pid_of(step)).net_connections("tcp")
+        if found.status == psutil.CONN_LISTEN
+    ]
+    sockets = [str(path) for path in folder.iterdir() if path.is_socket()]
+    assert len(ports) + len(sockets) == 1
+    what = json.dumps([uid, str(folder), ports + sockets, str(planted), looks])
+    done = subprocess.run([sys.executable, "-c", STRANGER, what], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_a_stranger_runs_nothing_in_the_models_process(step: SharedStep) -> None:
+    with tempfile.TemporaryDirectory() as everybodys:
+        Path(everybodys).chmod(0o777)
+        planted = Path(everybodys, "planted")
+        # Even who is let in to the folder, as this test is.
+        assert ask_as_a_stranger(step, planted, None, looks=False) == ["AuthenticationError"] * 2
+        if os.getuid() == 0:
+            assert ask_as_a_stranger(step, planted, 65534, looks=True) == ["PermissionError"] * 3
+        assert not planted.exists()
+        # Who has the key can do it: the attack is one.
+        assert ask_as_a_stranger(step, planted, None, looks=True)[-1] in ("#TRACEBACK", "#ERROR")
+        assert planted.exists()
+    assert step.predict([floats(2)])[0].tolist() == [4]
+    assert multiprocessing.current_process().authkey != b"mps"
+
+
+def test_the_key_is_this_users_alone_and_each_process_has_its_own(key: str) -> None:
+    step = SharedStep(steps.Doubling, key, "m")
+    folder = Path(tempfile.gettempdir(), f"scoring-job-{os.getuid()}", key)
+    doors = [json.loads((folder / "door.json").read_text())]
+    assert [path.stat().st_mode & 0o077 for path in (folder, folder / "door.json")] == [0, 0]
+    os.kill(pid_of(step), signal.SIGKILL)
+    assert step.predict([floats(2)])[0].tolist() == [4]
+    doors.append(json.loads((folder / "door.json").read_text()))
+    assert len({door["key"] for door in doors}) == len({door["socket"] for door in doors}) == 2
+    assert {len(bytes.fromhex(door["key"])) for door in doors} == {32}
+
+
+def test_a_long_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("long" * 40)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    key = uuid.uuid4().hex
+    step = SharedStep(steps.Doubling, key, "m")
+    step.build([INPUT])
+    assert step.predict([floats(2)])[0].tolist() == [4]
+    other = SharedStep(steps.Doubling, key, "m")
+    assert other.facts.load == step.facts.load
+    sharing.release(key)
