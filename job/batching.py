@@ -34,33 +34,40 @@ class BatchSize:
         self._clock = clock
         self._lock = threading.Lock()
         self._rows = 0
+        self._row_cells = 1
         self._tried_rows = 0
-        self._most_rows = 0
         self._memory_rows = 0
+        self._memory_cells = 0
 
-    def choose(self, available_rows: int, predict: Callable[[int], object]) -> int:
+    def choose(self, available_rows: int, predict: Callable[[int], object], row_cells: int = 1) -> int:
         """Return the batch size to use, measuring first where that has not been done.
 
         Args:
             available_rows: rows at hand for the measurement.
             predict: predicts that many of the rows at hand; its result is thrown away. A number of rows at
                 which it raises ends the search, and is not chosen.
+            row_cells: how many values a row has, where that differs from row to row: of rows of twice as
+                many, half as many are a batch.
         """
         with self._lock:
             # Four times more rows than were ever tried can show another optimum.
             if available_rows >= max(_FEWEST_ROWS, 4 * self._tried_rows) and not self._settled:
                 self._rows = self._measure(available_rows, predict)
-                self._tried_rows = available_rows
-            return self.within(self._rows or max(available_rows, 1))
+                self._tried_rows, self._row_cells = available_rows, row_cells
+            if not self._rows:
+                return self.within(max(available_rows, 1), row_cells)
+            if row_cells == self._row_cells:
+                return self.within(self._rows, row_cells)
+            return self.within(max(CANDIDATE_ROWS[0], self._rows * self._row_cells // row_cells), row_cells)
 
-    def within(self, rows: int) -> int:
+    def within(self, rows: int, row_cells: int = 1) -> int:
         """Return ``rows``, or fewer where so many did not fit the memory before."""
-        return min(rows, self._most_rows) if self._most_rows else rows
+        return min(rows, max(1, self._memory_cells // 2 // row_cells)) if self._memory_cells else rows
 
-    def shrink(self, rows: int) -> None:
+    def shrink(self, rows: int, row_cells: int = 1) -> None:
         """Remember that ``rows`` did not fit the memory: half of them is the most from now on."""
         self._memory_rows = min(rows, self._memory_rows or rows)
-        self._most_rows = max(1, self._memory_rows // 2)
+        self._memory_cells = min(rows * row_cells, self._memory_cells or rows * row_cells)
 
     @property
     def memory_rows(self) -> int:

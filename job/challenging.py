@@ -21,9 +21,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from job import errors, model, rejected
-from job.binding import Binding
+from job.binding import Binding, Places, pieces
 from job.errors import ModelError, SchemaError
-from job.predictions import to_arrow
+from job.predictions import in_order, to_arrow
 from job.rejects import MODEL_ERROR, Rejects, RowPolicy, finite_only, predict_around, sift
 from job.sizing import batch_rows, chunk_rows
 from job.spec import ChallengerRun, ChallengerWork, Device, OnNonfinite, ScoringSpec, Split, StoreOptions
@@ -132,9 +132,9 @@ class Contest:
             return []
         begin = time.perf_counter()
         rows = piece if good is None else piece.take(good)
-        parts = [self._batch(some) for some in self._batches(rows)]
+        columns = in_order([(places, self._batch(some)) for places, some in self._batches(rows)])
         self._work_s += time.perf_counter() - begin
-        return parts[0] if len(parts) == 1 else [pa.concat_arrays(part) for part in zip(*parts, strict=True)]
+        return columns
 
     def work(self) -> ChallengerWork | None:
         """Return what it has done, for the receipt."""
@@ -151,20 +151,25 @@ class Contest:
             weights_digest=loaded.weights_digest if loaded else "",
         )
 
-    def _batches(self, rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yield rows a batch of its own at a time."""
+    def _batches(self, rows: pa.RecordBatch) -> Iterator[tuple[Places, pa.RecordBatch]]:
+        """Yield rows a batch of its own at a time, and where they are."""
         if self._rival is None or self._asked is None:
-            yield rows
+            yield range(rows.num_rows), rows
             return
-        challenger, start = self._rival.challenger, 0
+        challenger, loaded = self._rival.challenger, self._asked
         # It may be fed wider than the rows are read.
         most = chunk_rows(challenger.binding.feeds, challenger.batch_rows, 0)
-        while start < rows.num_rows:
-            some = rows.slice(start, most)
-            size = batch_rows(some, challenger.batch_rows, challenger.binding, self._asked)
-            self._batch_rows = max(self._batch_rows, size)
-            yield some.slice(0, size)
-            start += size
+
+        def size(some: pa.RecordBatch) -> int:
+            chosen = batch_rows(some.slice(0, most), challenger.batch_rows, challenger.binding, loaded)
+            self._batch_rows = max(self._batch_rows, chosen)
+            return min(chosen, most)
+
+        try:
+            yield from pieces(rows, challenger.binding, size)
+        except SchemaError as e:
+            self._lose(e)
+            yield range(rows.num_rows), rows
 
     def _batch(self, piece: pa.RecordBatch) -> list[pa.Array]:
         """Return its columns for a batch: of every row, whatever happens."""
@@ -173,21 +178,27 @@ class Contest:
             try:
                 return self._predicted(piece, self._rival.challenger, self._asked)
             except Exception as e:  # noqa: BLE001 - a model may raise anything, and the champion's rows are well
-                # No single row is to blame, so the next batch would fare no better.
-                is_absent = isinstance(e, SchemaError)
-                reason = rejected.BAD_SHARD if is_absent else MODEL_ERROR
-                self._asked, self._reason = None, reason if is_absent else _NOT_ASKED
-                self._error = self._error or errors.told(e)
+                reason = self._lose(e)
         self._failed[reason] += piece.num_rows
         nowhere = np.full(piece.num_rows, -1)
         return [spread(pa.array([], field.type), nowhere) for field in self.fields]
+
+    def _lose(self, error: Exception) -> str:
+        """Return why a batch has no predictions; it is not asked again in this split."""
+        # No single row is to blame, so the next batch would fare no better.
+        is_absent = isinstance(error, SchemaError)
+        reason = rejected.BAD_SHARD if is_absent else MODEL_ERROR
+        self._asked, self._reason = None, reason if is_absent else _NOT_ASKED
+        self._error = self._error or errors.told(error)
+        return reason
 
     def _predicted(
         self, piece: pa.RecordBatch, challenger: Challenger, loaded: model.LoadedModel
     ) -> list[pa.Array]:
         # The numbers of its rows are the batch's: nobody looks for them in the shard.
         rejects = Rejects(self._split, challenger.policy)
-        good, tensors = sift(piece, 0, challenger.binding, rejects)
+        numbers = range(piece.num_rows)
+        good, tensors = sift(piece, numbers, challenger.binding, rejects)
         rows = piece.num_rows if good is None else len(good)
         places = np.arange(rows) if good is None else good
         most_bad = MOST_MODEL_ERRORS - self._model_errors
@@ -199,7 +210,7 @@ class Contest:
             raise ModelError(bad[min(bad)])
         for position, error in bad.items():
             rejects.add([int(places[position])], MODEL_ERROR, error)
-        outputs, left, _ = finite_only(outputs, np.delete(places, list(bad)), 0, rejects)
+        outputs, left, _ = finite_only(outputs, np.delete(places, list(bad)), numbers, rejects)
         return self._in_place(outputs, left, piece.num_rows, rejects)
 
     def _in_place(

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import host, storage
-from job.binding import Binding, mismatches
+from job.binding import Binding, Places, mismatches, pieces
 from job.errors import GoldenError, UsageError, one_line
-from job.predictions import to_arrow
+from job.predictions import in_order, to_arrow
 from job.rejects import Rejects, RowPolicy, sift, unfillable
 from job.spec import OnNonfinite, ScoringSpec, Shard, Split
 from job.tolerance import Tolerance, apart
@@ -85,22 +85,17 @@ class Golden:
                     f"has scored nothing with it"
                 )
 
-    def _predicted(self, rows: pa.RecordBatch, loaded: LoadedModel) -> list[pa.ChunkedArray]:
-        parts: list[list[pa.Array]] = [[] for _ in self.predictions]
+    def _predicted(self, rows: pa.RecordBatch, loaded: LoadedModel) -> list[pa.Array]:
+        parts: list[tuple[Places, list[pa.Array]]] = []
         rejects = Rejects(Split("golden", Shard(self.path, 0, ""), (), 0, self.rows), self.policy)
-        for start in range(0, self.rows, _BATCH_ROWS):
-            piece = rows.slice(start, _BATCH_ROWS)
-            good, tensors = sift(piece, start, self.binding, rejects)
+        for places, piece in pieces(rows, self.binding, lambda _: _BATCH_ROWS):
+            good, tensors = sift(piece, places, self.binding, rejects)
             if good is not None:
                 bad = ", ".join(f"{count} {reason}" for reason, count in rejects.reasons)
                 first = rejects.row_numbers[0]
                 raise _wrong(self.path, f"row {first} cannot be fed to the model ({bad}); leave it out")
-            outputs = loaded.predict(tensors)
-            for part, column in zip(parts, to_arrow(outputs, self.predictions, piece.num_rows), strict=True):
-                part.append(column)
-        return [
-            pa.chunked_array(part, field.type) for part, field in zip(parts, self.predictions, strict=True)
-        ]
+            parts.append((places, to_arrow(loaded.predict(tensors), self.predictions, piece.num_rows)))
+        return in_order(parts)
 
 
 def checked(

@@ -7,16 +7,16 @@ was measured three orders of magnitude slower.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from job import artifact, model, storage
-from job.binding import bind, to_tensors
+from job.binding import Places, bind, pieces, to_tensors
 from job.errors import DataError
-from job.predictions import prediction_fields, to_arrow
+from job.predictions import in_order, prediction_fields, to_arrow
 from job.spec import Device
 
 
@@ -84,12 +84,8 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         binding = self._bind(records.schema, loaded.signature)
         loaded.build([feed.input for feed in binding.feeds])
         fields = prediction_fields(loaded.signature.outputs, self._prediction_columns)
-        pieces: Iterator[pa.RecordBatch] = (
-            records.slice(start, self._batch_rows)
-            for start in range(0, max(records.num_rows, 1), self._batch_rows)
-        )
-        predicted = []
-        for piece in pieces:
+        parts: list[tuple[Places, list[pa.Array]]] = []
+        for places, piece in pieces(records, binding, lambda _: self._batch_rows):
             tensors, faults = to_tensors(piece, binding)
             if faults:
                 fault = faults[0]
@@ -97,9 +93,10 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
                     f"column {fault.column}: {fault.text} ({fault.code}, value {fault.example}) in "
                     f"{len(fault.rows)} row(s) of a record batch; drop them before RunInference"
                 )
-            columns = to_arrow(loaded.predict(tensors, self._batch_rows), fields, piece.num_rows)
-            predicted.append(pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)))
-        return pa.concat_batches(predicted)
+            outputs = loaded.predict(tensors, self._batch_rows)
+            parts.append((places, to_arrow(outputs, fields, piece.num_rows)))
+        columns = in_order(parts) if parts else [pa.array([], field.type) for field in fields]
+        return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
     def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
         """Return the batches' size in Arrow buffers, in bytes."""

@@ -12,6 +12,7 @@ it needs, and one batch of outputs.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,10 @@ from job.step import Step, load_name
 # Each holds one model, so a challenger has another. Beam keeps only the last that was acquired alive, and the
 # two keep each other.
 _SHARED, _SHARED_BESIDE = shared.Shared(), shared.Shared()
+
+
+# A batch of a shape that few rows have is filled up to it, then to twice that and so on.
+_FEWEST_FILLED_ROWS = 16
 
 
 class LoadedModel:
@@ -52,7 +57,7 @@ class LoadedModel:
         self.beside: LoadedModel | None = None
         self._step = load() if load else backend.load(reference)
         self.signature = self._step.signature()
-        self._ready = False
+        self._ready = self._is_open = False
         self._load_s = time.perf_counter() - begin
         if self.signature.inputs:
             self.build(self.signature.inputs)
@@ -72,6 +77,7 @@ class LoadedModel:
             begin = time.perf_counter()
             self._step.build(inputs)
             self.signature = replace(self.signature, inputs=tuple(inputs), outputs=self._step.outputs())
+            self._is_open = any(None in spec.shape for spec in inputs)
             self.weights_digest = self._step.weights_digest()
             self._ready = True
             self._load_s += time.perf_counter() - begin
@@ -82,7 +88,8 @@ class LoadedModel:
         Args:
             tensors: one per input, in the signature's order, each ``(rows, *shape)``.
             steady_rows: where another shape would be compiled anew (XLA, JAX), the batch is filled up to
-                this many rows, and the filling is cut off again.
+                this many rows, or to a power of two where the inputs leave an axis open, and the filling is
+                cut off again.
 
         A batch that does not fit the memory is predicted in halves, and the size that fits is remembered.
 
@@ -90,14 +97,15 @@ class LoadedModel:
             One array per output, in the signature's order, each ``(rows, *shape)``.
         """
         rows = rows_of(tensors)
-        size = max(rows, steady_rows) if self._step.recompiles and rows else rows
+        cells = row_cells(tensors) if self._is_open else 1
+        size = self._filled_rows(rows, steady_rows, cells) if self._step.recompiles and rows else rows
         try:
             return self._predict(tensors, rows, size)
         except MemoryError as e:
             if size <= 1:
                 raise ModelError(f"{self._reference.path}: one row does not fit the memory: {e}") from e
             middle = size // 2
-            self.batch.shrink(size)
+            self.batch.shrink(size, cells)
         if rows <= middle:
             # It was the filling that did not fit.
             return self.predict(tensors, middle)
@@ -106,6 +114,14 @@ class LoadedModel:
             for bounds in ((0, middle), (middle, rows))
         ]
         return [np.concatenate(pair) for pair in zip(*halves, strict=True)]
+
+    def _filled_rows(self, rows: int, steady_rows: int, cells: int) -> int:
+        """Return how many rows to fill a batch up to, where each batch shape is a program of its own."""
+        if not self._is_open or not steady_rows:
+            return max(rows, steady_rows)
+        # Rows of one shape may be few, and shapes many: of each there are 13 programs up to 65,536 rows.
+        filled = max(_FEWEST_FILLED_ROWS, 1 << (rows - 1).bit_length())
+        return max(rows, self.batch.within(filled, cells))
 
     def _predict(self, tensors: Sequence[Tensor], rows: int, size: int) -> list[np.ndarray]:
         if rows < size:
@@ -208,6 +224,12 @@ def slice_of(tensor: Tensor, start: int, stop: int) -> Tensor:
     if isinstance(tensor, CodedStrings):
         return CodedStrings(tensor.values, tensor.codes[start:stop])
     return tensor[start:stop]
+
+
+def row_cells(tensors: Sequence[Tensor]) -> int:
+    """Return how many values a row of these tensors has."""
+    shapes = [(t.codes if isinstance(t, CodedStrings) else t).shape for t in tensors]
+    return max(1, sum(math.prod(shape[1:]) for shape in shapes))
 
 
 def _fill(tensor: Tensor, rows: int) -> Tensor:

@@ -18,6 +18,9 @@ Output = NDArray[Any]
 
 _PLAIN: Final = ("float16", "float32", "float64", *INTEGERS, "bool", "string")
 
+# What a text is taken for before it is there.
+_TEXT_BYTES: Final = 32
+
 # Arrow's own way to say so, ``to_pandas_dtype``, asks for pandas, which a worker need not have.
 NUMPY_TYPES: Final = {pa.type_for_alias(name): np.dtype(name) for name in _PLAIN if name != "string"}
 
@@ -81,6 +84,36 @@ def to_arrow(outputs: Sequence[Output], fields: Sequence[Any], rows: int) -> lis
         named = ", ".join(field.name for field in fields)
         raise DataError(f"the model gave {len(outputs)} outputs where {len(fields)} were declared ({named})")
     return [_column(np.asarray(o), f, rows) for o, f in zip(outputs, fields, strict=True)]
+
+
+def in_order(parts: Sequence[tuple[Sequence[int] | NDArray[np.int64], Sequence[Any]]]) -> list[Any]:
+    """Return the columns of rows that were predicted in parts, in the order of their places.
+
+    ``parts`` are, at least one, the places of a part's rows and its columns.
+    """
+    if len(parts) == 1:
+        return list(parts[0][1])
+    columns = [pa.concat_arrays(some) for some in zip(*(some for _, some in parts), strict=True)]
+    places = np.concatenate([np.asarray(some) for some, _ in parts])
+    if (places[1:] > places[:-1]).all():
+        return columns
+    order = pa.array(np.argsort(places, kind="stable"))
+    return [column.take(order) for column in columns]
+
+
+def cell_bytes(fields: Sequence[Any], lengths: Output) -> Output:
+    """Return about how many bytes the predictions of rows take up, ``(rows,) float64``.
+
+    ``lengths`` are ``(rows,)``: an axis that is not known before the data is taken to be so long.
+    """
+    found = np.zeros(len(lengths))
+    for field in fields:
+        size, leaf = np.ones(len(lengths)), field.type
+        while types.is_list(leaf) or types.is_fixed_size_list(leaf):
+            size *= leaf.list_size if types.is_fixed_size_list(leaf) else lengths
+            leaf = leaf.value_type
+        found += size * (_TEXT_BYTES if types.is_string(leaf) else max(1, leaf.bit_width // 8))
+    return found
 
 
 def _leaf(output: OutputSpec) -> Any:

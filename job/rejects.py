@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from job.binding import Binding, to_tensors
+from job.binding import Binding, Places, to_tensors
 from job.errors import DataError, JobError, one_line
 from job.finite import (
     NONFINITE,
@@ -160,12 +160,12 @@ def with_extras(table: pa.Table, extras: Sequence[tuple[str, int, str, str]]) ->
 
 
 def sift(
-    piece: pa.RecordBatch, first_row: int, binding: Binding, rejects: Rejects
+    piece: pa.RecordBatch, numbers: Places, binding: Binding, rejects: Rejects
 ) -> tuple[NDArray[np.int64] | None, tuple[Tensor, ...]]:
     """Return which rows of a batch can be fed, and their tensors; the others are rejected.
 
-    ``first_row`` is the shard's row number of the batch's first row. The rows are positions in the batch,
-    ascending; ``None`` stands for all of them.
+    The batch's rows are of one shape; ``numbers`` are theirs in the shard. The rows are positions in the
+    batch, ascending; ``None`` stands for all of them.
     """
     piece = _fill_nulls(piece, binding, rejects.policy)
     tensors, faults = to_tensors(piece, binding)
@@ -176,7 +176,7 @@ def sift(
     keep = np.ones(piece.num_rows, dtype=bool)
     for fault in faults:
         keep[fault.rows] = False
-        rejects.add([first_row + int(row) for row in fault.rows], fault.code, _text(fault))
+        rejects.add([int(numbers[int(row)]) for row in fault.rows], fault.code, _text(fault))
     good = np.flatnonzero(keep)
     return good, to_tensors(piece.take(pa.array(good)), binding)[0]
 
@@ -235,14 +235,14 @@ def _cannot_hold(on_null: str, name: str, kind: pa.DataType, error: Exception) -
 
 
 def finite_only(
-    outputs: list[np.ndarray], places: NDArray[np.int64] | None, first_row: int, rejects: Rejects
+    outputs: list[np.ndarray], places: NDArray[np.int64] | None, numbers: Places, rejects: Rejects
 ) -> tuple[list[np.ndarray], NDArray[np.int64] | None, int]:
     """Reject the rows whose predictions are not finite, or count them where they are to be kept.
 
     Args:
         outputs: of the model, each ``(rows, *shape)``.
         places: where in the batch the rows are, ``None`` for all of it.
-        first_row: the shard's row number of the batch's first row.
+        numbers: those of the batch's rows in the shard.
         rejects: those of the split.
 
     Returns:
@@ -257,7 +257,7 @@ def finite_only(
     where = np.arange(len(outputs[0])) if places is None else places
     for position in bad:
         error = prediction_error(outputs, position)
-        rejects.add([first_row + int(where[position])], NONFINITE_PREDICTION, error)
+        rejects.add([int(numbers[int(where[position])])], NONFINITE_PREDICTION, error)
     return [np.delete(output, bad, axis=0) for output in outputs], np.delete(where, bad), 0
 
 

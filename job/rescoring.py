@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from job import artifact, model, storage
-from job.binding import Binding
+from job.binding import Binding, Places, pieces
 from job.challenging import failed_rows
 from job.errors import DataError, JobError, ModelError
 from job.nightfiles import NightFiles
 from job.planning import read_footer
-from job.predictions import to_arrow
+from job.predictions import in_order, to_arrow
 from job.reading import SplitReader
 from job.rejects import Rejects, RowPolicy, sift
 from job.signature import Feed, InputSpec
@@ -168,21 +168,18 @@ class Rescorer:
 
     def _predicted(
         self, rows: pa.RecordBatch, fields: Sequence[pa.Field], entry: Mapping[str, Any]
-    ) -> list[pa.ChunkedArray]:
-        parts: list[list[pa.Array]] = [[] for _ in fields]
+    ) -> list[pa.Array]:
+        parts: list[tuple[Places, list[pa.Array]]] = []
         policy = RowPolicy("reject", self._scoring["on_null"], 0, self._scoring["on_nonfinite"])
-        for start in range(0, rows.num_rows, _BATCH_ROWS):
-            piece = rows.slice(start, _BATCH_ROWS)
+        for places, piece in pieces(rows, self._binding, lambda _: _BATCH_ROWS):
             rejects = Rejects(Split("", Shard(entry["shard"], 0, ""), (), 0, 0), policy)
-            good, tensors = sift(piece, 0, self._binding, rejects)
+            good, tensors = sift(piece, places, self._binding, rejects)
             if good is not None:
                 raise DataError(
                     f"{entry['shard']}: published rows cannot be fed to the model: {rejects.reasons}"
                 )
-            outputs = self.loaded.predict_plain(tensors)
-            for part, column in zip(parts, to_arrow(outputs, fields, piece.num_rows), strict=True):
-                part.append(column)
-        return [pa.chunked_array(part, field.type) for part, field in zip(parts, fields, strict=True)]
+            parts.append((places, to_arrow(self.loaded.predict_plain(tensors), fields, piece.num_rows)))
+        return in_order(parts)
 
 
 def rescorers(folder: str, night: Mapping[str, Any], findings: list[str]) -> list[Rescorer]:

@@ -26,15 +26,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from job import model, progress, rejected, staging, storage
+from job.binding import Places, pieces
 from job.binning import Counting
 from job.challenging import Contest, Rival
 from job.errors import DataError, ShardChangedError, ShardError
-from job.predictions import to_arrow
+from job.predictions import in_order, to_arrow
 from job.reading import SplitReader
 from job.rejects import MODEL_ERROR, Rejects, finite_only, predict_around, sift
-from job.sizing import batch_rows, chunk_rows
+from job.sizing import batch_rows, chunk_rows, stretches
 from job.spec import Receipt, Split
 from job.task import ScoringTask
 from job.writing import PartWriter
@@ -134,14 +136,12 @@ def _score(
             # On an error the thread that reads ahead must end before the file is closed.
             closing(_in_turn(reader.chunks(columns, task.keys, rows_at_once), turn)) as chunks,
         ):
-            for piece in (piece for chunk in chunks for piece in _batches(chunk, task, loaded, tally)):
-                good, scored = _predict(piece, task, loaded, rejects, tally, split)
+            scoring = _Scoring(split, task, loaded, tally, contest, rejects, kept)
+            for chunk in chunks:
+                for some in scoring.columns(chunk):
+                    writer.append(some)
                 if rejects.too_many:
                     break
-                if scored:
-                    keys = [piece.column(name) for name in kept]
-                    keys = keys if good is None else [key.take(good) for key in keys]
-                    writer.append([*keys, *scored, *contest.predict(piece, good)])
             if not rejects.too_many:
                 part = writer.finish()
         # Only now: the thread that reads ahead has ended, and the file can be read again.
@@ -227,60 +227,98 @@ def _give_up(
     raise DataError(rejected.too_many(split, rejects.rows, reasons, task.run, written))
 
 
-def _batches(
-    chunk: pa.RecordBatch, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally
-) -> Iterator[pa.RecordBatch]:
-    """Yield a chunk's rows a batch at a time, choosing the batch size on the first of them."""
-    start = 0
-    while start < chunk.num_rows:
+@dataclass(frozen=True)
+class _Scoring:
+    """One split's rows on their way through the model; ``kept`` are the keys that the shard has."""
+
+    split: Split
+    task: ScoringTask
+    loaded: model.LoadedModel
+    tally: _Tally
+    contest: Contest
+    rejects: Rejects
+    kept: Sequence[str]
+
+    def columns(self, chunk: pa.RecordBatch) -> Iterator[list[pa.Array]]:
+        """Yield the output's columns of a chunk's rows, in their order; none once too many are rejected."""
+        fields = (*self.task.predictions, *self.contest.fields)
+        for rows in stretches(chunk, self.task.binding, fields):
+            first_row = self.split.first_row + self.tally.rows
+            waiting: list[tuple[Places, list[pa.Array]]] = []
+            for places, piece in pieces(rows, self.task.binding, self._batch_rows):
+                if self.rejects.too_many:
+                    return
+                good, columns = self._piece(piece, _numbers(first_row, places))
+                if not columns:
+                    continue
+                if isinstance(places, range):
+                    yield columns
+                else:
+                    waiting.append((places if good is None else places[good], columns))
+            if waiting and not self.rejects.too_many:
+                yield in_order(waiting)
+
+    def _batch_rows(self, rows: pa.RecordBatch) -> int:
+        """Return how many of these rows are the next batch, choosing that on the first of them."""
         # Asked for each batch: one that did not fit the memory makes the following ones smaller.
-        rows = batch_rows(chunk, task.batch_rows, task.binding, loaded)
-        tally.batch_rows = max(tally.batch_rows, rows)
-        yield chunk.slice(start, rows)
-        start += rows
+        size = batch_rows(rows, self.task.batch_rows, self.task.binding, self.loaded)
+        self.tally.batch_rows = max(self.tally.batch_rows, size)
+        return size
+
+    def _piece(
+        self, piece: pa.RecordBatch, numbers: Places
+    ) -> tuple[NDArray[np.int64] | None, list[pa.Array]]:
+        """Return the positions of a batch's rows that were predicted, and their output columns."""
+        good, scored = self._predict(piece, numbers)
+        if not scored:
+            return good, []
+        places = None if good is None else pa.array(good)
+        keys = [piece.column(name) for name in self.kept]
+        keys = keys if places is None else [key.take(places) for key in keys]
+        return good, [*keys, *scored, *self.contest.predict(piece, places)]
+
+    def _predict(
+        self, piece: pa.RecordBatch, numbers: Places
+    ) -> tuple[NDArray[np.int64] | None, list[pa.Array]]:
+        """Predict one batch; ``numbers`` are its rows' in the shard.
+
+        Returns:
+            The positions of the rows that were predicted, ``None`` for all of them, and their prediction
+            columns; no columns where no row is left, or more rows are bad than the run may reject.
+        """
+        tally, rejects, loaded = self.tally, self.rejects, self.loaded
+        begin = time.perf_counter()
+        good, tensors = sift(piece, numbers, self.task.binding, rejects)
+        if rejects.too_many:
+            return None, []
+        bound = time.perf_counter()
+        rows = piece.num_rows if good is None else len(good)
+        # Not filled up to a size that did not fit the memory before.
+        steady_rows = loaded.batch.within(tally.batch_rows)
+        most_bad = rejects.most_model_errors
+        outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows), most_bad)
+        for position, error in bad.items():
+            row = position if good is None else int(good[position])
+            rejects.add([int(numbers[row])], MODEL_ERROR, error)
+        if len(bad) > most_bad:
+            return None, []
+        if bad:
+            good = np.delete(np.arange(rows) if good is None else good, list(bad))
+        outputs, good, kept = finite_only(outputs, good, numbers, rejects)
+        tally.nonfinite_rows += kept
+        tally.predict_s += time.perf_counter() - bound
+        tally.first_batch_unix_s = tally.first_batch_unix_s or time.time()
+        scored = piece.num_rows if good is None else len(good)
+        columns = to_arrow(outputs, self.task.predictions, scored) if outputs else []
+        tally.bind_s += bound - begin
+        tally.rows += piece.num_rows
+        tally.batches += 1
+        progress.rows_done.add(piece.num_rows)
+        return good, columns
 
 
-def _predict(
-    piece: pa.RecordBatch,
-    task: ScoringTask,
-    loaded: model.LoadedModel,
-    rejects: Rejects,
-    tally: _Tally,
-    split: Split,
-) -> tuple[pa.Array | None, list[pa.Array]]:
-    """Predict one batch.
-
-    Returns:
-        The positions of the rows that were predicted, ``None`` for all of them, and their prediction
-        columns; no columns where no row is left, or more rows are bad than the run may reject.
-    """
-    first_row = split.first_row + tally.rows
-    begin = time.perf_counter()
-    good, tensors = sift(piece, first_row, task.binding, rejects)
-    if rejects.too_many:
-        return None, []
-    bound = time.perf_counter()
-    rows = piece.num_rows if good is None else len(good)
-    # Not filled up to a size that did not fit the memory before.
-    steady_rows = loaded.batch.within(tally.batch_rows)
-    most_bad = rejects.most_model_errors
-    outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows), most_bad)
-    for position, error in bad.items():
-        row = position if good is None else int(good[position])
-        rejects.add([first_row + row], MODEL_ERROR, error)
-    if len(bad) > most_bad:
-        return None, []
-    if bad:
-        good = np.delete(np.arange(rows) if good is None else good, list(bad))
-    outputs, good, kept = finite_only(outputs, good, first_row, rejects)
-    tally.nonfinite_rows += kept
-    tally.predict_s += time.perf_counter() - bound
-    tally.first_batch_unix_s = tally.first_batch_unix_s or time.time()
-    columns = (
-        to_arrow(outputs, task.predictions, piece.num_rows if good is None else len(good)) if outputs else []
-    )
-    tally.bind_s += bound - begin
-    tally.rows += piece.num_rows
-    tally.batches += 1
-    progress.rows_done.add(piece.num_rows)
-    return None if good is None else pa.array(good), columns
+def _numbers(first_row: int, places: Places) -> Places:
+    """Return the numbers in the shard of rows of which the first one there is ``first_row``."""
+    if isinstance(places, range):
+        return range(first_row + places.start, first_row + places.stop)
+    return places + first_row

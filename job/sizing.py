@@ -12,21 +12,21 @@ footer, pyarrow 25 ends the whole process there (an exception of C++ that it doe
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from job.binding import Binding, to_tensors
+from job import model
+from job.binding import Binding, open_axes, to_tensors
+from job.predictions import cell_bytes
 from job.signature import Feed
 from job.spec import Split
-
-if TYPE_CHECKING:
-    from job.model import LoadedModel
 
 CHUNK_BYTES = 32 << 20
 # Enough rows for the largest batch that is ever tried.
@@ -57,10 +57,16 @@ def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> i
     return 1 << (fitting.bit_length() - 1)
 
 
-def batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: LoadedModel) -> int:
-    """Return how many of a chunk's rows to predict at once; ``asked`` 0 has it measured on its first."""
+def batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: model.LoadedModel) -> int:
+    """Return how many rows of a chunk of one shape to predict at once; ``asked`` 0 has it measured.
+
+    That is done on the first of them. Of rows that take up more, fewer are a batch.
+    """
+    cells = 1
+    if any(None in feed.input.shape for feed in binding.feeds):
+        cells = model.row_cells(to_tensors(chunk.slice(0, 1), binding)[0])
     if asked:
-        return loaded.batch.within(asked)
+        return loaded.batch.within(asked, cells)
 
     def predict(rows: int) -> None:
         # Whatever fails here fails again, and is reported, where the rows are scored. Faulty rows have
@@ -69,7 +75,25 @@ def batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: Load
             tensors, _ = to_tensors(chunk.slice(0, rows), binding)
             loaded.predict(tensors, rows)
 
-    return loaded.batch.choose(chunk.num_rows, predict)
+    return loaded.batch.choose(chunk.num_rows, predict, cells)
+
+
+def stretches(
+    chunk: pa.RecordBatch, binding: Binding, fields: Sequence[pa.Field]
+) -> Iterator[pa.RecordBatch]:
+    """Yield a chunk in parts of which all predictions fit the memory before any is written.
+
+    Rows of several shapes are predicted shape by shape, and wait for those between them. Where no axis is
+    open, no row waits, and the chunk is one part.
+    """
+    axes = open_axes(chunk, binding)
+    if axes is None:
+        yield chunk
+        return
+    parts = np.cumsum(cell_bytes(fields, axes.max(axis=1).clip(1))) // CHUNK_BYTES
+    starts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), chunk.num_rows]
+    for start, stop in itertools.pairwise(starts):
+        yield chunk.slice(start, stop - start)
 
 
 class Sample:

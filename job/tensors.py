@@ -3,6 +3,9 @@
 Nested columns are taken apart level by level without a copy. A row whose cell is null or
 has the wrong number of items is set aside first, so that the rest is one rectangular block;
 its slot in the tensor is zero (or the empty string).
+
+A model may leave axes open. Then a tensor holds rows of one shape only: ``open_extents`` tells which rows
+go together, and no row is bad because of the row before it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from job.casting import numbers, strings
@@ -44,12 +48,45 @@ def feed_tensor(batch: Any, feed: Feed, casts: Mapping[str, str]) -> tuple[Tenso
     return _numbers_side_by_side(columns, feed, casts)
 
 
-def _column(batch: Any, name: str, wanted: InputSpec, cast: str | None) -> Any:
+def open_extents(batch: Any, feed: Feed) -> NDArray[np.int64] | None:
+    """Return how long each row is along the axes that an input and its column leave open.
+
+    Returns:
+        ``(rows, axes) int64``, ``None`` where no axis is open. Within a row -1 stands for lists of several
+        lengths: no tensor holds that row. A null counts as an empty list.
+
+    Raises:
+        SchemaError: the column is absent, or of a type that cannot feed the input.
+    """
+    if None not in feed.input.shape or len(feed.columns) > 1:
+        return None
+    column = _column(batch, feed.columns[0], feed.input, None, check=False)
+    counts = align(layout(column.type).extents, feed.input.shape) or ()
+    if None not in counts:
+        return None
+    found: list[NDArray[np.int64]] = []
+    # The row that each list of a level belongs to.
+    owner = np.arange(len(column))
+    last = len(counts) - 1 - counts[::-1].index(None)
+    for level in range(last + 1):
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+        extents = np.zeros(len(batch), np.int64)
+        # From behind, so that the first list of each row stays.
+        extents[owner[::-1]] = lengths[::-1]
+        extents[owner[lengths != extents[owner]]] = -1
+        if counts[level] is None:
+            found.append(extents)
+        if level < last:
+            owner, column = np.repeat(owner, lengths), column.flatten()
+    return np.stack(found, axis=1)
+
+
+def _column(batch: Any, name: str, wanted: InputSpec, cast: str | None, *, check: bool = True) -> Any:
     index = batch.schema.get_field_index(name)
     if index < 0:
         raise SchemaError(f"column {name!r} of model input {wanted.name!r} is absent from a batch")
     column = batch.column(index)
-    if reason := misfit(column.type, wanted, cast):
+    if check and (reason := misfit(column.type, wanted, cast)):
         raise SchemaError(f"column {name!r} cannot feed model input {wanted.name!r}: {reason}")
     return column
 
@@ -160,7 +197,8 @@ def _take_apart(column: Any, counts: Sequence[int | None]) -> _Block:
 def _descend(column: Any, counts: list[int | None]) -> tuple[Any, Faults]:
     """Return the leaf values, or the rows at which the first uneven level is at fault.
 
-    Sets what ``counts`` leaves open to the length of the first list at that level.
+    Sets what ``counts`` leaves open to the length of the first list at that level. Rows have one shape, see
+    ``open_extents``: where lengths differ at such a level, they differ within a row.
     """
     slots_a_row = 1
     for level, count in enumerate(counts):
@@ -170,11 +208,20 @@ def _descend(column: Any, counts: list[int | None]) -> tuple[Any, Faults]:
             return column, _by_row(fault, slots_a_row, None)
         if not isinstance(column.type, pa.FixedSizeListType):
             lengths = np.diff(column.offsets.to_numpy())
+            is_open = count is None
             if count is None:
                 counts[level] = count = int(lengths[0]) if len(lengths) else 0
             if (uneven := lengths != count).any():
-                fault = faults_at(uneven, "shape", f"a list of another length than {count}", lengths)
-                return column, _by_row(fault, slots_a_row, None)
+                if is_open and not level:
+                    raise ValueError(
+                        f"rows of several shapes in one tensor: {lengths[uneven][0]} and {count}"
+                    )
+                told = (
+                    "lists of several lengths in one cell"
+                    if is_open
+                    else f"a list of another length than {count}"
+                )
+                return column, _by_row(faults_at(uneven, "shape", told, lengths), slots_a_row, None)
         column = column.flatten()
         slots_a_row *= count or 0
     return column, ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from job.predictions import NUMPY_TYPES
@@ -31,15 +32,16 @@ def unequal(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:
     )
 
 
-def apart(old: pa.Array, new: pa.ChunkedArray, tolerance: Tolerance) -> NDArray[np.bool_]:
-    """Return which rows of a prediction differ, ``(rows,) bool``."""
-    new = new.combine_chunks()
+def apart(old: pa.Array, new: pa.Array, tolerance: Tolerance) -> NDArray[np.bool_]:
+    """Return which rows of a prediction differ, ``(rows,) bool``; lists of other lengths do."""
     leaf = old.type
     while pa.types.is_nested(leaf):
         leaf = leaf.value_type
     if not pa.types.is_floating(leaf):
         return unequal(old, new)
-    a, b = (np.array(column.to_pylist(), np.float64).reshape(len(column), -1) for column in (old, new))
+    differ = ~_of_one_shape(old, new)
+    alike = np.flatnonzero(~differ)
+    (a, of), (b, _) = (_flat(column.take(pa.array(alike))) for column in (old, new))
     step = float(np.finfo(NUMPY_TYPES[leaf]).eps)
     coarse = 4 * step if step > np.finfo(np.float32).eps else 0.0
     finite = np.where(np.isfinite(b), np.abs(b), np.nan)
@@ -47,5 +49,31 @@ def apart(old: pa.Array, new: pa.ChunkedArray, tolerance: Tolerance) -> NDArray[
         scale = max(1.0, float(np.nanmedian(finite))) if np.isfinite(b).any() else 1.0
         limit = max(tolerance.atol, coarse) * scale + max(tolerance.rtol, coarse) * np.abs(b)
         same = (np.abs(a - b) <= limit) | (a == b) | (np.isnan(a) & np.isnan(b))
-    differ: NDArray[np.bool_] = ~same.all(axis=1)
+    differ[alike[of[~same]]] = True
     return differ
+
+
+def _of_one_shape(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:
+    """Return in which rows the lists of two columns have equal lengths, at each level; ``(rows,) bool``."""
+    same = np.ones(len(old), np.bool_)
+    owner = np.arange(len(old))
+    while pa.types.is_nested(old.type):
+        lengths, others = (
+            pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64) for column in (old, new)
+        )
+        unlike = owner[lengths != others]
+        same[unlike] = False
+        # Those that differ are looked at no further: the lists that follow no longer stand beside each other.
+        keep = same[owner]
+        owner = np.repeat(owner[keep], lengths[keep])
+        old, new = (column.filter(pa.array(keep)).flatten() for column in (old, new))
+    return same
+
+
+def _flat(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the numbers of a column, row by row, and the row of each; null is NaN."""
+    owner = np.arange(len(column))
+    while pa.types.is_nested(column.type):
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+        owner, column = np.repeat(owner, lengths), column.flatten()
+    return column.to_numpy(zero_copy_only=False).astype(np.float64), owner

@@ -140,3 +140,17 @@ def test_threads_measure_once() -> None:
     assert chosen == [8192] * 4
     # Six sizes three times, one that takes more than 100 ms once.
     assert len(machine.calls) == 1 + 3 * 6 + 1
+
+
+def test_of_rows_of_more_values_fewer_are_a_batch() -> None:
+    machine = Machine({**SMALL, 8192: 0.1, 16384: 0.3})
+    size = BatchSize(machine.clock)
+    assert size.choose(900, machine.predict, row_cells=5) == 900
+    assert size.choose(16_384, machine.predict, row_cells=10) == 4096
+    calls = len(machine.calls)
+    rows = {cells: size.choose(16_384, machine.predict, row_cells=cells) for cells in (5, 20, 40_960, 10**6)}
+    assert rows == {5: 8192, 20: 2048, 40_960: 64, 10**6: 64}
+    assert len(machine.calls) == calls
+    size.shrink(100, row_cells=1000)
+    assert [size.within(4096, cells) for cells in (1, 1000, 50_000, 10**6)] == [4096, 50, 1, 1]
+    assert size.memory_rows == 100

@@ -195,3 +195,18 @@ def test_two_threads_predict_at_once_as_one_does(tmp_path: Path) -> None:
     expected = keras.ops.convert_to_numpy(plain.predict(x.reshape(-1, 4), batch_size=500, verbose=0))
     np.testing.assert_array_equal(np.array(found).reshape(-1, 1), expected)
     assert loaded.traces == 1
+
+
+def test_where_shapes_are_compiled_a_shape_has_few_sizes_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = FakeStep(recompiles=True)
+    loaded = loaded_with(step, monkeypatch)
+    loaded.build([InputSpec("x", (None,), "float32")])
+    fed = {}
+    for rows in (*range(1, 200), 5461, 8192, 65_536):
+        (y,) = loaded.predict([np.ones((rows, 3), np.float32)], steady_rows=8192)
+        assert y.tolist() == [3.0] * rows
+        array = step.seen.pop()[0]
+        assert isinstance(array, np.ndarray)
+        fed[rows] = len(array)
+    assert all(rows <= filled <= max(16, 2 * rows) for rows, filled in fed.items())
+    assert {*fed.values()} <= {16 << i for i in range(13)}

@@ -33,7 +33,7 @@ def batch() -> pa.RecordBatch:
 
 def test_rows_that_cannot_be_fed_are_set_aside() -> None:
     rejects = Rejects(SPLIT, policy())
-    good, (tensor,) = sift(batch(), 100, BINDING, rejects)
+    good, (tensor,) = sift(batch(), range(100, 110), BINDING, rejects)
     assert good is not None
     assert good.tolist() == [0, 2]
     np.testing.assert_array_equal(np.asarray(tensor), np.array([[1, 1], [3, 3]], np.float32))
@@ -43,7 +43,7 @@ def test_rows_that_cannot_be_fed_are_set_aside() -> None:
 
 def test_where_no_row_is_bad_nothing_is_copied_out() -> None:
     rejects = Rejects(SPLIT, policy())
-    good, (tensor,) = sift(batch().slice(2, 1), 102, BINDING, rejects)
+    good, (tensor,) = sift(batch().slice(2, 1), range(102, 110), BINDING, rejects)
     assert good is None
     assert np.asarray(tensor).tolist() == [[3.0, 3.0]]
     assert rejects.rows == 0
@@ -55,7 +55,7 @@ def test_where_no_row_is_bad_nothing_is_copied_out() -> None:
 )
 def test_nulls_are_filled(on_null: str, rows: list[int], values: list[float]) -> None:
     rejects = Rejects(SPLIT, policy(on_null=on_null, on_nonfinite="keep"))
-    good, (tensor,) = sift(batch(), 100, BINDING, rejects)
+    good, (tensor,) = sift(batch(), range(100, 110), BINDING, rejects)
     assert good is not None
     assert rejects.row_numbers.tolist() == rows
     np.testing.assert_array_equal(np.asarray(tensor)[:, 0], np.array(values, np.float32))
@@ -65,7 +65,7 @@ def test_nulls_of_strings_and_dictionaries_are_filled() -> None:
     binding = Binding((Feed(InputSpec("s", (), "string"), ("s",)),), ())
     for column in (pa.array(["u", None]), pa.array(["u", None]).dictionary_encode()):
         rejects = Rejects(SPLIT, policy(on_null="fill=none"))
-        good, (tensor,) = sift(pa.record_batch({"s": column}), 100, binding, rejects)
+        good, (tensor,) = sift(pa.record_batch({"s": column}), range(100, 110), binding, rejects)
         assert good is None
         assert isinstance(tensor, CodedStrings)
         assert [tensor.values[code] for code in tensor.codes.ravel()] == [b"u", b"none"]
@@ -73,7 +73,7 @@ def test_nulls_of_strings_and_dictionaries_are_filled() -> None:
 
 def test_a_filling_that_the_column_cannot_hold_is_named() -> None:
     with pytest.raises(DataError, match=r"--on_null=fill=x: column a is double, which cannot hold it"):
-        sift(batch(), 100, BINDING, Rejects(SPLIT, policy(on_null="fill=x")))
+        sift(batch(), range(100, 110), BINDING, Rejects(SPLIT, policy(on_null="fill=x")))
 
 
 def test_which_columns_cannot_hold_a_filling() -> None:
@@ -111,12 +111,12 @@ def test_which_columns_cannot_hold_a_filling() -> None:
 )
 def test_a_bad_row_can_fail_the_run(changes: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        sift(batch(), 100, BINDING, Rejects(SPLIT, policy(**changes)))
+        sift(batch(), range(100, 110), BINDING, Rejects(SPLIT, policy(**changes)))
 
 
 def test_on_null_fail_says_nothing_of_other_bad_rows() -> None:
     rejects = Rejects(SPLIT, policy(on_null="fail"))
-    sift(batch().slice(2, 2), 102, BINDING, rejects)
+    sift(batch().slice(2, 2), range(102, 110), BINDING, rejects)
     assert rejects.reasons == (("overflow", 1),)
 
 
@@ -131,7 +131,7 @@ def test_a_row_is_rejected_once_for_its_first_reason() -> None:
 
 def test_rejected_rows_keep_all_their_columns() -> None:
     rejects = Rejects(SPLIT, policy())
-    sift(batch(), 100, BINDING, rejects)
+    sift(batch(), range(100, 110), BINDING, rejects)
     tables = list(rejects.tables(iter([batch().slice(0, 2), batch().slice(2, 1), batch().slice(3)])))
     found = pa.concat_tables(tables).to_pylist()
     assert [row["note"] for row in found] == ["v", "x", "y", "z"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from job.signature import CodedStrings, Feed, InputSpec
-from job.tensors import feed_tensor
+from job.tensors import feed_tensor, open_extents
 
 Shape = tuple[int | None, ...]
 F32 = pa.float32()
@@ -76,14 +77,54 @@ def test_uneven_and_null_rows_are_set_aside(make: Any) -> None:
     assert faults == {"shape": [0, 2], "null": [1]}
 
 
-def test_an_unknown_width_is_that_of_the_first_whole_row() -> None:
+def test_an_open_width_is_that_of_the_rows() -> None:
     column = pa.array([None, [1, 2, 3], [4, 5], [6, 7, 8]], pa.list_(F32))
-    tensor, faults = fed(column, (None,))
-    assert tensor.tolist() == [[0, 0, 0], [1, 2, 3], [0, 0, 0], [6, 7, 8]]
-    assert faults == {"null": [0], "shape": [2]}
-    assert fed(column, (None, 1))[0].shape == (4, 3, 1)
-    assert fed(column.slice(0, 1), (None,))[0].shape == (1, 0)
+    feed = Feed(InputSpec("i", (None,), "float32"), ("x",))
+    extents = open_extents(pa.RecordBatch.from_arrays([column], ["x"]), feed)
+    assert extents is not None
+    assert extents.tolist() == [[0], [3], [2], [3]]
+    assert fed(column.take([1, 3]), (None,))[0].tolist() == [[1, 2, 3], [6, 7, 8]]
+    assert fed(column.take([1, 3]), (None, 1))[0].shape == (2, 3, 1)
+    assert fed(column.slice(0, 1), (None,)) == (pytest.approx(np.empty((1, 0))), {"null": [0]})
     assert fed(pa.array([[1.0, 2.0]], pa.list_(F32, 2)), (None,))[0].tolist() == [[1, 2]]
+    # No row is to be bad because of the row before it.
+    with pytest.raises(ValueError, match="rows of several shapes in one tensor: 2 and 3"):
+        fed(column.slice(1), (None,))
+
+
+CELLS: list[Any] = [
+    [[1, 2], [3, 4], [5, 6]],
+    [[1, 2], [3]],
+    None,
+    [],
+    [[], []],
+    [[1], None],
+    [[7, 8, 9]],
+    [[1, 2], [3, 4], [5, 6]],
+]
+
+
+@pytest.mark.parametrize("make", [pa.list_, pa.large_list])
+def test_open_extents_of_nested_lists(make: Any) -> None:
+    batch = pa.RecordBatch.from_arrays([pa.array(CELLS, make(make(F32)))], ["x"])
+    feed = Feed(InputSpec("i", (None, None), "float32"), ("x",))
+    wanted = [[3, 2], [2, -1], [0, 0], [0, 0], [2, 0], [2, -1], [1, 3], [3, 2]]
+    for start in (0, 3):
+        found = open_extents(batch.slice(start), feed)
+        assert found is not None
+        assert found.tolist() == wanted[start:]
+    inner = open_extents(batch, replace(feed, input=replace(feed.input, shape=(3, None))))
+    assert inner is not None
+    assert inner.tolist() == [extents[1:] for extents in wanted]
+    for shape in ((3, 2), (2,)):
+        assert open_extents(batch, replace(feed, input=replace(feed.input, shape=shape))) is None
+
+
+@pytest.mark.parametrize("row", [1, 5])
+def test_lists_of_several_lengths_in_one_cell_make_a_bad_row(row: int) -> None:
+    column = pa.array(CELLS, pa.list_(pa.list_(F32))).take([row, row])
+    _, faults = fed(column, (None, None))
+    assert faults == {("shape" if row == 1 else "null"): [0, 1]}
 
 
 def test_a_fault_names_its_column_and_first_example() -> None:
