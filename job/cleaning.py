@@ -42,7 +42,7 @@ def clean(
     """
     if not storage.is_folder(folder):
         raise UsageError(f"{folder}: there is no such folder; give the --output of a run")
-    with output.lease(folder):
+    with output.lease(folder) as lease:
         held = output.published(folder)
         published = None if held is None else held["run_id"]
         runs = output.leftovers(folder, "")
@@ -50,10 +50,10 @@ def clean(
         if not dry_run:
             kept = [one.run_id for one in found if one.kept]
             # First: where it fails, the staging still shows the next command that there is something to do.
-            storage.sweep(folder, lambda: staging.handles_of(folder, kept))
+            storage.sweep(folder, lambda: output.handles_of(folder, kept, lease))
             for one in found:
                 if not one.kept:
-                    output.remove_staging(folder, one.run_id)
+                    output.remove_staging(folder, one.run_id, lease)
     return found
 
 
@@ -85,19 +85,22 @@ def remove_rest(folder: str, run: str) -> None:
 def _remove_rest_in_bucket(folder: str, run: str) -> None:
     with suppress(OutputConflictError), ExitStack() as alone:
 
-        def kept() -> set[str]:
-            alone.enter_context(output.lease(folder))
+        def claimed() -> str:
+            lease = alone.enter_context(output.lease(folder))
             if not output.is_published(folder, run):
                 raise OutputConflictError(f"{folder}: another run has begun to replace it")
-            return staging.handles_of(folder, output.leftovers(folder, run))
+            return lease
+
+        def kept(lease: str) -> set[str]:
+            return output.handles_of(folder, output.leftovers(folder, run), lease)
 
         if storage.names(storage.join(folder, staging.STAGING)):
-            handles = kept()
-            storage.sweep(folder, lambda: handles)
-            output.remove_staging(folder, run)
+            lease = claimed()
+            storage.sweep(folder, lambda: kept(lease))
+            output.remove_staging(folder, run, lease)
         else:
             # An attempt that came too late may be an upload, of which no name in staging tells.
-            storage.sweep(folder, kept)
+            storage.sweep(folder, lambda: kept(claimed()))
 
 
 def _look_at(

@@ -65,9 +65,10 @@ abandoned  given up when a night is published, and by           gone with the st
 ========== ==================================================== ==============================================
 
 Rejected rows are plain objects in staging, to be looked at there, and are copied in both. A machine that
-stood still may have lost the lease: before the mark and before ``_SUCCESS`` it is looked at, and before any
-other request, where the own clock says that this may be so. No step relies on a listing: one that is late
-shows fewer leftovers, and fewer finished splits on the screen.
+stood still may have lost the lease: it is looked at right before each step that cannot be taken back (the
+mark, ``_SUCCESS`` taken away or written, each move, each removal), and before any other request where the own
+clocks say that this may be so; see ``job.leases``, also for what is left. No step relies on a listing: one
+that is late shows fewer leftovers, and fewer finished splits on the screen.
 
 What is flushed to the disk, and when: the mark and the names of all folders that lead to it, those above
 the output too, before the old ``_SUCCESS`` is taken away; that it is gone, before the first file is renamed;
@@ -171,18 +172,15 @@ def _publish(
     # After a power cut the mark must be found, or nobody knows whose files lie beside the old night's; and
     # what is published in a new folder is lost with the folder's own name.
     storage.sync_way(staging.folder_of(run.output, run.run_id))
+    _check_still(run)
     storage.remove(storage.join(run.output, output.SUCCESS))
     # After a power cut the old mark must not stand beside files of the new night.
     storage.sync_folder(run.output)
-    _move_all(run.output, parts)
+    _move_all(run, parts)
     # What could not be read before it had its name.
     counting.recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
-    together(
-        run.output,
-        lambda: output.check_lease(run.output, run.lease),
-        lambda: _check_not_replaced(run),
-    )
+    _check_still(run)
     storage.remove_all([storage.join(run.output, path) for path in stale])
     for path in stale:
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
@@ -205,6 +203,7 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
         path = storage.join(run.output, name)
         storage.write_atomic(path, content.encode(), durable=name == output.SUCCESS, aside=aside)
 
+    _check_still(run)
     together(
         run.output,
         lambda: write(output.REPORT_JSON, report.to_json()),
@@ -214,15 +213,18 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
     # The folder once for all three.
     storage.sync_files(storage.join(run.output, name) for name in _TOLD)
     storage.sync_folder(run.output)
+    _check_still(run)
     write(output.SUCCESS, "")
     for other in output.leftovers(run.output, run.run_id) if run.replace else ():
-        output.remove_staging(run.output, other)
+        output.remove_staging(run.output, other, run.lease)
 
     def of_others() -> set[str]:
-        return staging.handles_of(run.output, output.leftovers(run.output, run.run_id))
+        return output.handles_of(run.output, output.leftovers(run.output, run.run_id), run.lease)
 
     # The staging last: as long as it is there, the next command knows that there may be more to sweep.
-    output.remove_staging(run.output, run.run_id, first=lambda: storage.sweep(run.output, of_others))
+    output.remove_staging(
+        run.output, run.run_id, run.lease, first=lambda: storage.sweep(run.output, of_others)
+    )
     if run.handed:
         output.give_back(run.output, run.run_id, run.lease)
     return report
@@ -259,18 +261,19 @@ def _begin_publishing(
     new = {part.final for part in parts}
     stale = sorted(output.known_files(run.output, seen.others, seen.manifest) - new)
     marker = {"stale": stale, "files": sorted(new), "compared": compared.to_fields()}
+    output.check_lease(run.output, run.lease)
     storage.write_atomic(output.marker_path(run.output, run.run_id), json.dumps(marker).encode())
     return marker
 
 
-def _move_all(top: str, parts: Sequence[staging.PartFile]) -> None:
+def _move_all(run: Run, parts: Sequence[staging.PartFile]) -> None:
     """Give every file its final name."""
-    if storage.is_remote(top):
+    if storage.is_remote(run.output):
         # Each waits for an answer; where they are renamed, threads would only be in each other's way.
-        parallel(lambda part: _move(top, part), parts, name="move")
+        parallel(lambda part: _move(run, part), parts, name="move")
         return
     for part in parts:
-        _move(top, part)
+        _move(run, part)
 
 
 def _folders(top: str, final: str) -> Iterator[str]:
@@ -279,10 +282,13 @@ def _folders(top: str, final: str) -> Iterator[str]:
     return (storage.join(top, *names[:depth]) for depth in range(1, len(names)))
 
 
-def _move(top: str, part: staging.PartFile) -> None:
+def _move(run: Run, part: staging.PartFile) -> None:
     """Give a file its final name."""
+    top = run.output
     final = storage.join(top, part.final)
     storage.make_folder(storage.parent(final))
+    # Another run's file may have it by now.
+    output.check_lease(top, run.lease)
     try:
         storage.release(part.staged, final)
     except FileNotFoundError as e:
@@ -290,6 +296,18 @@ def _move(top: str, part: staging.PartFile) -> None:
         # removed this one's staging and put its own night here.
         if not part.is_published(top):
             raise _replaced(top) from e
+
+
+def _check_still(run: Run) -> None:
+    """Look whether the output is still this run's: right before each step that cannot be taken back.
+
+    The machine may have stood still since the last one, and nobody has told it.
+    """
+    together(
+        run.output,
+        lambda: output.check_lease(run.output, run.lease),
+        lambda: _check_not_replaced(run),
+    )
 
 
 def _check_not_replaced(run: Run) -> None:

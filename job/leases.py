@@ -3,13 +3,17 @@
 The lease is an object that one process created: the store sees to it that only one does. Its owner writes
 it anew every ``RENEW_S``, so that its stamp changes; each write holds only if the lease is still its own.
 Whoever finds one waits until the stamp has changed, and is refused, or until it has not for ``EXPIRES_S``,
-and takes it over. Times are differences on the waiting machine's own steady clock; no two clocks are
-compared. An owner on this very machine is looked up, so that after a crash the next command does not wait.
+and takes it over. Times are differences on one machine's own clocks; no two machines' are compared. An owner
+on this very machine is looked up, so that after a crash the next command does not wait.
 
-A process that stood still and goes on may find the lease another's. Its own clock tells it when to look:
-before each request about the output, also one that is sent again, ``EXPIRES_S / 2`` after it last wrote the
-lease, it must write it once more. So it changes nothing of what the next owner does; what is left is a
-request that was sent at once and arrives half a minute late.
+A process that stood still and goes on may find the lease another's. Three things keep it from changing what
+the next owner does. Right before each step that cannot be taken back (``_SUCCESS`` taken away or written, a
+file moved to its final name, files removed) the lease itself is read, whatever any clock says: ``check``. So
+it is before a request that is sent again. And before any other request about the output, ``EXPIRES_S / 2``
+after the lease was last written, it must be written once more; there the time counts in which the machine was
+suspended: a :class:`Moment`. What is left is a machine that stands still between the answer to such a look
+and the one request after it, with all of its clocks, or a request that was sent at once and arrives half a
+minute late. The next owner's manifest then has other digests than the file: ``verify`` finds it.
 
 A process that ends before its job hands the lease over, see ``job.handover``: then nobody renews it and it
 does not expire. The job is told by the same token.
@@ -25,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +44,38 @@ _LOOK_EVERY_S: Final = 2.0
 
 # Those that this process holds, by their tokens.
 _held: dict[str, _Lease] = {}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point in time since which a lease's age is counted, the machine's sleep included.
+
+    Who *waits* for a lease goes by the steady clock, which stands still with the machine: its owner may sleep
+    on the same one.
+    """
+
+    boot_s: float
+    wall_s: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        """Return this one."""
+        return cls(_boot_s(), time.time())
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds since then.
+
+        By the clock that goes on while the machine is suspended, or by the wall's where that says more: a
+        virtual machine that is paused has none that goes on, but the wall's is put right when it is resumed.
+        """
+        return max(_boot_s() - self.boot_s, time.time() - self.wall_s)
+
+
+def _boot_s() -> float:
+    # Linux has it; elsewhere the steady clock may count sleep, or not.
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def _never(_: handover.Job) -> bool:
@@ -78,14 +115,19 @@ def hand_over(token: str, job: handover.Job) -> None:
 
 
 def check(path: str, token: str) -> None:
-    """Refuse to go on with a lease that is no longer one's own.
+    """Refuse to go on with a lease that is no longer one's own; it is read, whatever is known of it.
 
     Raises:
         StateUnknownError: it is another's, or gone.
     """
-    owner = handover.parsed(objects.store(path.partition("://")[0]).read_bytes(path))
-    if owner.get("token") != token:
-        raise StateUnknownError(_lost(path, owner))
+    while True:
+        began = Moment.now()
+        owner = handover.parsed(objects.store(path.partition("://")[0]).read_bytes(path))
+        if owner.get("token") != token:
+            raise StateUnknownError(_lost(path, owner))
+        # An answer that was waited for so long, or slept over, is old.
+        if began.passed_s < EXPIRES_S / 2:
+            return
 
 
 @contextmanager
@@ -97,14 +139,14 @@ def watched(path: str, token: str) -> Iterator[None]:
     if token in _held:
         yield
         return
-    looked_s = -math.inf
+    looked: Moment | None = None
 
-    def look() -> None:
-        nonlocal looked_s
-        now_s = time.monotonic()
-        if now_s - looked_s >= RENEW_S:
+    def look(again: bool) -> None:
+        nonlocal looked
+        if again or looked is None or looked.passed_s >= RENEW_S:
+            now = Moment.now()
             check(path, token)
-            looked_s = now_s
+            looked = now
 
     unguard = guarded(_output(path, "/"), path, look)
     try:
@@ -130,7 +172,7 @@ class _Lease:
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._renewals = 0
         self._stamp = self._lost = ""
-        self._written_s = 0.0
+        self._written = Moment(-math.inf, -math.inf)
         self._writing = threading.Lock()
         self._ended = threading.Event()
         self._job: handover.Job | None = None
@@ -153,7 +195,7 @@ class _Lease:
                     self._wait(owner, stamp, announce)
                 else:
                     handover.check_ended(_output(self._path), job, ended)
-            self._written_s = time.monotonic()
+            self._written = Moment.now()
             new = self._store.write_if(self._path, self._content(), stamp)
             if new is not None:
                 self._stamp = new
@@ -213,27 +255,31 @@ class _Lease:
             with suppress(JobError), self._writing:
                 self._write()
 
-    def assure(self) -> None:
+    def assure(self, again: bool) -> None:
         """Return while nobody else can have the lease; where that is not sure, write it anew.
+
+        Args:
+            again: of a request that is sent again: nobody knows what its first try has waited for.
 
         Raises:
             StateUnknownError: it is another's, or gone.
             StorageError: it cannot be written.
         """
-        if self._is_sure():
-            return
-        with self._writing:
-            if not self._is_sure():
-                self._write()
+        if not self._is_sure():
+            with self._writing:
+                if not self._is_sure():
+                    self._write()
+        elif again:
+            check(self._path, self.token)
 
     def _is_sure(self) -> bool:
-        return not self._lost and time.monotonic() - self._written_s < EXPIRES_S / 2
+        return not self._lost and self._written.passed_s < EXPIRES_S / 2
 
     def _write(self) -> None:
         if self._lost:
             raise StateUnknownError(self._lost)
         self._renewals += 1
-        began_s = time.monotonic()
+        began = Moment.now()
         while (new := self._store.write_if(self._path, self._content(), self._stamp)) is None:
             # One that was given up may have been carried out all the same.
             found = self._store.read_stamped(self._path)
@@ -242,7 +288,7 @@ class _Lease:
                 self._lost = _lost(self._path, owner)
                 raise StateUnknownError(self._lost)
             self._stamp = found[1]
-        self._stamp, self._written_s = new, began_s
+        self._stamp, self._written = new, began
 
     def _content(self) -> bytes:
         own = {"token": self.token, "since": self._since, "renewals": self._renewals}

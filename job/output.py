@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -109,11 +109,11 @@ def read_report(output: str) -> RunReport:
     return RunReport.from_json((storage.read_bytes(path) or b"").decode(), path)
 
 
-def mark_again(output: str, run: str, seen: Seen | None = None) -> bool:
+def mark_again(output: str, run: str, seen: Seen | None = None, *, token: str = "") -> bool:
     """Put back the ``_SUCCESS`` of a published run that lacks it, and say whether that was done.
 
     Two publishers of one run, or a person, may have taken it away. Every file must be as the manifest has it.
-    The lease must be held.
+    The lease must be held, by this ``token``.
     """
     seen = seen or look(output, run)
     manifest = None if seen.marker is not None else seen.manifest
@@ -122,6 +122,7 @@ def mark_again(output: str, run: str, seen: Seen | None = None) -> bool:
     for entry in entries(manifest):
         if storage.sha256(storage.join(output, entry["path"])) != entry["sha256"]:
             return False
+    check_lease(output, token)
     storage.write_atomic(storage.join(output, SUCCESS), b"", aside=storage.join(output, STAGING))
     return True
 
@@ -268,14 +269,33 @@ def leftovers(output: str, run: str) -> list[str]:
     return [name for name in storage.names(storage.join(output, STAGING)) if name not in aside]
 
 
-def remove_staging(output: str, run: str, *, first: Callable[[], None] = lambda: None) -> None:
-    """Remove one run's staging, and the staging folder if it is then empty; before that, do ``first``."""
+def handles_of(output: str, runs: Iterable[str], token: str) -> set[str]:
+    """Return the handles of all files that the receipts of some runs name; what is none of them may go.
+
+    Raises:
+        StateUnknownError: another run has taken the lease that was held by ``token``.
+    """
+    found = staging.handles_of(output, runs)
+    check_lease(output, token)
+    return found
+
+
+def remove_staging(
+    output: str, run: str, token: str = "", *, first: Callable[[], None] = lambda: None
+) -> None:
+    """Remove one run's staging, and the staging folder if it is then empty; before that, do ``first``.
+
+    Raises:
+        StateUnknownError: another run has taken the lease that was held by ``token``.
+    """
     folder = staging.folder_of(output, run)
     if storage.is_remote(output):
         _, found = together(output, first, lambda: storage.tree(folder))
+        check_lease(output, token)
         storage.remove_all([info.path for info in found])
         return
     first()
+    check_lease(output, token)
     storage.remove_tree(folder)
     storage.remove_empty_folder(storage.join(output, STAGING))
 

@@ -140,19 +140,22 @@ def claimed(
     _make_output(spec.output)
     ended = waiting.has_ended(beam_args, announce, loaded)
     with output.lease(spec.output, announce, ended) as lease:
-        done = _done_meanwhile(spec, run_id, announce)
+        done = _done_meanwhile(spec, run_id, lease, announce)
         yield done or Claim(spec, shards, models, run_id, lease, started_unix_s)
 
 
-def _done_meanwhile(spec: ScoringSpec, run_id: str, announce: Callable[[str], None]) -> Outcome | None:
+def _done_meanwhile(
+    spec: ScoringSpec, run_id: str, lease: str, announce: Callable[[str], None]
+) -> Outcome | None:
     """Return the outcome if another run has ended between the first look and the lease; else make way."""
     seen = output.look(spec.output, run_id)
     if (done := _done_before(spec, run_id, seen.published)) is not None:
         return done
     if seen.published is not None and seen.published["run_id"] == run_id:
         # This very run, damaged and to be replaced: without the mark it counts as unfinished.
+        output.check_lease(spec.output, lease)
         storage.remove(storage.join(spec.output, output.SUCCESS))
-    elif output.mark_again(spec.output, run_id, seen):
+    elif output.mark_again(spec.output, run_id, seen, token=lease):
         return Outcome(output.read_report(spec.output), already_published=True)
     output.check_output(spec.output, run_id, replace=spec.if_exists == "replace", seen=seen)
     for other in seen.others:

@@ -42,7 +42,7 @@ def release(
     whole_id = _found(folder, run_id)
     with output.lease(folder, announce, partial(_has_said_no, folder, whole_id)) as lease:
         if (there := output.report_of(folder, whole_id)) is not None:
-            output.remove_staging(folder, whole_id)
+            output.remove_staging(folder, whole_id, lease)
             return there, True
         note = refused.read(folder, whole_id)
         if note is None:

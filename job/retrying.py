@@ -25,7 +25,7 @@ LONGEST_PAUSE_S: Final = 8.0
 # Not the common generator: a model that seeds it would have all workers come back at the same time.
 _RANDOM: Final = random.SystemRandom()
 
-_guards: dict[object, tuple[str, str, Callable[[], None]]] = {}
+_guards: dict[object, tuple[str, str, Callable[[bool], None]]] = {}
 
 
 class TransientError(Exception):
@@ -36,8 +36,10 @@ class RefusedError(Exception):
     """A condition of a request does not hold: the object is there already, or is another one by now."""
 
 
-def guarded(start: str, but: str, guard: Callable[[], None]) -> Callable[[], None]:
+def guarded(start: str, but: str, guard: Callable[[bool], None]) -> Callable[[], None]:
     """Call ``guard`` before every try of a request about what begins so, ``but`` one path, in any thread.
+
+    It is told whether the request is sent again.
 
     What it raises ends the request: who stood still in the midst of one may have no business there any more.
 
@@ -71,7 +73,7 @@ def patiently(
         tries += 1
         for start, but, guard in tuple(_guards.values()):
             if where.startswith(start) and where != but:
-                guard()
+                guard(tries > 1)
         try:
             return request()
         except TransientError as e:

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -87,11 +87,24 @@ def place(scheme: str) -> Iterator[Place]:
 class Clock:
     """Stands in for ``time``: nobody waits, and things happen when their time has come."""
 
+    CLOCK_BOOTTIME: ClassVar[int] = 7
+
     now_s: float = 1e6
+    asleep_s: float = 0.0
+    paused_s: float = 0.0
     events: dict[float, Callable[[], None]] = field(default_factory=dict)
 
     def monotonic(self) -> float:
         return self.now_s
+
+    def clock_gettime(self, clock: int) -> float:
+        """The machine's sleep included."""
+        assert clock == self.CLOCK_BOOTTIME
+        return self.now_s + self.asleep_s
+
+    def time(self) -> float:
+        """On the wall, also while a virtual machine is paused."""
+        return 1.7e9 + self.now_s + self.asleep_s + self.paused_s
 
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
 from job import leases, objects, retrying, storage
-from job.errors import StateUnknownError, StorageError
+from job.errors import OutputConflictError, StateUnknownError, StorageError
 from tests.lease_places import OTHER, Clock, Place
 from tests.servers.proxy import Fault
 from tests.store_nights import until
@@ -199,3 +200,89 @@ def test_a_publisher_in_another_process_looks_as_often_as_the_lease_is_renewed(
             storage.write_atomic(f"{place.output}/z", b"")
     storage.write_atomic(f"{place.output}/afterwards", b"")
     assert place.keys() == {"x", "y", "afterwards", "_staging/lease"}
+
+
+@pytest.mark.parametrize("clock_that_goes_on", ["asleep_s", "paused_s"])
+def test_the_time_in_which_the_machine_stood_still_counts(
+    place: Place, still: Clock, clock_that_goes_on: str
+) -> None:
+    """The steady clock stands still with a machine that is suspended, the boot's too where it is paused."""
+    with place.held():
+        setattr(still, clock_that_goes_on, EXPIRES_S / 2 - 1)
+        storage.write_atomic(f"{place.output}/x", b"")
+        assert renewals(place) == 0
+        setattr(still, clock_that_goes_on, EXPIRES_S / 2)
+        storage.write_atomic(f"{place.output}/x", b"")
+        assert renewals(place) == 1
+        setattr(still, clock_that_goes_on, 1e5)
+        place.owned()
+        with lost(place, f"{OTHER} has it now"):
+            storage.write_atomic(f"{place.output}/y", b"")
+    assert place.keys() == {"x", "_staging/lease"}
+
+
+def test_the_wall_clock_alone_makes_no_lease_younger(place: Place, still: Clock) -> None:
+    """It is put back by an hour, as on a machine whose clock was wrong."""
+    with place.held():
+        still.paused_s = -3600.0
+        still.now_s += EXPIRES_S / 2
+        storage.write_atomic(f"{place.output}/x", b"")
+        assert renewals(place) == 1
+
+
+def test_who_waits_does_not_count_its_own_sleep(place: Place, clock: Clock) -> None:
+    """The owner may have slept on the same machine, and renews its lease when both are awake."""
+    place.owned()
+
+    def both_sleep() -> None:
+        clock.asleep_s += 1e5
+
+    clock.events = {10.0: both_sleep, 20.0: lambda: place.owned(renewals=1)}
+    with pytest.raises(OutputConflictError, match="another run is at work on it"), place.held():
+        raise AssertionError("it was taken")
+    assert clock.passed_s < EXPIRES_S
+
+
+def test_a_look_at_the_lease_that_was_slept_over_is_made_again(
+    place: Place, still: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, answers = objects.ObjectStore.read_bytes, 0
+
+    def read_bytes(self: objects.ObjectStore, path: str) -> bytes | None:
+        nonlocal answers
+        found, answers = real(self, path), answers + 1
+        if answers == 1:
+            # The answer is there, and is read when another has taken the lease.
+            still.asleep_s += 1e5
+            place.owned()
+        return found
+
+    with place.held() as token:
+        monkeypatch.setattr(objects.ObjectStore, "read_bytes", read_bytes)
+        with lost(place, f"{OTHER} has it now"):
+            leases.check(place.path, token)
+    assert answers == 2
+
+
+def test_a_request_that_is_sent_again_is_looked_at_whatever_the_clocks_say(
+    place: Place, still: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them stood still with the machine while it waited for an answer, and the connection broke."""
+
+    @contextlib.contextmanager
+    def another_publishes(here: Place) -> Iterator[None]:
+        """The request that comes next is sent again, and meanwhile another has taken the lease."""
+        told = {"clock": time.monotonic, "sleep": lambda seconds: here.owned()}
+        monkeypatch.setattr(retrying.patiently, "__kwdefaults__", told)
+        storage.write_atomic(f"{here.output}/x", b"")
+        here.proxy.set(faults=[Fault("reset", "^(PUT|POST) ", at=0)])
+        with lost(here, f"{OTHER} has it now"):
+            yield
+        assert here.keys() == {"x", "_staging/lease"}
+
+    with place.held(), another_publishes(place):
+        storage.write_atomic(f"{place.output}/y", b"")
+    elsewhere = place.fresh
+    elsewhere.owned(token="mine")
+    with leases.watched(elsewhere.path, "mine"), another_publishes(elsewhere):
+        storage.write_atomic(f"{elsewhere.output}/y", b"")

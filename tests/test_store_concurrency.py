@@ -37,10 +37,13 @@ def night(night_in_store: StoreNight) -> StoreNight:
     return night_in_store
 
 
-def job(night: StoreNight, name: str, *flags: str, log: str = "log") -> Job:
+SOON = "tests.expiring_soon"
+
+
+def job(night: StoreNight, name: str, *flags: str, log: str = "log", clocks: str = SOON) -> Job:
     """Its lease expires in less than a second."""
-    args, soon = ("score", *night.args(name, *flags)), ("tests.expiring_soon",)
-    return Job(args, str(night.folder / log), env=night.env, imports=soon)
+    args = ("score", *night.args(name, *flags))
+    return Job(args, str(night.folder / log), env=night.env, imports=(clocks,))
 
 
 def errors(text: str) -> list[str]:
@@ -200,6 +203,22 @@ def test_an_owner_that_stood_still_changes_nothing_of_the_next_night(
         assert night.files(name) == before, step
         night.check(name)
         check_lost(said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", sorted({*STEPS} - {"receipt"}))
+def test_not_even_one_whose_clocks_stood_still_with_it(
+    night: StoreNight, warm: Zygote, steps: dict[str, int], elsewhere: None, step: str
+) -> None:
+    """A virtual machine that was paused: nothing tells its owner but the lease itself."""
+    name = next(_outputs)
+    one = job(night, name, clocks="tests.standing_clocks")
+    with standing_still(night, warm, one, steps[step], late=STEPS[step][2]) as said:
+        night.score(name, OTHER, REPLACE)
+        night.check(name)
+        before = night.files(name)
+    assert night.files(name) == before
+    check_lost(said)
 
 
 def check_lost(said: list[str]) -> None:
