@@ -19,7 +19,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
@@ -199,6 +199,20 @@ def _folder_parts(path: str) -> dict[str, str]:
 
 
 def _builder_parts(path: str) -> dict[str, str]:
+    found = {
+        f"source {i} {source.relative_to(folder).as_posix()}": storage.sha256(str(source))
+        for i, (folder, source) in _sources(path)
+    }
+    return {"builder": path, **found}
+
+
+def sources(path: str) -> set[str]:
+    """Return the paths of the sources that are in a builder's digest."""
+    return {os.path.abspath(source) for _, (_, source) in _sources(path)}
+
+
+def _sources(path: str) -> Iterator[tuple[int, tuple[Path, Path]]]:
+    """Yield the number of a folder, the folder, and a source in it, of all that are around a builder."""
     module, _, _ = path.partition(":")
     try:
         found = importlib.util.find_spec(module)
@@ -215,13 +229,8 @@ def _builder_parts(path: str) -> dict[str, str]:
         searched = [(Path(folder), "**/*.py") for folder in package.submodule_search_locations]
     else:
         searched = [(Path(package.origin).parent, "*.py")] if package.origin and package.has_location else []
-    sources = {
-        f"source {i} {source.relative_to(folder).as_posix()}": storage.sha256(str(source))
-        for i, (folder, pattern) in enumerate(searched)
-        for source in folder.glob(pattern)
-        if source.is_file()
-    }
-    return {"builder": path, **sources}
+    for i, (folder, pattern) in enumerate(searched):
+        yield from ((i, (folder, source)) for source in folder.glob(pattern) if source.is_file())
 
 
 def fetched_weights(weights: str, *, again: bool = False) -> str:

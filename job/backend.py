@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from job import archive, artifact, private, storage
+from job import archive, artifact, private, provenance, storage
 from job.errors import JobError, ModelError, one_line
 from job.saved_model import SavedModelStep, check_batch_axis, feedable, input_spec
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
-from job.spec import ModelReference
+from job.spec import ModelReference, Reads
 from job.step import Step
 
 # Two rows rather than one, so that a model cannot mistake the batch for a single example.
@@ -55,7 +55,13 @@ class _KerasStep:
         import keras
 
         self._reference = reference
-        self._model = _keras_model(reference)
+        self._reads: Reads = ()
+        if artifact.kind_of(reference.path) == "builder":
+            with provenance.recorded() as recorder:
+                self._model = _built(reference.path, keras)
+            self._reads = recorder.found(artifact.sources(reference.path))
+        else:
+            self._model = _keras_model(reference)
         # Keras compiles for XLA where there is a GPU, and JAX always does: each batch shape is a program.
         self._is_tensorflow = keras.backend.backend() == "tensorflow"
         self.recompiles = bool(self._model.jit_compile) or not self._is_tensorflow
@@ -222,6 +228,9 @@ class _KerasStep:
         count = getattr(function, "experimental_get_tracing_count", None)
         return int(count()) if count is not None else 0
 
+    def reads(self) -> Reads:
+        return self._reads
+
     def weights_digest(self) -> str:
         if artifact.kind_of(self._reference.path) != "builder" or self._reference.weights is not None:
             return ""
@@ -247,8 +256,6 @@ def _keras_model(reference: ModelReference) -> Any:
     import keras
 
     path = reference.path
-    if artifact.kind_of(path) == "builder":
-        return _built(path, keras)
     try:
         # compile=False: the loss and the metrics are of no use here, and their code need not exist.
         file = storage.fetched(path)

@@ -179,6 +179,7 @@ class _Group:
                         self._told(spec.ds),
                         _loaded,
                         self._nights.reference,
+                        lambda: self._engine()[1],
                         time.time(),
                     )
                 )

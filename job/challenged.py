@@ -92,6 +92,7 @@ def entry(run: Run, receipts: Sequence[Receipt]) -> dict[str, Any] | None:
         "sha256": model.digest,
         "trusted": model.trusted,
         "signature_name": model.signature,
+        "reads": dict(model.reads),
         "signature": run.challenger.signature,
         "columns": list(told.columns),
         "failed": told.failed,

@@ -22,6 +22,7 @@ from job import quiet
 from job.crossing import Address, Memory, Piece
 from job.errors import JobError, ModelError, by_name
 from job.signature import InputSpec, OutputSpec, Signature
+from job.spec import Reads
 from job.step import Step, load_name
 
 
@@ -35,6 +36,7 @@ class Facts:
     recompiles: bool
     outputs: tuple[OutputSpec, ...]
     weights_digest: str
+    reads: Reads
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ class Host:
         built = self._inputs is not None
         outputs = step.outputs() if built else ()
         digest = step.weights_digest() if built else ""
-        return Facts(self._name, self._load_s, step.signature(), step.recompiles, outputs, digest)
+        return Facts(
+            self._name, self._load_s, step.signature(), step.recompiles, outputs, digest, step.reads()
+        )
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:

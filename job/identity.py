@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from job import challenger_flags, choosing, commit
+from job import artifact, challenger_flags, choosing, commit, provenance
 from job.spec import ModelReference, ScoringSpec, Shard
 
 _SHAPE_OUTPUT: Final = (
@@ -31,6 +31,28 @@ class Models:
             return cls(champion, None)
         with challenger_flags.told(spec):
             return cls(champion, resolve(challenger_flags.as_the_model(spec)))
+
+    @property
+    def built(self) -> bool:
+        """Say whether one of them is made by a builder, which may read anything."""
+        every = [self.champion, *([] if self.challenger is None else [self.challenger])]
+        return any(artifact.kind_of(one.path) == "builder" for one in every)
+
+    def reading_as_before(self, manifest: Mapping[str, Any] | None) -> Models:
+        """Return them as they are if their builders read what they did for a night that there is."""
+        if manifest is None:
+            return self
+        champion = _reading_as_before(self.champion, manifest.get("model"))
+        rival = self.challenger
+        return Models(champion, rival and _reading_as_before(rival, manifest.get("challenger")))
+
+
+def _reading_as_before(reference: ModelReference, told: object) -> ModelReference:
+    if not isinstance(told, dict) or told.get("path") != reference.path:
+        return reference
+    # Nights from before this was noted have nothing of it.
+    reads = told.get("reads")
+    return replace(reference, reads=provenance.now(reads)) if isinstance(reads, dict) else reference
 
 
 def run_id(spec: ScoringSpec, shards: Sequence[Shard], models: Models) -> str:

@@ -6,6 +6,7 @@ neither Keras nor Beam has been imported.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -37,25 +38,25 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     # While a bucket is asked for this and that.
     transform = ahead(spec.output, _load_transform)
     began_s = host.process_start_unix_s()
-    with preparing.claimed(spec, beam_args, announce, transform, preparing.resolved, began_s) as claim:
-        if isinstance(claim, Outcome):
-            return claim
-        with preflight.shared(claim.spec) as key:
-            return _run(claim, beam_args, key, announce, transform)
+    with preflight.shared(spec) as key:
+        fit = functools.cache(lambda: engines.fit(engines.beam_options(beam_args), key))
+        resolve = preparing.resolved
+        with preparing.claimed(spec, beam_args, announce, transform, resolve, fit, began_s) as claim:
+            return claim if isinstance(claim, Outcome) else _run(claim, beam_args, fit, announce, transform)
 
 
 def _run(
     claim: Claim,
     beam_args: Sequence[str],
-    key: str,
+    fit: Callable[[], engines.Fit],
     announce: Callable[[str], None],
     transform: Callable[[], type[ScoreParquet]],
 ) -> Outcome:
     footers = preparing.read_footers(claim, beam_args, transform)
     options = engines.beam_options(beam_args)
     engines.check_visible(options, [shard.path for shard in claim.shards])
-    fit = engines.fit(options, key)
-    return finish(preparing.prepared(claim, footers, fit, announce), fit, options, announce)
+    fitted = fit()
+    return finish(preparing.prepared(claim, footers, fitted, announce), fitted, options, announce)
 
 
 def finish(

@@ -71,6 +71,7 @@ def compose(run: Run, receipts: Sequence[Receipt], compared: Compared | None = N
             "sha256": model.digest,
             "trusted": model.trusted,
             "signature_name": model.signature,
+            "reads": dict(model.reads),
             "signature": run.signature,
         },
         "scoring": json.loads(run.scoring),

@@ -25,7 +25,7 @@ from job import artifact, backend, devices, objects, sharing
 from job.batching import BatchSize
 from job.errors import ModelError
 from job.signature import CodedStrings, InputSpec, Tensor
-from job.spec import NO_OPTIONS, Device, ModelReference, StoreOptions
+from job.spec import NO_OPTIONS, Device, ModelReference, Reads, StoreOptions
 from job.step import Step, load_name
 
 # Each holds one model, so a challenger has another. Beam keeps only the last that was acquired alive, and the
@@ -134,6 +134,11 @@ class LoadedModel:
         return self._step.predict_plain(tensors)
 
     @property
+    def reads(self) -> Reads:
+        """Return what a builder read to make the model, see ``job.provenance``; nothing of an artifact."""
+        return self._step.reads()
+
+    @property
     def digest(self) -> str:
         """Return the SHA-256 of the artifact, in hex."""
         return self._reference.digest
@@ -190,6 +195,16 @@ def acquire(
     if beside is not None:
         loaded.beside, beside.beside = beside, loaded
     return loaded
+
+
+def forget() -> None:
+    """Let go of this process's models: who asks for one again has it loaded again."""
+    for holder in (_SHARED, _SHARED_BESIDE):
+        holder.acquire(_Nothing, tag=object())
+
+
+class _Nothing:
+    pass
 
 
 def release(machine: str) -> None:

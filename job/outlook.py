@@ -126,9 +126,10 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
     spec = inputs.absolute(spec)
     shards = awaiting.shards(spec, announce)
     models = identity.Models.of(spec, preparing.resolved)
+    fit = engines.Fit(threads=1, here=True)
+    models = preparing.read(spec, models, fit) if models.built else models
     run_id = identity.run_id(spec, shards, models)
     claim = preparing.Claim(spec, shards, models, run_id, "", host.process_start_unix_s())
-    fit = engines.Fit(threads=1, here=True)
     footers = inputs.read_footers(shards)
     task, splits = preparing.task_of(claim, footers, fit, announce)
     refused = {split.shard.path: split.refused for split in splits if split.refused}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,17 +68,11 @@ def check(
         ShardError: no shard can be read, or some cannot and are not to be rejected.
         SchemaError: columns and inputs do not fit, in one message for all shards.
     """
-    from job import golden, model
+    from job import golden
 
     wrong, schemas = _readable(shards, footers)
-    loaded = model.acquire(
-        reference,
-        device=spec.device if here else "auto",
-        threads=threads,
-        machine=machine if here else "",
-        stores=spec.stores,
-        beside=champion.loaded if champion else None,
-    )
+    beside = champion.loaded if champion else None
+    loaded = acquired(spec, reference, threads, machine, here=here, beside=beside)
     spare = champion is not None
     bound, binding, unbound = _bound(spec, shards, footers, schemas, loaded.signature, wrong, spare)
     where = "the first shard" if bound == 0 else shards[bound].path
@@ -95,6 +90,28 @@ def check(
     told = _grouped(wrong, shards)
     text = describe(loaded.signature)
     return Ready(binding, fields, text, loaded.weights_digest, refused, told, known, loaded)
+
+
+def acquired(
+    spec: ScoringSpec,
+    reference: ModelReference,
+    threads: int,
+    machine: str,
+    *,
+    here: bool,
+    beside: LoadedModel | None,
+) -> LoadedModel:
+    """Return the model of a spec; ``here`` as for :func:`check`, the rest as for ``model.acquire``."""
+    from job import model
+
+    return model.acquire(
+        reference,
+        device=spec.device if here else "auto",
+        threads=threads,
+        machine=machine if here else "",
+        stores=spec.stores,
+        beside=beside,
+    )
 
 
 def _readable(
@@ -136,7 +153,8 @@ def shared(spec: ScoringSpec) -> Iterator[str]:
     try:
         yield key
     finally:
-        if key:
+        # Where nothing had to be loaded, Beam has not been imported either.
+        if key and "job.model" in sys.modules:
             from job import model
 
             model.release(key)

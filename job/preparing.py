@@ -1,7 +1,8 @@
 """A night up to the point where an engine is needed: its shards, its model, its lease, its plan.
 
 List the shards, digest the model, name the run. If that run is published already, stop there: neither
-Keras nor Beam has been imported. Else take the lease; load the model, read every footer, bind, plan.
+Keras nor Beam has been imported. Else take the lease; load the model, read every footer, bind, plan. A model
+that a builder makes is loaded before the lease is taken: what the builder reads is part of the run's name.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from job import (
     artifact,
     awaiting,
+    challenger_flags,
     cleaning,
     dataflow,
     engines,
@@ -25,6 +27,7 @@ from job import (
     output,
     planning,
     preflight,
+    provenance,
     staging,
     storage,
     telling,
@@ -38,6 +41,7 @@ from job.together import together
 
 if TYPE_CHECKING:
     from job.challenging import Challenger
+    from job.model import LoadedModel
     from job.task import ScoringTask
 
 _WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
@@ -106,6 +110,39 @@ def resolved(spec: ScoringSpec) -> ModelReference:
     )
 
 
+def read(spec: ScoringSpec, models: identity.Models, fit: engines.Fit) -> identity.Models:
+    """Load models, and return them with what their builders read.
+
+    A model that this process holds already is loaded again if what its builder read has changed.
+
+    Raises:
+        PreflightError: one cannot be loaded.
+    """
+    from job import model
+
+    found = _loaded(spec, models, fit)
+    if any(provenance.now(path for path, _ in one.reads) != one.reads for one in found):
+        del found
+        model.forget()
+        found = _loaded(spec, models, fit)
+    champion = replace(models.champion, reads=found[0].reads)
+    rival = models.challenger
+    return identity.Models(champion, rival and replace(rival, reads=found[1].reads))
+
+
+def _loaded(spec: ScoringSpec, models: identity.Models, fit: engines.Fit) -> list[LoadedModel]:
+    """Return the model, and the challenger if there is one."""
+
+    def acquired(of: ScoringSpec, reference: ModelReference, beside: LoadedModel | None) -> LoadedModel:
+        return preflight.acquired(of, reference, fit.threads, fit.machine, here=fit.here, beside=beside)
+
+    champion = acquired(spec, models.champion, None)
+    if models.challenger is None:
+        return [champion]
+    with challenger_flags.told(spec):
+        return [champion, acquired(challenger_flags.as_the_model(spec), models.challenger, champion)]
+
+
 @contextmanager
 def claimed(
     spec: ScoringSpec,
@@ -113,12 +150,14 @@ def claimed(
     announce: Callable[[str], None],
     loaded: Callable[[], object],
     resolve: Callable[[ScoringSpec], ModelReference],
+    fit: Callable[[], engines.Fit],
     started_unix_s: float,
 ) -> Iterator[Claim | Outcome]:
     """Hold a night's output, or give the outcome where the night is published already.
 
     ``loaded`` waits for what of Beam is just being imported. ``resolve`` is :func:`resolved`, or remembers
-    what it returned. ``started_unix_s`` is when the night's work began.
+    what it returned. ``fit`` asks the engine what suits it. ``started_unix_s`` is when the night's work
+    began.
 
     Raises:
         JobError: with the exit code that fits.
@@ -131,11 +170,17 @@ def claimed(
         lambda: identity.Models.of(spec, resolve),
         lambda: output.published(spec.output),
     )
+    models = models.reading_as_before(held)
     run_id = identity.run_id(spec, shards, models)
     telling.note_run(spec.output, run_id)
     if (done := _done_before(spec, run_id, held)) is not None:
         yield done
         return
+    if models.built:
+        loaded()
+        models = read(spec, models, fit())
+        run_id = identity.run_id(spec, shards, models)
+        telling.note_run(spec.output, run_id)
     gates.say_if_alone(spec, held, announce)
     _make_output(spec.output)
     ended = waiting.has_ended(beam_args, announce, loaded)

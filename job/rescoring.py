@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from job import artifact, model, storage
+from job import artifact, model, provenance, storage
 from job.binding import Binding, Places, pieces
 from job.challenging import failed_rows
 from job.errors import DataError, JobError, ModelError
@@ -225,6 +225,7 @@ def _rescorer(
         )
         if (found := artifact.digest(reference.path, reference.weights)) != reference.digest:
             raise ModelError(f"{reference.path}: its SHA-256 is {found} now, the night's {reference.digest}")
+        _check_reads(reference, told.get("reads", {}))
         loaded = model.acquire(reference, device=device, beside=champion)
         rescorer = Rescorer(folder, night, loaded, of_challenger=champion is not None)
         rescorer.build()
@@ -233,6 +234,16 @@ def _rescorer(
         findings.append(f"the {which} is not to be had: {e}; --sample_rows=0 looks at the output alone")
         return None
     return rescorer
+
+
+def _check_reads(reference: ModelReference, reads: Mapping[str, str]) -> None:
+    """Refuse files that a builder read for the night and that are others now. Folders may hold more."""
+    for path, digest in provenance.now(path for path in reads if not path.endswith("/")):
+        if digest != reads[path]:
+            raise ModelError(
+                f"{reference.path}: its builder read {path}, whose SHA-256 is {digest or 'none'} now, the "
+                f"night's {reads[path]}"
+            )
 
 
 def _groups_with(shard: Shard, shard_rows: NDArray[np.int64]) -> Iterator[Split]:

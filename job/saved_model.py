@@ -10,7 +10,7 @@ import numpy as np
 from job import operations, storage
 from job.errors import ModelError, one_line
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
-from job.spec import ModelReference
+from job.spec import ModelReference, Reads
 
 _DEFAULT: Final = "serving_default"
 # What parses serialized ``tf.Example`` messages.
@@ -77,6 +77,10 @@ class SavedModelStep:
     def traces(self) -> int:
         """Return 1: the graph was traced when it was saved."""
         return 1
+
+    def reads(self) -> Reads:
+        """Return nothing: there is no builder."""
+        return ()
 
     def weights_digest(self) -> str:
         """Return nothing: the artifact's digest covers its weights."""

@@ -40,6 +40,7 @@ from job.crossing import Memory
 from job.errors import JobError, ModelError, one_line
 from job.hosting import Facts, Failure, Host
 from job.signature import InputSpec, OutputSpec, Signature, Tensor
+from job.spec import Reads
 from job.step import Step
 
 MOST_DEATHS: Final = 2
@@ -93,6 +94,10 @@ class SharedStep:
     def traces(self) -> int:
         """Return how often the predict step had been traced when this process last asked."""
         return self._traces
+
+    def reads(self) -> Reads:
+        """Return what a builder read to make the model, where that was done first."""
+        return self.facts.reads
 
     def weights_digest(self) -> str:
         """Return the SHA-256 of weights that no artifact pins, or nothing."""

@@ -11,7 +11,8 @@ has slots, because a run may have a million.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from typing import Literal
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -153,12 +154,17 @@ class Split:
     refused: str = ""
 
 
+# Paths that a builder read, with digests; those of folders, which it listed, end with "/".
+Reads = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class ModelReference:
     """Where a model comes from and how far it is trusted. ``digest`` is a SHA-256 in hex.
 
     ``backend`` is what Keras is to compute with, in every process of a run. ``signature`` is the one of a
-    SavedModel's that is asked for by name, empty where nobody asked.
+    SavedModel's that is asked for by name, empty where nobody asked. ``reads`` is what its builder read when
+    it was loaded, which is known after that: it makes no other model of it.
     """
 
     path: str
@@ -167,12 +173,17 @@ class ModelReference:
     digest: str
     backend: str = "tensorflow"
     signature: str = ""
+    reads: Reads = field(default=(), compare=False)
 
     @property
     def identity(self) -> str:
         """Return what tells apart models that may give other bits."""
         parts = [self.digest, *([] if self.backend == "tensorflow" else [self.backend])]
-        return " ".join([*parts, *([f"signature={self.signature}"] if self.signature else [])])
+        if self.signature:
+            parts.append(f"signature={self.signature}")
+        if self.reads:
+            parts.append(f"reads={json.dumps(self.reads)}")
+        return " ".join(parts)
 
 
 @dataclass(frozen=True)

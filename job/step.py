@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from job.signature import InputSpec, OutputSpec, Signature, Tensor
+from job.spec import Reads
 
 _LOADS = itertools.count(1)
 
@@ -42,6 +43,9 @@ class Step(Protocol):
 
     def traces(self) -> int:
         """Return how often the predict step has been traced."""
+
+    def reads(self) -> Reads:
+        """Return what a builder read to make the model, see ``job.provenance``; nothing of an artifact."""
 
     def weights_digest(self) -> str:
         """Return the SHA-256 of weights that no artifact pins, or nothing."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from job.errors import ModelError
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.spec import Reads
 
 
 class Doubling:
@@ -53,6 +54,9 @@ class Doubling:
 
     def traces(self) -> int:
         return 7
+
+    def reads(self) -> Reads:
+        return ()
 
     def weights_digest(self) -> str:
         return ""

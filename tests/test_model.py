@@ -14,7 +14,7 @@ from job import artifact, backend, model
 from job.errors import ModelError
 from job.model import LoadedModel
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
-from job.spec import ModelReference
+from job.spec import ModelReference, Reads
 from tests.nights import dense, module, saved
 
 X = InputSpec("x", (4,), "float32")
@@ -45,6 +45,9 @@ class FakeStep:
 
     def traces(self) -> int:
         return 3
+
+    def reads(self) -> Reads:
+        return ()
 
     def weights_digest(self) -> str:
         return f"digest of {len(self.builds)} builds"

@@ -78,6 +78,7 @@ ORDER = (
         "saved_model",
         "operations",
         "step",
+        "provenance",
         "artifact",
         "archive",
         "batching",
