@@ -4,7 +4,7 @@
 
     OUTPUT/_staging/lease                                   held by the run that works on OUTPUT
                    /<run_id>/plan.jsonl                     the splits of the run
-                            /attempts/<split>.<token>.parquet
+                            /attempts/<split>.<token>.attempt
                             /receipts/<split>.json          the attempt that counts
                             /publishing.json                from here on, only forward
 

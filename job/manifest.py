@@ -212,7 +212,9 @@ def is_inside(path: str) -> bool:
     >>> is_inside("ds=1/a.parquet"), is_inside("../a.parquet"), is_inside("_staging/lease")
     (True, False, False)
     """
-    parts = path.removeprefix(f"{staging.REJECTED}/").split("/")
-    return path.endswith(".parquet") and not any(
-        part == "" or part.startswith(("_", ".")) or "\0" in part for part in parts
+    inner = path.removeprefix(f"{staging.REJECTED}/")
+    # Rejected rows were in files of that name, too, until readers were seen to take them for predictions.
+    endings = (".parquet",) if inner == path else (".parquet", staging.REJECTED_SUFFIX)
+    return path.endswith(endings) and not any(
+        part == "" or part.startswith(("_", ".")) or "\0" in part for part in inner.split("/")
     )

@@ -146,7 +146,11 @@ class NightFiles:
 
     @cached_property
     def _rejected(self) -> dict[str, str]:
-        return {one["path"].partition("/")[2]: one["path"] for one in self.manifest["rejected_files"]}
+        """By the name of a file of scored rows, that of those which its split rejected."""
+        return {
+            f"{one['path'].partition('/')[2].rpartition('.')[0]}.parquet": one["path"]
+            for one in self.manifest["rejected_files"]
+        }
 
     def check_same(self) -> None:
         """Check that it was not replaced while it was read.

@@ -13,6 +13,7 @@ from job.errors import ShardChangedError, ShardError
 from job.reading import SplitReader
 from job.rejects import EXTRA_COLUMNS, Rejects, with_extras
 from job.spec import Run, Split
+from job.staging import ATTEMPT_SUFFIX, REJECTED_SUFFIX
 from job.writing import PartWriter
 
 BAD_SHARD: Final = "bad_shard"
@@ -34,7 +35,7 @@ def write_rows(attempt: str, reader: SplitReader, rejects: Rejects, options: Fil
         return {}
     schema = with_extras(reader.schema.empty_table(), []).schema
     tables = rejects.tables(reader.everything())
-    return _write(f"{attempt.removesuffix('.parquet')}.rejected", schema, tables, options)
+    return _write(f"{attempt.removesuffix(ATTEMPT_SUFFIX)}{REJECTED_SUFFIX}", schema, tables, options)
 
 
 def write_split(attempt: str, split: Split, error: str, options: FileOptions) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def write_split(attempt: str, split: Split, error: str, options: FileOptions) ->
     """
     if not split.rows:
         return {}
-    stem = attempt.removesuffix(".parquet")
+    stem = attempt.removesuffix(ATTEMPT_SUFFIX)
     try:
         with SplitReader(split) as reader:
             schema = with_extras(reader.schema.empty_table(), []).schema

@@ -20,6 +20,8 @@ from job.spec import ChallengerWork, Receipt, Shard, Split
 from job.together import parallel
 
 STAGING, REJECTED, PLAN = "_staging", "_rejected", "plan.jsonl"
+# Parquet by content. Readers that take every ``**/*.parquet`` for a prediction must not find them.
+REJECTED_SUFFIX, ATTEMPT_SUFFIX = ".rejected", ".attempt"
 
 
 def folder_of(output: str, run: str) -> str:
@@ -75,7 +77,8 @@ def new_attempt(output: str, run: str, split: Split) -> str:
     if not storage.is_remote(output):
         # There it is a request for each split, and what is written in vain is taken back by write_receipt.
         _check_under_way(output, run)
-    path = f"{storage.join(folder_of(output, run), 'attempts', split.name)}.{os.urandom(8).hex()}.parquet"
+    stem = storage.join(folder_of(output, run), "attempts", split.name)
+    path = f"{stem}.{os.urandom(8).hex()}{ATTEMPT_SUFFIX}"
     storage.make_folder(storage.parent(path))
     return path
 
@@ -191,7 +194,7 @@ def rejected_part(receipt: Receipt) -> PartFile | None:
     """Return the file of rejected rows; ``None`` where there are none."""
     if not receipt.rejects:
         return None
-    final = f"{REJECTED}/{receipt.split.name}.parquet"
+    final = f"{REJECTED}/{receipt.split.name}{REJECTED_SUFFIX}"
     rows, size_bytes = receipt.rows_rejected, receipt.rejects_bytes
     return PartFile(receipt.rejects, final, rows, size_bytes, receipt.rejects_sha256)
 

@@ -142,7 +142,7 @@ def check(night: Night, layout: Layout, plain: Any) -> None:
         # The sum of large terms may cancel: what counts is their size.
         scale = np.abs(np.array(cells, np.float32)).max(axis=1, keepdims=True)
         assert (np.abs(got - wanted) <= 1e-6 * (np.abs(wanted) + scale) + 1e-6).all()
-    files = sorted((night.output / "_rejected").rglob("*.parquet"))
+    files = sorted((night.output / "_rejected").rglob("*.rejected"))
     rejected = [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
     assert [row["id"] for row in rejected] == [key for key in every if key not in good]
     for row in rejected:

@@ -36,7 +36,7 @@ def damage_data(path: Path) -> None:
 
 
 def rejected(night: Night, name: str) -> pa.Table:
-    return pq.ParquetFile(night.output / "_rejected" / f"{name}.parquet").read()
+    return pq.ParquetFile(night.output / "_rejected" / f"{name}.rejected").read()
 
 
 def expected(*tables: pa.Table) -> Any:

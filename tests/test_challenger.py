@@ -84,7 +84,7 @@ def rejected(night: Night) -> str:
     """As text, in which a NaN is equal to a NaN."""
     found = [
         pq.ParquetFile(path).read().to_pylist()
-        for path in sorted(night.output.glob("_rejected/**/*.parquet"))
+        for path in sorted(night.output.glob("_rejected/**/*.rejected"))
     ]
     assert sum(map(len, found)) == 2
     return str(found).replace(str(night.input), "in")

@@ -76,7 +76,7 @@ def not_finite(night: Night) -> pa.Table:
 
 
 def rejected(night: Night) -> list[tuple[int, str, str]]:
-    rows = pq.ParquetFile(night.output / "_rejected/a.parquet").read().to_pylist()
+    rows = pq.ParquetFile(night.output / "_rejected/a.rejected").read().to_pylist()
     return [(row["_row"], row["_reason"], row["_error"]) for row in rows]
 
 

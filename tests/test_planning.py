@@ -107,7 +107,7 @@ def test_long_names_are_cut_so_that_attempts_fit_in_a_file_name(name: str) -> No
     paths = [f"/in/ds=1/{name}.parquet", f"/in/ds=2/{name}.parquet", "/in/ds=2/b.parquet"]
     splits = plan([shard(path) for path in paths], [(1, 1), (1, 1), (1,)], 1)
     for split in splits[:4]:
-        attempt = f"{split.name.rpartition('/')[2]}.{'0' * 16}.rejected.parquet"
+        attempt = f"{split.name.rpartition('/')[2]}.{'0' * 16}.unreadable.rejected"
         assert len(os.fsencode(attempt)) <= 255
         assert split.name.partition("/")[2].startswith(name[:50].strip("\udcff"))
     assert len({split.name.partition("/")[2] for split in splits}) == 5

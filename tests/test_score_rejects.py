@@ -46,7 +46,7 @@ FLAGS = ("--keys=id", "--features=f0,f1,f2,f3", "--split_rows=300", "--batch_siz
 
 
 def rejected(night: Night) -> list[dict[str, Any]]:
-    files = sorted((night.output / "_rejected").rglob("*.parquet"))
+    files = sorted((night.output / "_rejected").rglob("*.rejected"))
     return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
 
 
@@ -70,12 +70,14 @@ def test_bad_rows_are_set_aside_and_all_others_scored(night: Night, model: tuple
         original = tables[row["note"][0]].slice(row["_row"], 1).to_pylist()[0]
         assert {name: row[name] for name in original} == original
         assert row["_shard"] == str(night.input / f"{row['note'][0]}.parquet")
+    # Readers that take every such file for one of predictions find those alone.
+    assert sorted(night.output.rglob("*.parquet")) == night.files()
     manifest = night.manifest()
     assert (manifest["rows_read"], manifest["rows_rejected"]) == (800, 4)
     assert [(f["path"], f["rows"]) for f in manifest["rejected_files"]] == [
-        ("_rejected/a-00000-00001.parquet", 2),
-        ("_rejected/a-00002-00002.parquet", 1),
-        ("_rejected/b-00000-00001.parquet", 1),
+        ("_rejected/a-00000-00001.rejected", 2),
+        ("_rejected/a-00002-00002.rejected", 1),
+        ("_rejected/b-00000-00001.rejected", 1),
     ]
 
 

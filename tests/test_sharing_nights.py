@@ -46,12 +46,12 @@ def hosts(of: int) -> list[psutil.Process]:
 def test_one_load_the_same_run_and_the_same_bits(tmp_path: Path) -> None:
     night, path = night_of(tmp_path, 8000)
     apart = night.score(path, *PROCESSES, *SPLITS)
-    rows, rejected = night.scored(), next(night.output.glob("_rejected/**/*.parquet")).read_bytes()
+    rows, rejected = night.scored(), next(night.output.glob("_rejected/**/*.rejected")).read_bytes()
     night.output.rename(tmp_path / "apart")
     together = night.score(path, *PROCESSES, *SPLITS, "--model_sharing=machine")
     assert night.scored().equals(rows)
     assert rows.num_rows == 7999
-    assert next(night.output.glob("_rejected/**/*.parquet")).read_bytes() == rejected
+    assert next(night.output.glob("_rejected/**/*.rejected")).read_bytes() == rejected
     assert apart.run_id == together.run_id
     assert (len(apart.workers), len(apart.loads)) == (2, 2)
     assert (len(together.workers), len(together.loads)) == (2, 1)

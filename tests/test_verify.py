@@ -97,10 +97,31 @@ def test_a_pair_that_is_swapped_is_told_on_both_sides(night_of_three: Night) -> 
 
 
 def test_a_rejected_file_is_checked_too(night_of_three: Night) -> None:
-    path = next((night_of_three.output / "_rejected").rglob("*.parquet"))
+    path = next((night_of_three.output / "_rejected").rglob("*.rejected"))
     delete(night_of_three, path)
     name = path.relative_to(night_of_three.output)
     assert f"{name}: it is gone" in check(night_of_three, 0).findings
+
+
+def as_before(night: Night) -> None:
+    """Give files of rejected rows the names that they once had: as those of scored rows."""
+    manifest = night.manifest()
+    for entry in manifest["rejected_files"]:
+        path = night.output / entry["path"]
+        entry["path"] = str(path.with_suffix(".parquet").relative_to(night.output))
+        path.rename(night.output / entry["path"])
+    (night.output / "_manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_night_whose_rejected_rows_have_the_names_of_before(night_of_three: Night) -> None:
+    """Every row is found in its shard, and the night that replaces it leaves none of its files."""
+    night = night_of_three
+    as_before(night)
+    found = check(night)
+    assert (found.findings, found.differences, found.rows_again) == ((), (), 882)
+    night.score(night.folder / "m.keras", "--keys=id", "--if_exists=replace", "--max_rejected=0.05")
+    assert check(night).is_right
+    assert not list((night.output / "_rejected").rglob("*.parquet"))
 
 
 @pytest.mark.parametrize(
