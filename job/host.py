@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import time
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -43,10 +44,9 @@ def memory_bytes() -> int:
     try:
         told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(told["MemAvailable"].split()[0]) * 1024
-        group = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
     except (OSError, ValueError, KeyError):
         return 0
-    folder = Path(_CGROUPS, group)
+    folder = Path(_CGROUPS, _own_group())
     for above in (folder, *folder.parents):
         if not above.is_relative_to(_CGROUPS):
             break
@@ -58,3 +58,12 @@ def memory_bytes() -> int:
             cached = int(kept["active_file"]) + int(kept["inactive_file"])
             free = min(free, max(0, limit - taken + cached))
     return free
+
+
+def _own_group() -> str:
+    """Return this process's control group, as a path below all of them; empty for the top."""
+    with suppress(OSError):
+        groups = Path("/proc/self/cgroup").read_text()
+        if found := re.search("^0::/(.*)$", groups, re.MULTILINE):
+            return found[1]
+    return ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from job import archive
+from job import archive, host
 from job.errors import ModelError
 from tests.archives import CHANGES, CONFIG, WEIGHTS, load_in_a_process, members, strange, written
 from tests.nights import dense, saved
@@ -273,3 +273,40 @@ def test_what_gets_past_the_archive_ends_in_one_line_too(good: Path, tmp_path: P
     outcomes = load_in_a_process(paths, tmp_path)
     assert all("\n" not in outcome for outcome in outcomes)
     assert sum(outcome.startswith("refused") for outcome in outcomes) > 60
+
+
+def test_assets_must_fit_the_temporary_folder(good: Path, tmp_path: Path) -> None:
+    """Where the memory is not known of. Keras unpacks the whole archive there."""
+    content = {**members(good), "assets/0": bytes(MB)}
+    path = written(tmp_path / "m.keras", content, compression=zipfile.ZIP_DEFLATED)
+    archive.check(str(path), trusted=False, memory_bytes=0)
+    declared(path, "assets/0", 1 << 50)
+    with pytest.raises(
+        ModelError, match=r"it unpacks to 1,125,8[\d,]+ bytes in .*, and [\d,]+ are free there"
+    ):
+        archive.check(str(path), trusted=False, memory_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ({"": ("max", 0, 0)}, None),
+        # Of 400 MB 300 are taken, 250 of them by files that can be read again.
+        ({"": (400 * MB, 300 * MB, 250 * MB)}, 350 * MB),
+        ({"": ("max", 0, 0), "own": (10 * MB, 30 * MB, 5 * MB)}, 0),
+        ({"": (20 * MB, 0, 0), "own": (30 * MB, 0, 0)}, 20 * MB),
+    ],
+)
+def test_free_memory_is_what_the_limits_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], wanted: int | None
+) -> None:
+    for group, (limit, taken, cached) in limits.items():
+        (tmp_path / group).mkdir(exist_ok=True)
+        (tmp_path / group / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / group / "memory.current").write_text(f"{taken}\n")
+        (tmp_path / group / "memory.stat").write_text(f"anon 1\nactive_file {cached}\ninactive_file 0\n")
+    machine = host.memory_bytes()
+    monkeypatch.setattr(host, "_CGROUPS", str(tmp_path))
+    monkeypatch.setattr(host, "_own_group", lambda: "own")
+    found = host.memory_bytes()
+    assert found == wanted if wanted is not None else found == pytest.approx(machine, rel=0.2)
