@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 from apache_beam.utils import shared
 
-from job import artifact, backend, devices, objects, sharing
+from job import artifact, backend, devices, objects, provenance, sharing
 from job.batching import BatchSize
 from job.errors import ModelError
 from job.signature import CodedStrings, InputSpec, Tensor
@@ -180,7 +180,8 @@ def acquire(
         beside: the champion, where this is its challenger.
 
     Raises:
-        ModelError: it cannot be loaded, or is not the artifact that the run was planned with.
+        ModelError: it cannot be loaded, or is not the artifact that the run was planned with, or its builder
+            read other files.
     """
 
     def load() -> LoadedModel:
@@ -192,6 +193,7 @@ def acquire(
 
     holder = _SHARED if beside is None else _SHARED_BESIDE
     loaded: LoadedModel = holder.acquire(load, tag=(reference, device, machine))
+    provenance.check_same(reference, loaded.reads)
     if beside is not None:
         loaded.beside, beside.beside = beside, loaded
     return loaded

@@ -120,6 +120,10 @@ def read(spec: ScoringSpec, models: identity.Models, fit: engines.Fit) -> identi
     """
     from job import model
 
+    # What they are to have read is found out now.
+    models = identity.Models(
+        replace(models.champion, reads=()), models.challenger and replace(models.challenger, reads=())
+    )
     found = _loaded(spec, models, fit)
     if any(provenance.now(path for path, _ in one.reads) != one.reads for one in found):
         del found

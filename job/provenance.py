@@ -32,7 +32,7 @@ from typing import Any, Final
 
 from job import artifact, storage
 from job.errors import ModelError
-from job.spec import Reads
+from job.spec import ModelReference, Reads
 
 _PSEUDO_FILES: Final = ("/proc/", "/sys/", "/dev/")
 _SAVED_MODEL: Final = "saved_model.pb"
@@ -98,6 +98,24 @@ class Recorder:
 def now(paths: Iterable[str]) -> Reads:
     """Return digests of files, and of folders, whose paths end with ``/``; empty where there is none."""
     return tuple((path, _listing(path) if path.endswith("/") else _digest(path)) for path in sorted(paths))
+
+
+def check_same(reference: ModelReference, reads: Reads) -> None:
+    """Refuse a model whose builder read another file than the one for the run, by the same name.
+
+    It may have been changed since the run was planned, or be another one on this machine. Other names are no
+    sign of either: what is read may depend on where one is.
+
+    Raises:
+        ModelError: it did.
+    """
+    planned = dict(reference.reads)
+    for path, digest in reads:
+        if not path.endswith("/") and planned.get(path, digest) != digest:
+            raise ModelError(
+                f"{reference.path}: its builder read {path} here, whose SHA-256 is {digest}; where the run "
+                f"was planned it was {planned[path]}; put the same file there, or start a new run"
+            )
 
 
 @contextmanager

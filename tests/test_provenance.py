@@ -9,7 +9,9 @@ import py_compile
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import pytest
 
 from job import commit, launch, options, outlook, provenance, worker
 from job.errors import ModelError, OutputConflictError
+from job.model import acquire, forget
+from job.spec import ModelReference
 from job.tolerance import Tolerance
 from job.verify import ALL, verify
 from tests.nights import Night, module
@@ -289,6 +293,27 @@ def test_verify_tells_which_file_is_another(rows: Night, monkeypatch: pytest.Mon
     constant(path, 3)
     (finding,) = verify(str(rows.output), sample_rows=ALL, seed=0, tolerance=Tolerance()).findings
     assert f"its builder read {path}, whose SHA-256 is {sha256(path)} now, the night's {before}" in finding
+
+
+def test_a_worker_whose_builder_reads_another_file_scores_nothing(
+    rows: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the weights are the same, as of a model that differs in its vocabulary alone."""
+    name = module(rows.folder, "provenance_worker", LOADING, monkeypatch)
+    path = constant(rows.folder / "m.keras", 2)
+    planned = rows.planned(f"{name}:build", "--keys=id").loaded
+    wanted = planned.reads
+    reference = ModelReference(f"{name}:build", None, False, planned.digest, reads=wanted)
+    assert acquire(reference).reads == wanted == ((str(path), sha256(path)),)
+    with zipfile.ZipFile(path, "a") as sink:
+        sink.comment = b"another file, the same model"
+    forget()
+    with pytest.raises(
+        ModelError, match=rf"its builder read {path} here, whose SHA-256 is {sha256(path)}; whe"
+    ):
+        acquire(reference)
+    other = replace(reference, reads=(("/elsewhere/m.keras", "0" * 64),))
+    assert acquire(other).reads == ((str(path), sha256(path)),)
 
 
 def interrupted(night: Night, model: str, monkeypatch: pytest.MonkeyPatch, place: Any, function: str) -> None:
