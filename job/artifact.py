@@ -32,7 +32,7 @@ Kind = Literal["keras", "h5", "keras_folder", "saved_model", "builder"]
 BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FILES: Final[Mapping[str, Kind]] = {".keras": "keras", ".h5": "h5", ".hdf5": "h5"}
 # What a folder holds that is a model.
-MARKS: Final[Mapping[str, Kind]] = {"saved_model.pb": "saved_model", "config.json": "keras_folder"}
+MARKS: Final[Mapping[str, Kind]] = {"saved_model.pb": "saved_model", "model.weights.h5": "keras_folder"}
 FORMS: Final = "x.keras, x.h5, a folder (a SavedModel, or of zipped=False) or package.module:function"
 # What Keras reads weights from; the second is a map of files of the first kind, its shards.
 _SHARDED: Final = ".weights.json"

@@ -38,6 +38,18 @@ class Models:
         every = [self.champion, *([] if self.challenger is None else [self.challenger])]
         return any(artifact.kind_of(one.path) == "builder" for one in every)
 
+    def changed(self, manifest: Mapping[str, Any]) -> list[str]:
+        """Return what builders read for a night and is not what it was; after :meth:`reading_as_before`."""
+        told = [manifest.get("model"), manifest.get("challenger")]
+        of = [self.champion.reads, self.challenger.reads if self.challenger else ()]
+        return [
+            path
+            for one, reads in zip(told, of, strict=True)
+            if isinstance(one, dict)
+            for path, digest in reads
+            if one["reads"][path] != digest
+        ]
+
     def reading_as_before(self, manifest: Mapping[str, Any] | None) -> Models:
         """Return them as they are if their builders read what they did for a night that there is."""
         if manifest is None:

@@ -181,6 +181,8 @@ def claimed(
         yield done
         return
     if models.built:
+        if held is not None and (changed := models.changed(held)):
+            announce(f"{changed[0]}: it is not what the model's builder read for the night at {spec.output}")
         loaded()
         models = read(spec, models, fit())
         run_id = identity.run_id(spec, shards, models)

@@ -122,17 +122,17 @@ def check_same(reference: ModelReference, reads: Reads) -> None:
 def recorded() -> Iterator[Recorder]:
     """Record what this thread reads in the body."""
     _install()
-    recorder = Recorder()
-    _recorders.append(recorder)
-    try:
-        with ExitStack() as doors:
-            for kind, parameter in _doors():
-                doors.enter_context(_noting(kind, parameter, recorder))
-            yield recorder
-    finally:
-        _recorders.remove(recorder)
+    # One at a time: those who go through a door that is no longer theirs would leave it open.
+    with _recording, ExitStack() as stack:
+        recorder = Recorder()
+        for kind, parameter in _doors():
+            stack.enter_context(_noting(kind, parameter, recorder))
+        _recorders.append(recorder)
+        stack.callback(_recorders.remove, recorder)
+        yield recorder
 
 
+_recording: Final = threading.RLock()
 _recorders: Final[list[Recorder]] = []
 
 

@@ -49,7 +49,7 @@ def test_each_kind_is_told_by_what_is_there(tmp_path: Path) -> None:
         ("absent.keras", "there is no such file, folder or builder"),
         ("no.module.function", "there is no such file, folder or builder"),
         ("a module:function", "there is no such file, folder or builder"),
-        ("empty", "the folder holds no saved_model.pb and no config.json"),
+        ("empty", "the folder holds no saved_model.pb and no model.weights.h5"),
         ("model.pkl", ".pkl suffix is no kind of model known here"),
         ("model", "no suffix is no kind of model known here"),
     ],

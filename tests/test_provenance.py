@@ -177,6 +177,23 @@ def test_what_is_downloaded_and_then_read_counts(tmp_path: Path) -> None:
     assert read_by(act) == read_by(act) == {str(path): hashlib.sha256(b"fetched").hexdigest()}
 
 
+def test_threads_that_record_are_told_apart(tmp_path: Path) -> None:
+    file = importlib.import_module("h5py").File
+    begin, path = file.__init__, h5(tmp_path)
+    found: dict[int, dict[str, str]] = {}
+
+    def record(number: int) -> None:
+        found[number] = read_by(lambda: read_h5(str(path)) if number % 2 else None)
+
+    threads = [threading.Thread(target=record, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(found[number]) for number in range(8)] == [0, 1] * 4
+    assert file.__init__ is begin
+
+
 def test_a_file_that_is_changed_meanwhile_is_told(tmp_path: Path) -> None:
     path = text(tmp_path)
     with provenance.recorded() as recorder:
@@ -245,9 +262,11 @@ def rows(night: Night) -> Night:
     return night
 
 
-def run(night: Night, model: str, *flags: str) -> launch.Outcome:
+def run(
+    night: Night, model: str, *flags: str, announce: Callable[[str], None] = lambda line: None
+) -> launch.Outcome:
     spec, beam_args = options.parse(night.args(model, "--keys=id", "--split_rows=20", *flags))
-    return launch.score(spec, beam_args, announce=lambda line: None)
+    return launch.score(spec, beam_args, announce=announce)
 
 
 def predicted(night: Night, column: int = 1) -> set[float]:
@@ -276,8 +295,11 @@ def test_a_model_that_was_trained_again_is_another_run(
     spec, _ = options.parse(rows.args(model, "--keys=id", "--split_rows=20"))
     assert outlook.look(spec, announce=lambda line: None).run_id == begun.report.run_id
     constant(rows.folder / then, 10)
+    said: list[str] = []
     with pytest.raises(OutputConflictError, match=rf"it holds run {begun.report.run_id[:12]}, this is run"):
-        run(rows, model)
+        run(rows, model, announce=said.append)
+    what = f"{rows.folder}/{'' if function == 'newest' else first}"
+    assert f"{what}: it is not what the model's builder read for the night at {rows.output}" in said
     replaced = run(rows, model, "--if_exists=replace")
     assert replaced.report.run_id != begun.report.run_id
     assert predicted(rows) == {10.0}
