@@ -208,6 +208,14 @@ class Contest:
         self._model_errors += len(bad)
         if len(bad) > most_bad:
             raise ModelError(bad[min(bad)])
+        if outputs and loaded.independence.is_due(rows - len(bad), loaded.load):
+            loaded.check_independence(
+                tensors,
+                np.delete(np.arange(rows), list(bad)),
+                outputs,
+                steady_rows,
+                lambda place: f"row {places[place]} of a batch of {self._split.shard.path}",
+            )
         for position, error in bad.items():
             rejects.add([int(places[position])], MODEL_ERROR, error)
         outputs, left, _ = finite_only(outputs, np.delete(places, list(bad)), numbers, rejects)

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
@@ -75,6 +76,7 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
 
         Raises:
             SchemaError: a batch's columns do not fit the model's inputs.
+            ModelError: a row's prediction depends on the rows beside it.
             DataError: a row cannot be fed to the model.
         """
         for records in batch:
@@ -94,6 +96,11 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
                     f"{len(fault.rows)} row(s) of a record batch; drop them before RunInference"
                 )
             outputs = loaded.predict(tensors, self._batch_rows)
+            if loaded.independence.is_due(piece.num_rows, loaded.load):
+                rows = np.arange(piece.num_rows)
+                loaded.check_independence(
+                    tensors, rows, outputs, self._batch_rows, lambda i: f"row {i} of a batch"
+                )
             parts.append((places, to_arrow(outputs, fields, piece.num_rows)))
         columns = in_order(parts) if parts else [pa.array([], field.type) for field in fields]
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))

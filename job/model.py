@@ -20,10 +20,12 @@ from dataclasses import replace
 
 import numpy as np
 from apache_beam.utils import shared
+from numpy.typing import NDArray
 
 from job import artifact, backend, devices, objects, provenance, sharing
 from job.batching import BatchSize
 from job.errors import ModelError
+from job.independence import Batch, Independence
 from job.signature import CodedStrings, InputSpec, Tensor
 from job.spec import NO_OPTIONS, Device, ModelReference, Reads, StoreOptions
 from job.step import Step, load_name
@@ -43,6 +45,7 @@ class LoadedModel:
     Attributes:
         signature: its inputs and outputs; empty ``inputs`` until ``build`` where it has no input shape.
         batch: the batch size chosen for it, shared by all threads.
+        independence: whether its predictions depend on their own rows alone.
         weights_digest: SHA-256 of the weights a builder made without ``--weights``; else empty.
         beside: the other model of the same run, which lives as long as this one.
     """
@@ -52,6 +55,7 @@ class LoadedModel:
         self._reference = reference
         self._lock = threading.Lock()
         self.batch = BatchSize()
+        self.independence = Independence()
         self._load = load_name()
         self.weights_digest = ""
         self.beside: LoadedModel | None = None
@@ -128,6 +132,30 @@ class LoadedModel:
             filled = [_fill(tensor, size) for tensor in tensors]
             return [output[:rows] for output in self._step.predict(filled)]
         return self._step.predict(tensors)
+
+    def check_independence(
+        self,
+        tensors: Sequence[Tensor],
+        places: NDArray[np.int64],
+        outputs: Sequence[np.ndarray],
+        steady_rows: int,
+        name: Callable[[int], str],
+    ) -> None:
+        """Predict some rows of a batch once more, alone and beside others, unless that has been done.
+
+        Args:
+            tensors: what ``predict`` was given.
+            places: the rows of them that ``outputs`` are of, ascending.
+            outputs: what it gave.
+            steady_rows: see ``predict``.
+            name: tells what the row in a place is called.
+
+        Raises:
+            ModelError: a prediction depends on more than its row, see ``job.independence``.
+        """
+        names = [output.name for output in self.signature.outputs]
+        batch = Batch(tensors, places, outputs, steady_rows, name)
+        self.independence.check(self._reference.path, names, batch, self.predict, self.load)
 
     def predict_plain(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
         """Predict rows by ``Model.predict``: slow, and without anything of ours; for checks."""

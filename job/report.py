@@ -90,6 +90,8 @@ class RunReport:
     compared: Compared | None = None
     golden_checks: int = 0
     challenger: Challenged | None = None
+    again_rows: int = 0
+    again_apart: float = 0.0
 
     @classmethod
     def of(
@@ -137,6 +139,8 @@ class RunReport:
             compared=compared,
             golden_checks=len({receipt.load for receipt in receipts if receipt.golden_rows}),
             challenger=Challenged.of(run, receipts),
+            again_rows=sum(_most_by_load(receipts).values()),
+            again_apart=max((receipt.again_apart for receipt in receipts), default=0.0),
             **{name: sum(getattr(receipt, name) for receipt in receipts) for name in _SUMS},
         )
 
@@ -217,6 +221,10 @@ class RunReport:
             "golden rows": f"as expected after {self.golden_checks} of {_count(len(self.loads), 'load')}"
             if self.golden_checks
             else "",
+            "neighbours": f"{self.again_rows:,} rows predicted again, beside others and alone: at most "
+            f"{self.again_apart:.1g} apart"
+            if self.again_rows
+            else "",
             "batch size": _join(
                 f"{_span(self.batch_rows)} rows" if self.batch_rows else "",
                 _count(self.batches, "batch", "batches"),
@@ -251,6 +259,14 @@ def _traces(receipts: Sequence[Receipt]) -> int:
     for receipt in receipts:
         so_far[receipt.load] = max(receipt.traces, so_far.get(receipt.load, 0))
     return sum(so_far.values())
+
+
+def _most_by_load(receipts: Sequence[Receipt]) -> dict[str, int]:
+    """Return how many rows each loaded model had predicted again by its last split."""
+    most: dict[str, int] = {}
+    for receipt in receipts:
+        most[receipt.load] = max(receipt.again_rows, most.get(receipt.load, 0))
+    return most
 
 
 def _distinct(values: Iterable[str]) -> tuple[str, ...]:

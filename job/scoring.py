@@ -36,6 +36,7 @@ from job.errors import DataError, ShardChangedError, ShardError
 from job.predictions import in_order, to_arrow
 from job.reading import SplitReader
 from job.rejects import MODEL_ERROR, Rejects, finite_only, predict_around, sift
+from job.signature import Tensor
 from job.sizing import batch_rows, chunk_rows, stretches
 from job.spec import Receipt, Split
 from job.task import ScoringTask
@@ -216,6 +217,8 @@ def _circumstances(
         "nonfinite_rows": tally.nonfinite_rows,
         "memory_rows": loaded.batch.memory_rows,
         "golden_rows": task.golden.rows if task.golden else 0,
+        "again_rows": loaded.independence.rows,
+        "again_apart": loaded.independence.apart,
     }
 
 
@@ -302,6 +305,9 @@ class _Scoring:
             rejects.add([int(numbers[row])], MODEL_ERROR, error)
         if len(bad) > most_bad:
             return None, []
+        if outputs and loaded.independence.is_due(rows - len(bad), loaded.load):
+            fed = numbers if good is None else np.asarray(numbers)[good]
+            self._check_independence(tensors, [*bad], outputs, fed)
         if bad:
             good = np.delete(np.arange(rows) if good is None else good, list(bad))
         outputs, good, kept = finite_only(outputs, good, numbers, rejects)
@@ -315,6 +321,18 @@ class _Scoring:
         tally.batches += 1
         progress.rows_done.add(piece.num_rows)
         return good, columns
+
+    def _check_independence(
+        self, tensors: Sequence[Tensor], bad: Sequence[int], outputs: list[np.ndarray], numbers: Places
+    ) -> None:
+        """Refuse the model if a prediction depends on more than its row; ``numbers`` are of all rows fed."""
+        self.loaded.check_independence(
+            tensors,
+            np.delete(np.arange(len(numbers)), bad),
+            outputs,
+            self.loaded.batch.within(self.tally.batch_rows),
+            lambda place: f"row {numbers[place]} of {self.split.shard.path}",
+        )
 
 
 def _numbers(first_row: int, places: Places) -> Places:

@@ -269,7 +269,8 @@ class Receipt:
     prediction that is not finite. ``memory_rows`` is the smallest batch that did not fit the memory so far, 0
     where all did. ``histograms`` tells, by prediction column, how the predictions that were written are
     distributed, see ``job.histograms``. ``golden_rows`` were predicted rightly before
-    the loaded model scored, see ``job.golden``.
+    the loaded model scored, see ``job.golden``. By the end of the split ``again_rows`` had been predicted
+    again, beside others and alone, and at most ``again_apart`` away, see ``job.independence``.
     """
 
     split: Split
@@ -302,5 +303,7 @@ class Receipt:
     memory_rows: int = 0
     histograms: tuple[tuple[str, str], ...] = ()
     golden_rows: int = 0
+    again_rows: int = 0
+    again_apart: float = 0.0
     challenger: ChallengerWork | None = None
     reused: bool = False

@@ -82,6 +82,7 @@ ORDER = (
         "artifact",
         "archive",
         "batching",
+        "independence",
     ),
     (
         "commit",
