@@ -37,7 +37,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from job import host, storage
+from job import host
 from job.errors import ModelError, one_line
 
 # What Keras writes into config.json for code: byte code, a pickle, or a graph that is read from a path.
@@ -60,19 +60,20 @@ _LOOKED_AT: Final[dict[str, Any]] = {}
 _ENCRYPTED: Final = 0x1
 
 
-def check(path: str, *, trusted: bool, memory_bytes: int | None = None) -> None:
+def check(path: str, *, trusted: bool, memory_bytes: int | None = None, copy: str = "") -> None:
     """Refuse an archive that is malformed or, unless it is trusted, carries code.
 
     Args:
         path: the archive.
         trusted: whether code is let in.
         memory_bytes: what may be taken of this machine's memory; found out where it is ``None``.
+        copy: where it lies on this machine, if that is not ``path``.
 
     Raises:
         ModelError: in one line, what it holds that it must not.
     """
     told = f"--model={path}"
-    with _unpackable(told, storage.fetched(path), memory_bytes) as (archive, free_bytes):
+    with _unpackable(told, copy or path, memory_bytes) as (archive, free_bytes):
         member = archive.getinfo(_CONFIG)
         _check_memory(told, member.file_size, 0, free_bytes)
         config = bytearray()
@@ -81,51 +82,54 @@ def check(path: str, *, trusted: bool, memory_bytes: int | None = None) -> None:
         _check_config(told, config, free_bytes, trusted=trusted)
 
 
-def check_weights(path: str, *, memory_bytes: int | None = None) -> None:
+def check_weights(path: str, *, memory_bytes: int | None = None, copy: str = "") -> None:
     """Refuse an archive that is malformed, of which the weights alone are to be read: no code is.
 
     Raises:
         ModelError: in one line, what it holds that it must not.
     """
-    with _unpackable(f"--weights={path}", storage.fetched(path), memory_bytes):
+    with _unpackable(f"--weights={path}", copy or path, memory_bytes):
         pass
 
 
-def check_folder(path: str, *, trusted: bool, memory_bytes: int | None = None) -> None:
+def check_folder(path: str, *, trusted: bool, copy: str, links: Sequence[str] = ()) -> None:
     """Refuse a folder that Keras wrote, of what an archive would hold, as ``check`` does an archive.
 
-    A link in it is no better than its target, which may be any file of this machine: that takes trust.
+    ``copy`` is where its files lie on this machine, ``links`` those that were links. A link is no better than
+    its target, which may be any file of this machine: that takes trust.
 
     Raises:
         ModelError: in one line, what it holds that it must not.
     """
-    told, folder = f"--model={path}", storage.fetched(path)
-    free_bytes = host.memory_bytes() if memory_bytes is None else memory_bytes
-    for above, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            found = os.path.join(above, name)
-            if wrong := _bad_entry(os.path.relpath(found, folder), os.lstat(found), trusted=trusted):
+    told, free_bytes = f"--model={path}", host.memory_bytes()
+    for above, _, files in os.walk(copy):
+        for name in files:
+            if wrong := _bad_entry(os.path.relpath(os.path.join(above, name), copy)):
                 raise ModelError(f"{told}: {wrong}")
+    for name in links:
+        if wrong := _bad_link(name, trusted=trusted):
+            raise ModelError(f"{told}: {wrong}")
     try:
-        with open(os.path.join(folder, _CONFIG), "rb") as source:
+        with open(os.path.join(copy, _CONFIG), "rb") as source:
             _check_memory(told, os.fstat(source.fileno()).st_size, 0, free_bytes)
             _check_config(told, source.read(), free_bytes, trusted=trusted)
     except (ValueError, OSError, RecursionError) as e:
         raise ModelError(f"{told}: its {_CONFIG} cannot be read: {one_line(e)}") from e
 
 
-def _bad_entry(name: str, status: os.stat_result, *, trusted: bool) -> str:
-    """Return what is wrong with an entry of a folder; nothing where all is well."""
+def _bad_entry(name: str) -> str:
+    """Return what is wrong with a file in a folder; nothing where all is well."""
     top = name.split(os.sep)[0]
-    if top.startswith(".") or name == _READ_ME:
+    if top.startswith(".") or name == _READ_ME or name in _MEMBERS or top == _ASSETS.rstrip("/"):
         return ""
-    if name not in _MEMBERS and top != _ASSETS.rstrip("/"):
-        return f"its entry {name!r} is none that Keras writes; take it out"
-    if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+    return f"its entry {name!r} is none that Keras writes; take it out"
+
+
+def _bad_link(name: str, *, trusted: bool) -> str:
+    """Return what is wrong with a link in a folder; nothing where all is well."""
+    if name.startswith(".") or name == _READ_ME or (trusted and name in _MEMBERS):
         return ""
-    if trusted and stat.S_ISLNK(status.st_mode) and name in _MEMBERS:
-        return ""
-    return f"its entry {name!r} is a link or a device; put a copy of what it leads to there (cp -rL)"
+    return f"its entry {name!r} is a link; put a copy of what it leads to there (cp -rL)"
 
 
 @contextmanager

@@ -19,12 +19,14 @@ import importlib.util
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from job import archive, storage
-from job.errors import ModelError, StorageError, UsageError, one_line
+from job import archive, copies, storage
+from job.errors import ModelError, UsageError, one_line
 from job.spec import ModelReference
 
 Kind = Literal["keras", "h5", "keras_folder", "saved_model", "builder"]
@@ -33,6 +35,11 @@ BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FILES: Final[Mapping[str, Kind]] = {".keras": "keras", ".h5": "h5", ".hdf5": "h5"}
 # What a folder holds that is a model.
 MARKS: Final[Mapping[str, Kind]] = {"saved_model.pb": "saved_model", "model.weights.h5": "keras_folder"}
+# How many copies a process keeps that it does not use any more: of a champion and a challenger, and the next.
+_MOST_KEPT: Final = 4
+# The folders of a private copy.
+_MODEL: Final = "model"
+_WEIGHTS_FOLDER: Final = "weights"
 FORMS: Final = "x.keras, x.h5, a folder (a SavedModel, or of zipped=False) or package.module:function"
 # What Keras reads weights from; the second is a map of files of the first kind, its shards.
 _SHARDED: Final = ".weights.json"
@@ -107,17 +114,15 @@ def resolve(
             f"--model={path}: an .h5 model may carry code that Keras' safe mode does not stop; "
             f"save it as .keras, or add --trust_model"
         )
-    _fetch_anew(path, weights, kind)
-    if kind == "keras":
-        archive.check(path, trusted=trusted)
-    elif kind == "keras_folder":
-        archive.check_folder(path, trusted=trusted)
-    if weights is not None and weights.endswith(".keras"):
-        archive.check_weights(weights)
-    found = digest(path, weights)
-    if sha256 is not None and found != sha256.lower():
-        raise ModelError(f"--model={path}: its SHA-256 is {found}, --model_sha256 wants {sha256.lower()}")
-    return ModelReference(path, weights, trusted, found, _backend(kind), signature)
+    if kind in ("keras", "h5") and storage.is_remote(path) and storage.size_bytes(path) is None:
+        raise ModelError(f"--model={path}: there is no such object; give {FORMS}")
+    found = held(path, weights)
+    _check(found, trusted=trusted)
+    if sha256 is not None and found.digest != sha256.lower():
+        raise ModelError(
+            f"--model={path}: its SHA-256 is {found.digest}, --model_sha256 wants {sha256.lower()}"
+        )
+    return ModelReference(path, weights, trusted, found.digest, _backend(found.kind), signature)
 
 
 def _backend(kind: Kind) -> str:
@@ -134,36 +139,67 @@ def _backend(kind: Kind) -> str:
         return "tensorflow"
 
 
-def _fetch_anew(path: str, weights: str | None, kind: Kind) -> None:
-    """See to it that this process's copies are of what is there by now."""
-    if weights is not None:
-        fetched_weights(weights, again=True)
-    try:
-        if kind != "builder":
-            storage.fetched(path, again=True)
-    except StorageError as e:
-        if kind in ("keras", "h5") and storage.size_bytes(path) is None:
-            raise ModelError(f"--model={path}: there is no such object; give {FORMS}") from e
-        raise
+@dataclass(frozen=True)
+class Held:
+    """A model as this process holds it: what is hashed, checked and loaded.
+
+    Attributes:
+        path: how the model is named; ``weights`` likewise.
+        kind: of what lies in the copy.
+        file: the private copy of it, a file or a folder; of a builder, which has none, its name.
+        weights_file: the private copy of the weights, with their shards beside it.
+        digest: SHA-256 in hex, of exactly these.
+        copy: what keeps them.
+    """
+
+    path: str
+    weights: str | None
+    kind: Kind
+    file: str
+    weights_file: str | None
+    digest: str
+    copy: copies.Copy | None
 
 
-def check_digest(reference: ModelReference) -> None:
-    """Refuse a model that is not the one whose digest the reference has.
+def held(path: str, weights: str | None) -> Held:
+    """Return a model as it is now, as a private copy that nobody else changes.
 
-    This process's copy will do if it is that one, whatever has been put in the model's place since.
+    It is copied where this process has not done so, or where it has changed since.
 
     Raises:
-        ModelError: it is another.
+        ModelError: it is no model.
+        StorageError: it cannot be read, or there is no room for the copy.
     """
-    found = digest(reference.path, reference.weights)
-    if found != reference.digest:
-        _fetch_anew(reference.path, reference.weights, kind_of(reference.path))
-        found = digest(reference.path, reference.weights)
-    if found != reference.digest:
+    if weights is None and _is_builder(path):
+        return _held(path, None, None)
+    states, key = _known.get((path, weights), ({}, ""))
+    copy = None
+    if states and {source: storage.state(source) for source in states} == states:
+        copy = _recent(key)
+    return _held(path, weights, copy or _copied(path, weights))
+
+
+def opened(reference: ModelReference) -> Held:
+    """Return the model that a reference means, checked: whatever has been put in its place since.
+
+    A copy that this user's processes on this machine hold will do.
+
+    Raises:
+        ModelError: what is there by now is another one, and nobody here holds the one that is meant.
+        StorageError: it cannot be read, or there is no room for the copy.
+    """
+    path, weights = reference.path, reference.weights
+    copy = _recent(_key(path, weights, reference.digest))
+    if copy is None and reference.trusted:
+        copy = _recent(_key(path, weights, reference.digest, linked=True))
+    found = held(path, weights) if copy is None else _held(path, weights, copy)
+    if found.digest != reference.digest:
         raise ModelError(
-            f"{reference.path}: its SHA-256 is {found} here, the run was planned with "
+            f"{reference.path}: its SHA-256 is {found.digest} here, the run was planned with "
             f"{reference.digest}; put the artifact back or start a new run"
         )
+    _check(found, trusted=reference.trusted)
+    return found
 
 
 def digest(path: str, weights: str | None) -> str:
@@ -173,29 +209,121 @@ def digest(path: str, weights: str | None) -> str:
     reference, its weights and all sources around it: every ``*.py`` of its top-level package or, where it
     is a module in no package, every one in its folder.
     """
-    kind = kind_of(path)
+    return held(path, weights).digest
+
+
+# The states of the sources that this process has copied last of each model, and the copy's key.
+_known: dict[tuple[str, str | None], tuple[Mapping[str, str], str]] = {}
+# What this process keeps for its next loading, the latest last; what is being loaded is kept by its own.
+_kept: dict[str, copies.Copy] = {}
+_mutex = threading.Lock()
+
+
+def _recent(key: str) -> copies.Copy | None:
+    """Return the copy of a key that this process or another one on this machine keeps."""
+    copy = _kept.get(key) or copies.found(key)
+    return copy and _keep(key, copy)
+
+
+def _keep(key: str, copy: copies.Copy) -> copies.Copy:
+    with _mutex:
+        _kept.pop(key, None)
+        _kept[key] = copy
+        for old in list(_kept)[:-_MOST_KEPT]:
+            del _kept[old]
+    return copy
+
+
+def _copied(path: str, weights: str | None) -> copies.Copy:
+    with copies.making() as new:
+        if not _is_builder(path):
+            new.add(path, f"{_MODEL}/{_name(path)}")
+        if weights is not None:
+            file = new.add(weights, f"{_WEIGHTS_FOLDER}/{_name(weights)}")
+            for name in _shards(weights, file):
+                new.add(storage.join(storage.parent(weights), name), f"{_WEIGHTS_FOLDER}/{name}")
+        digest = _held(path, weights, new.copy).digest
+        key = _key(path, weights, digest, linked=bool(new.copy.links))
+        copy = _keep(key, new.keep(key))
+        _known[path, weights] = new.states, key
+        return copy
+
+
+def _is_builder(path: str) -> bool:
+    return not storage.is_remote(path) and kind_of(path) == "builder"
+
+
+def _name(path: str) -> str:
+    """Return the name of a copy: Keras and TensorFlow look at names, too."""
+    name = PurePosixPath(path).name
+    return name if name not in ("", "..") else "model"
+
+
+def _key(path: str, weights: str | None, digest: str, *, linked: bool = False) -> str:
+    """Return what a copy is known by, on this machine; ``linked`` is one that was links in part."""
+    names = [digest, _name(path), _name(weights or ""), linked]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def _held(path: str, weights: str | None, copy: copies.Copy | None) -> Held:
+    model = copy.below(_MODEL) if copy else {}
+    if copy is None or not model:
+        kind, file = kind_of(path), path
+    else:
+        file = os.path.join(copy.folder, _MODEL, _name(path))
+        kind = kind_of(file)
     if kind in ("keras", "h5"):
-        return storage.sha256(storage.fetched(path))
-    parts = _builder_parts(path) if kind == "builder" else _folder_parts(path)
-    if weights is not None:
-        file = fetched_weights(weights)
-        parts["weights"] = storage.sha256(file)
-        for name in _shards(weights):
-            parts[f"weights {name}"] = storage.sha256(os.path.join(os.path.dirname(file), name))
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return Held(path, weights, kind, file, None, model[_name(path)], copy)
+    if kind == "builder":
+        parts = _builder_parts(path)
+    else:
+        parts = {part.removeprefix(f"{_name(path)}/"): sha256 for part, sha256 in model.items()}
+    weights_file = None
+    if copy is not None and weights is not None:
+        weights_file = os.path.join(copy.folder, _WEIGHTS_FOLDER, _name(weights))
+        for part, sha256 in copy.below(_WEIGHTS_FOLDER).items():
+            parts["weights" if part == _name(weights) else f"weights {part}"] = sha256
+    found = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return Held(path, weights, kind, file, weights_file, found, copy)
+
+
+def _check(found: Held, *, trusted: bool) -> None:
+    """Refuse a model that is malformed or, unless it is trusted, may do more than compute."""
+    if found.kind == "keras":
+        archive.check(found.path, trusted=trusted, copy=found.file)
+    elif found.kind == "keras_folder":
+        archive.check_folder(found.path, trusted=trusted, copy=found.file, links=list(_links(found)))
+    elif found.kind == "saved_model":
+        _check_links(found, trusted=trusted)
+    if found.weights_file is not None and found.weights_file.endswith(".keras"):
+        archive.check_weights(str(found.weights), copy=found.weights_file)
+
+
+def _check_links(found: Held, *, trusted: bool) -> None:
+    for name, is_file in _links(found).items():
+        if not is_file:
+            raise ModelError(
+                f"--model={found.path}: its {name!r} is a link to a folder; put a copy of that there (cp -rL)"
+            )
+        if not trusted:
+            raise ModelError(
+                f"--model={found.path}: its {name!r} is a link, which may lead to any file of this machine; "
+                f"put a copy of what it leads to there (cp -rL), or add --trust_model"
+            )
+
+
+def _links(found: Held) -> dict[str, bool]:
+    """Return the names of what is a link in a model's folder, and whether it leads to a file."""
+    if found.copy is None:
+        return {}
+    top = f"{_MODEL}/{_name(found.path)}/"
+    return {name.removeprefix(top): name in found.copy.digests for name in found.copy.links}
 
 
 def size_bytes(path: str) -> int:
     """Return the size of a model that is a file or a folder."""
     found = storage.size_bytes(path) if kind_of(path) in ("keras", "h5") else None
     return sum(info.size_bytes for info in storage.tree(path)) if found is None else found
-
-
-def _folder_parts(path: str) -> dict[str, str]:
-    folder = storage.fetched(path)
-    return {
-        info.path.removeprefix(folder).lstrip("/"): storage.sha256(info.path) for info in storage.tree(folder)
-    }
 
 
 def _builder_parts(path: str) -> dict[str, str]:
@@ -233,32 +361,24 @@ def _sources(path: str) -> Iterator[tuple[int, tuple[Path, Path]]]:
         yield from ((i, (folder, source)) for source in folder.glob(pattern) if source.is_file())
 
 
-def fetched_weights(weights: str, *, again: bool = False) -> str:
-    """Return a local file of weights, with its shards beside it; see ``storage.fetched``.
-
-    Raises:
-        ModelError: it is a map of shards that cannot be made out, or of shards that are not there.
-        StorageError: it cannot be read.
-    """
-    if weights.endswith(_SHARDED):
-        storage.fetched(weights, again=again)
-    return storage.fetched(weights, again=again, beside=_shards(weights))
-
-
 def weights_bytes(weights: str) -> int:
     """Return the size of weights, with that of their shards."""
     folder = storage.parent(weights)
-    paths = [weights, *(storage.join(folder, name) for name in _shards(weights))]
+    paths = [weights, *(storage.join(folder, name) for name in _shards(weights, weights))]
     return sum(storage.size_bytes(path) or 0 for path in paths)
 
 
-def _shards(weights: str) -> tuple[str, ...]:
-    """Return the names of the files beside a map of sharded weights, none of weights that are one file."""
+def _shards(weights: str, copy: str) -> tuple[str, ...]:
+    """Return the names of the files beside a map of sharded weights, none of weights that are one file.
+
+    Raises:
+        ModelError: the map cannot be made out, or is of shards that are not there.
+    """
     if not weights.endswith(_SHARDED):
         return ()
     told = f"--weights={weights}: it is no map of shards as save_weights(…, max_shard_size=…) writes it"
     try:
-        content = json.loads(Path(storage.fetched(weights)).read_bytes())
+        content = json.loads(storage.read_bytes(copy) or b"")
         found = [name for names in content["weight_map"].values() for name in _listed(names)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise ModelError(f"{told}: {one_line(e)}") from e

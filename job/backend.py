@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from job import archive, artifact, private, provenance, storage
+from job import archive, artifact, private, provenance
 from job.errors import JobError, ModelError, one_line
 from job.saved_model import SavedModelStep, check_batch_axis, feedable, input_spec
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
@@ -31,16 +31,16 @@ _LARGE_BYTES = 64 << 20
 _MISSING_CLASS = re.compile(r"Could not (locate|find|deserialize)|Unknown \w+:|custom", re.IGNORECASE)
 
 
-def load(reference: ModelReference) -> Step:
-    """Load a model.
+def load(reference: ModelReference, held: artifact.Held) -> Step:
+    """Load a model as this process holds it.
 
     Raises:
         ModelError: it cannot be read, is not trusted enough, or its builder fails.
     """
-    if artifact.kind_of(reference.path) == "saved_model":
+    if held.kind == "saved_model":
         # Not in turn, for they are read into their places.
-        return SavedModelStep(reference)
-    return _KerasStep(reference)
+        return SavedModelStep(reference, held.file)
+    return _KerasStep(reference, held)
 
 
 def _alone(size_bytes: int) -> contextlib.AbstractContextManager[None]:
@@ -51,17 +51,17 @@ def _alone(size_bytes: int) -> contextlib.AbstractContextManager[None]:
 class _KerasStep:
     """A Keras model, through ``predict_on_batch``."""
 
-    def __init__(self, reference: ModelReference) -> None:
+    def __init__(self, reference: ModelReference, held: artifact.Held) -> None:
         import keras
 
-        self._reference = reference
+        self._reference, self._held = reference, held
         self._reads: Reads = ()
-        if artifact.kind_of(reference.path) == "builder":
+        if held.kind == "builder":
             with provenance.recorded() as recorder:
                 self._model = _built(reference.path, keras)
             self._reads = recorder.found(artifact.sources(reference.path))
         else:
-            self._model = _keras_model(reference)
+            self._model = _keras_model(reference, held)
         # Keras compiles for XLA where there is a GPU, and JAX always does: each batch shape is a program.
         self._is_tensorflow = keras.backend.backend() == "tensorflow"
         self.recompiles = bool(self._model.jit_compile) or not self._is_tensorflow
@@ -100,10 +100,9 @@ class _KerasStep:
                 f"KERAS_BACKEND=tensorflow"
             )
         try:
-            if self._reference.weights is not None:
+            if (weights := self._held.weights_file) is not None:
                 if not self._model.built:
                     self._model(self._pack([_zeros(spec) for spec in inputs]))
-                weights = artifact.fetched_weights(self._reference.weights)
                 with _alone(artifact.weights_bytes(weights)):
                     self._model.load_weights(weights)
             traced = self._trace(inputs)
@@ -232,7 +231,7 @@ class _KerasStep:
         return self._reads
 
     def weights_digest(self) -> str:
-        if artifact.kind_of(self._reference.path) != "builder" or self._reference.weights is not None:
+        if self._held.kind != "builder" or self._reference.weights is not None:
             return ""
         digest = hashlib.sha256()
         for weight in self._model.get_weights():
@@ -252,23 +251,21 @@ def _dtype_name(tensor: Any) -> str:
     return "string" if name == "object" else str(name)
 
 
-def _keras_model(reference: ModelReference) -> Any:
+def _keras_model(reference: ModelReference, held: artifact.Held) -> Any:
     import keras
 
-    path = reference.path
     try:
         # compile=False: the loss and the metrics are of no use here, and their code need not exist.
-        file = storage.fetched(path)
-        with _alone(artifact.size_bytes(file)):
-            return keras.models.load_model(file, compile=False, safe_mode=not reference.trusted)
+        with _alone(artifact.size_bytes(held.file)):
+            return keras.models.load_model(held.file, compile=False, safe_mode=not reference.trusted)
     except Exception as e:
-        raise _unloadable(path, keras.__version__, e) from e
+        raise _unloadable(held, keras.__version__, e) from e
 
 
-def _unloadable(path: str, here: str, error: Exception) -> ModelError:
+def _unloadable(held: artifact.Held, here: str, error: Exception) -> ModelError:
     """Return the error that Keras cannot load an artifact, with what can be done about it."""
-    told = f"--model={path}: Keras {here} cannot load it: {one_line(error)}"
-    saved_by = archive.keras_version(storage.fetched(path))
+    told = f"--model={held.path}: Keras {here} cannot load it: {one_line(error)}"
+    saved_by = archive.keras_version(held.file)
     if saved_by.startswith(("1.", "2.")):
         return ModelError(
             f"{told}; Keras {saved_by} saved it: load it with that version, write a SavedModel by "

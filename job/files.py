@@ -13,7 +13,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import BinaryIO
 from job.errors import StorageError
 
 _SYNC_THREADS = 16
+_PIECE_BYTES = 4 << 20
 # Somebody else may remove the same folder, or still write there: then it is looked through once more.
 _REMOVALS = 10
 
@@ -39,6 +41,21 @@ class FileInfo:
     stamp: str
     root: str
     modified_unix_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was copied to a local file or folder.
+
+    Attributes:
+        digests: SHA-256 of what was written, in hex, by the file's name below the folder; of a file, by "".
+        links: the names below the folder of what was a link, to a file or to a folder.
+        state: that of the source, see ``state``.
+    """
+
+    digests: Mapping[str, str]
+    links: tuple[str, ...]
+    state: str
 
 
 def local(path: str) -> str:
@@ -99,6 +116,94 @@ def sha256(path: str) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     with _told(path, "cannot be read"), open(local(path), "rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def copied(path: str, target: str) -> Copied:
+    """Copy a file, or every file below a folder; folders behind links in it are left out.
+
+    Of what is exchanged meanwhile there may be a bit of both: the digests are of what was written.
+
+    Raises:
+        StorageError: something cannot be read or written, or is no regular file.
+    """
+    digests: dict[str, str] = {}
+    links, states = [], []
+    for name, descriptor, is_link in _opened(local(path)):
+        if is_link:
+            links.append(name)
+        if descriptor is None:
+            continue
+        with _told(path, f"cannot be copied to {target}"), open(descriptor, "rb", buffering=0) as source:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise StorageError(f"{path}: cannot be copied: {name or 'it'} is no regular file")
+            states.append(_state_of(name, status))
+            digests[name] = copy_to(os.path.join(target, name) if name else target, _pieces(source))
+    return Copied(digests, tuple(sorted(links)), "\n".join(sorted(states)))
+
+
+def state(path: str) -> str:
+    """Return what changes whenever a file, or one below a folder, does; empty where there is nothing."""
+    states = []
+    for name, descriptor, _ in _opened(local(path)):
+        if descriptor is not None:
+            states.append(_state_of(name, os.fstat(descriptor)))
+            os.close(descriptor)
+    return "\n".join(sorted(states))
+
+
+def _state_of(name: str, status: os.stat_result) -> str:
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+    return f"{name} {status.st_dev} {status.st_ino} {status.st_size} {times}"
+
+
+def _opened(path: str) -> Iterator[tuple[str, int | None, bool]]:
+    """Yield each file below a folder, or the one at ``path``: its name, its descriptor, whether it is a link.
+
+    A link to a folder has no descriptor; what goes away meanwhile is not there.
+    """
+    if not os.path.isdir(path):
+        if (descriptor := _open(path, 0, None)) is not None:
+            yield "", descriptor, False
+        return
+    # By descriptors, so that no folder is exchanged for a link on the way.
+    for above, folders, names, folder in os.fwalk(path):
+        for name in (*folders, *names):
+            below = os.path.relpath(os.path.join(above, name), path)
+            try:
+                is_link = stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+            except FileNotFoundError:
+                continue
+            if name in folders:
+                if is_link:
+                    yield below, None, True
+            elif (descriptor := _open(name, 0 if is_link else os.O_NOFOLLOW, folder)) is not None:
+                yield below, descriptor, is_link
+
+
+def _open(name: str, flags: int, folder: int | None) -> int | None:
+    with _told(name, "cannot be read"):
+        try:
+            # Whoever puts a pipe in a file's place does not stop this process.
+            return os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def _pieces(source: BinaryIO) -> Iterator[bytes]:
+    while piece := source.read(_PIECE_BYTES):
+        yield piece
+
+
+def copy_to(target: str, pieces: Iterable[bytes]) -> str:
+    """Write a new file, and return the SHA-256 of what was written."""
+    digest = hashlib.sha256()
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with open(target, "xb") as sink:
+        for piece in pieces:
+            digest.update(piece)
+            sink.write(piece)
+    return digest.hexdigest()
 
 
 class LocalSink:

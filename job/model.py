@@ -59,7 +59,7 @@ class LoadedModel:
         self._load = load_name()
         self.weights_digest = ""
         self.beside: LoadedModel | None = None
-        self._step = load() if load else backend.load(reference)
+        self._step = load() if load else backend.load(reference, artifact.opened(reference))
         self.signature = self._step.signature()
         self._ready = self._is_open = False
         self._load_s = time.perf_counter() - begin
@@ -253,9 +253,9 @@ def _load_there(stores: StoreOptions, reference: ModelReference, device: Device,
 
 
 def _load(reference: ModelReference, device: Device, threads: int) -> Step:
-    artifact.check_digest(reference)
+    held = artifact.opened(reference)
     devices.configure(reference, device, threads)
-    return backend.load(reference)
+    return backend.load(reference, held)
 
 
 def rows_of(tensors: Sequence[Tensor]) -> int:

@@ -13,9 +13,8 @@ from typing import Any, Final
 
 from job import ranges
 from job.buckets import Client, Found, bucket_and_key, folder_prefix, path_of, token_of
-from job.copies import Copies
 from job.errors import ShardChangedError, StorageError, UsageError
-from job.files import FileInfo
+from job.files import Copied, FileInfo, copy_to, reason
 from job.retrying import RefusedError
 from job.spec import StoreOptions
 from job.uploads import ObjectSink
@@ -69,6 +68,10 @@ def client(scheme: str) -> Client:
         raise UsageError(f"{told}: pip install 'scoring-job[{extra}]'") from e
 
 
+def _state_of(every: Sequence[FileInfo]) -> str:
+    return "\n".join(f"{info.path} {info.stamp}" for info in every)
+
+
 def _shown(found: Found) -> tuple[int, str, str, float]:
     return found.size_bytes, found.stamp, "", found.modified_unix_s
 
@@ -78,7 +81,6 @@ class ObjectStore:
 
     def __init__(self, scheme: str, client: Client) -> None:
         self._scheme, self._client = scheme, client
-        self._copies = Copies(self.describe, self.tree, self._pieces)
 
     def exists(self, path: str) -> bool:
         """Say whether an object or a folder is there."""
@@ -222,9 +224,28 @@ class ObjectStore:
         size_bytes, stamp = self._known(path, size_bytes, stamp)
         return pa.BufferReader(ranges.footer(self._getter(path, stamp), size_bytes, stamp and path + stamp))
 
-    def fetched(self, path: str, *, again: bool, beside: Sequence[str] = ()) -> str:
-        """Return the local path of a copy, see ``storage.fetched``."""
-        return self._copies.of(path, again=again, beside=beside)
+    def copied(self, path: str, target: str) -> Copied:
+        """Copy an object, or all below a folder, to a local file or folder; see ``storage.copied``."""
+        every = self._every(path)
+        if not every:
+            raise StorageError(f"{path}: cannot be read: there is no such object")
+        digests = {}
+        for info in every:
+            name = info.path.removeprefix(path).lstrip("/")
+            file = f"{target}/{name}" if name else target
+            try:
+                digests[name] = copy_to(file, self._pieces(info))
+            except OSError as e:
+                raise StorageError(f"{info.path}: cannot be copied to {file}: {reason(e)}") from e
+        return Copied(digests, (), _state_of(every))
+
+    def state(self, path: str) -> str:
+        """Return what changes whenever an object, or one below a folder, does."""
+        return _state_of(self._every(path))
+
+    def _every(self, path: str) -> list[FileInfo]:
+        found = self.describe(path)
+        return [found] if found else self.tree(path)
 
     def create(self, path: str, final: str) -> ObjectSink:
         """Begin an object, see ``storage.create``."""

@@ -7,8 +7,12 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Final
 
 from job.errors import JobError
+
+# The folder in it for copies of models, see ``job.copies``. All others are launches', see ``job.sharing``.
+MODELS: Final = "models"
 
 
 def folder() -> str:

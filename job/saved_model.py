@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from job import operations, storage
+from job import operations
 from job.errors import ModelError, one_line
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference, Reads
@@ -23,14 +23,16 @@ _PARSING_OPS: Final = frozenset(
 
 
 class SavedModelStep:
-    """One of a SavedModel's signatures: the one that is asked for, or its serving signature."""
+    """One of a SavedModel's signatures: the one that is asked for, or its serving signature.
+
+    ``folder`` is where it lies on this machine.
+    """
 
     recompiles = False
 
-    def __init__(self, reference: ModelReference) -> None:
+    def __init__(self, reference: ModelReference, folder: str) -> None:
         import tensorflow as tf
 
-        folder = storage.fetched(reference.path)
         if not reference.trusted:
             _check_operations(reference.path, folder)
         try:

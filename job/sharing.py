@@ -274,7 +274,7 @@ def _folder(key: str) -> str:
 
 
 def _sweep(top: str) -> None:
-    for name in os.listdir(top):
+    for name in set(os.listdir(top)) - {private.MODELS}:
         path = os.path.join(top, name)
         with contextlib.suppress(OSError):
             if time.time() - os.stat(path).st_mtime > _KEPT_S:

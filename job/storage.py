@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from job import buckets, files, objects
 from job.errors import UsageError
+from job.files import Copied as Copied
 from job.files import FileInfo as FileInfo
 from job.files import boot_id as boot_id
 from job.files import reason as reason
@@ -143,17 +144,20 @@ def footer_source(path: str, size_bytes: int | None = None, stamp: str = "") -> 
     return store.footer(path, size_bytes, stamp) if store else files.local(path)
 
 
-def fetched(path: str, *, again: bool = False, beside: Sequence[str] = ()) -> str:
-    """Return a local file or folder with the content of ``path``: itself, or this process's copy.
-
-    A copy is not compared with what is there by now, unless ``again`` asks for that. ``beside`` are names of
-    files in the same folder, which are beside the copy too.
+def copied(path: str, target: str) -> Copied:
+    """Copy a file, or every file below a folder, to a local file or folder that is not there yet.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: something cannot be read or written, or there is nothing to read in a bucket.
     """
     store = _remote(path)
-    return store.fetched(path, again=again, beside=beside) if store else files.local(path)
+    return store.copied(path, target) if store else files.copied(path, target)
+
+
+def state(path: str) -> str:
+    """Return what changes whenever a file, or one below a folder, does; empty where there is nothing."""
+    store = _remote(path)
+    return store.state(path) if store else files.state(path)
 
 
 def make_folder(path: str) -> None:

@@ -46,7 +46,7 @@ for path in sys.argv[1:]:
     sys.stderr.write(path + "\\n")
     try:
         reference = artifact.resolve(path, None, trusted=False, sha256=None)
-        step = backend.load(reference)
+        step = backend.load(reference, artifact.opened(reference))
         signature = step.signature()
         if signature.inputs:
             step.build(signature.inputs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -54,7 +55,8 @@ class FakeStep:
 
 
 def loaded_with(step: FakeStep, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
-    monkeypatch.setattr(backend, "load", lambda reference: step)
+    monkeypatch.setattr(artifact, "opened", lambda reference: None)
+    monkeypatch.setattr(backend, "load", lambda reference, held: step)
     return LoadedModel(ModelReference("m", None, False, "0" * 64))
 
 
@@ -161,17 +163,37 @@ def build():
     assert LoadedModel(reference).weights_digest != loads[0].weights_digest
 
 
-def test_an_artifact_that_changed_since_it_was_planned_is_refused_by_the_worker(tmp_path: Path) -> None:
+@pytest.fixture
+def another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what makes this process forget the copies that it holds, and find no others."""
+
+    def forget() -> None:
+        (tmp_path / "another").mkdir(exist_ok=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "another"))
+        monkeypatch.setattr(artifact, "_kept", {})
+
+    return forget
+
+
+def test_an_artifact_that_changed_since_it_was_planned_is_scored_as_planned_or_refused(
+    tmp_path: Path, another_machine: Callable[[], None]
+) -> None:
     path = tmp_path / "m.keras"
-    reference = artifact.resolve(str(saved(dense(4), path)), None, trusted=False, sha256=None)
+    planned = dense(4)
+    reference = artifact.resolve(str(saved(planned, path)), None, trusted=False, sha256=None)
     saved(dense(4, seed=1), path)
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    found = LoadedModel(reference).predict([x])[0]
+    np.testing.assert_array_equal(found, planned.predict(x, batch_size=20, verbose=0))
+    another_machine()
     with pytest.raises(ModelError, match=f"is .* here, the run was planned with {reference.digest}"):
         model.acquire(reference)
 
 
-def test_a_failed_load_is_tried_again(tmp_path: Path) -> None:
+def test_a_failed_load_is_tried_again(tmp_path: Path, another_machine: Callable[[], None]) -> None:
     path = tmp_path / "m.keras"
     reference = artifact.resolve(str(saved(dense(4), path)), None, trusted=False, sha256=None)
+    another_machine()
     content = path.read_bytes()
     path.write_bytes(content + b"x")
     with pytest.raises(ModelError, match="the run was planned with"):

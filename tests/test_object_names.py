@@ -13,7 +13,6 @@ import pytest
 
 from job import objects, storage
 from job.errors import UsageError
-from job.together import parallel
 from tests.remote import Remote
 from tests.servers.clients import BUCKET
 
@@ -78,7 +77,7 @@ def test_a_name_that_would_be_taken_for_an_uploads_is_refused(bucket: Remote) ->
         storage.absolute(bucket.path("in/a#upload=b/c.parquet"))
 
 
-def test_empty_objects_are_files_like_others(bucket: Remote, top: str) -> None:
+def test_empty_objects_are_files_like_others(bucket: Remote, top: str, tmp_path: Path) -> None:
     path = f"{top}/empty"
     storage.write_atomic(path, b"")
     info = storage.describe(path)
@@ -87,7 +86,8 @@ def test_empty_objects_are_files_like_others(bucket: Remote, top: str) -> None:
     assert storage.exists(path)
     assert storage.read_bytes(path) == b""
     assert storage.sha256(path) == hashlib.sha256().hexdigest()
-    assert Path(storage.fetched(path)).read_bytes() == b""
+    assert storage.copied(path, str(tmp_path / "copy")).digests == {"": hashlib.sha256().hexdigest()}
+    assert (tmp_path / "copy").read_bytes() == b""
     assert not storage.write_first(path, b"x")
     bucket.way.proxy.reset()
     assert storage.parquet_source(path, 0, info.stamp).read() == b""
@@ -155,21 +155,18 @@ def test_what_is_listed_in_pages_is_listed_whole_and_removed(bucket: Remote, top
         assert sum(one.method == "POST" for one in bucket.settled()) == 2
 
 
-def test_a_local_copy_is_made_once_for_each_state(bucket: Remote, top: str) -> None:
+def test_a_local_copy_has_the_digests_of_what_was_written(bucket: Remote, top: str, tmp_path: Path) -> None:
     for name in ("m/a", "m/deep/b"):
         storage.write_atomic(f"{top}/{name}", name.encode())
-    copies = parallel(storage.fetched, [f"{top}/m"] * 4, name="fetch")
-    assert len(set(copies)) == 1
-    found = {str(path.relative_to(copies[0])): path.read_bytes() for path in Path(copies[0]).rglob("[ab]")}
+    copied = storage.copied(f"{top}/m", str(tmp_path / "m"))
+    found = {str(path.relative_to(tmp_path / "m")): path.read_bytes() for path in tmp_path.rglob("[ab]")}
     assert found == {"a": b"m/a", "deep/b": b"m/deep/b"}
+    assert copied.digests == {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
     bodies = [one for one in bucket.settled() if one.range]
     assert len(bodies) == 2
+    assert storage.state(f"{top}/m") == copied.state != ""
     storage.write_atomic(f"{top}/m/a", b"new")
-    assert storage.fetched(f"{top}/m") == copies[0]
-    again = storage.fetched(f"{top}/m", again=True)
-    assert again != copies[0]
-    assert Path(again, "a").read_bytes() == b"new"
-    assert storage.fetched(f"{top}/m") == again
+    assert storage.state(f"{top}/m") != copied.state
 
 
 def test_objects_of_several_buckets_go_in_one_call(bucket: Remote, top: str) -> None:

@@ -101,7 +101,7 @@ def test_what_is_not_there_is_asked_for_once(bucket: Remote, top: str) -> None:
         storage.parquet_source(path)
     with pytest.raises(FileNotFoundError):
         storage.release(path, f"{top}/final")
-    for act in (storage.sha256, storage.fetched):
+    for act in (storage.sha256, lambda absent: storage.copied(absent, "/tmp/nowhere")):
         with pytest.raises(StorageError, match=rf"^{path}: cannot be read: there is no such object$"):
             act(path)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from job import backend, private
+from job import artifact, backend, private
 from job.errors import JobError
 from job.spec import ModelReference
 from tests.nights import dense, saved
@@ -79,9 +79,9 @@ def test_large_models_are_loaded_one_after_the_other(
     path = saved(dense(2), tmp_path / "model.keras")
     reference = ModelReference(str(path), None, trusted=False, digest="")
     # A small one waits for nobody.
-    backend.load(reference)
+    backend.load(reference, artifact.held(str(path), None))
     monkeypatch.setattr(backend, "_LARGE_BYTES", 1)
-    thread, done = in_a_thread(lambda: backend.load(reference))
+    thread, done = in_a_thread(lambda: backend.load(reference, artifact.held(str(path), None)))
     assert not done.wait(2)
     holder.kill()
     assert done.wait(60)

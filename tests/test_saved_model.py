@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from job import backend
+from job import artifact, backend
 from job.errors import ModelError
 from job.saved_model import SavedModelStep
 from job.signature import CodedStrings, InputSpec, OutputSpec
@@ -21,7 +21,7 @@ from tests.nights import dense
 
 
 def load(path: Path, *, trusted: bool = False, signature: str = "") -> SavedModelStep:
-    return SavedModelStep(ModelReference(str(path), None, trusted, "0" * 64, signature=signature))
+    return SavedModelStep(ModelReference(str(path), None, trusted, "0" * 64, signature=signature), str(path))
 
 
 def save(path: Path, function: Callable[..., Any], *specs: tf.TensorSpec) -> Path:
@@ -52,7 +52,8 @@ def test_an_exported_model_predicts_what_it_did(tmp_path: Path) -> None:
 
 def test_the_backend_takes_a_folder_for_a_saved_model(tmp_path: Path) -> None:
     save(tmp_path / "m", lambda x: x * 2.0, ROWS)
-    step = backend.load(ModelReference(str(tmp_path / "m"), None, False, "0" * 64))
+    reference = ModelReference(str(tmp_path / "m"), None, False, "0" * 64)
+    step = backend.load(reference, artifact.held(reference.path, None))
     assert isinstance(step, SavedModelStep)
     step.build(step.signature().inputs)
     assert (step.traces(), step.weights_digest(), step.recompiles) == (1, "", False)
