@@ -176,7 +176,7 @@ def test_a_model_that_is_exchanged_while_it_is_looked_at_is_never_scored(
 def test_another_kind_of_model_in_its_place_is_not_loaded(tmp_path: Path) -> None:
     """A folder that is two kinds at once is loaded as the kind that it was when it was looked at."""
     dense(4).export(tmp_path / "m", verbose=False)
-    for name, content in (("config.json", "{}"), ("metadata.json", "{}")):
+    for name, content in (("config.json", "{}"), ("model.weights.h5", "")):
         (tmp_path / "m" / name).write_text(content)
     reference = artifact.resolve(str(tmp_path / "m"), None, trusted=False, sha256=None)
     (tmp_path / "m" / "saved_model.pb").unlink()
