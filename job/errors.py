@@ -16,6 +16,7 @@
     ├── OutputConflictError       6   the output holds another run
     ├── EngineError               7   the engine cannot be reached
     ├── StorageError              1   reading or writing failed; the same command may succeed
+    │   └── DeniedError           1     a store does not allow it
     └── StateUnknownError         1   an operation may or may not have happened; look first
 
 A message is one line: what, both values, where, and the fix.
@@ -101,6 +102,10 @@ class EngineError(JobError):
 
 class StorageError(JobError):
     """A read or a write failed; the same command may succeed when repeated."""
+
+
+class DeniedError(StorageError):
+    """A store does not allow a request."""
 
 
 class StateUnknownError(JobError):

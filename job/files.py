@@ -16,7 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +33,8 @@ class FileInfo:
     """A file as a listing shows it.
 
     ``stamp`` changes whenever the file does: its modification time in ns, an object's generation or ETag.
-    ``root`` is the folder that was searched, empty for a file that was named by itself.
+    ``root`` is the folder that was searched, empty for a file that was named by itself or by a glob;
+    ``named`` tells that it was by itself. ``file_id`` is the same for all local names of one file.
     """
 
     path: str
@@ -41,6 +42,8 @@ class FileInfo:
     stamp: str
     root: str
     modified_unix_s: float = 0.0
+    named: bool = field(default=False, compare=False)
+    file_id: tuple[int, int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ def names(path: str) -> list[str]:
             return sorted(os.listdir(local(path)))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+
+def holds(path: str, names: Iterable[str]) -> list[str]:
+    """Return which of these names a folder has in it."""
+    return [name for name in names if os.path.lexists(os.path.join(local(path), name))]
 
 
 def read_bytes(path: str) -> bytes | None:

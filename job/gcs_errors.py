@@ -11,7 +11,7 @@ from google.cloud.exceptions import from_http_response
 from google.cloud.storage.exceptions import InvalidResponse
 from urllib3.exceptions import HTTPError
 
-from job.errors import StorageError, one_line
+from job.errors import DeniedError, StorageError, one_line
 from job.retrying import RefusedError, TransientError
 
 ERRORS: Final = (
@@ -50,7 +50,8 @@ def told(where: str, error: Exception, *, signed: bool) -> Exception:
     wrong = isinstance(error, requests.exceptions.InvalidURL)
     if getattr(error, "retryable", False) or (isinstance(error, passing) and not wrong):
         return TransientError(one_line(error))
-    return StorageError(f"{where}: it failed: {one_line(error)}")
+    kind = DeniedError if isinstance(error, api.Forbidden) else StorageError
+    return kind(f"{where}: it failed: {one_line(error)}")
 
 
 def no_bucket(path: str) -> StorageError:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pyarrow as pa
 
-from job import artifact, challenger_flags, choosing, listing, planning, storage
+from job import artifact, challenger_flags, choosing, listing, planning, storage, tables
 from job.errors import ShardChangedError, ShardError, UsageError
 from job.spec import ScoringSpec, Shard
 
@@ -24,7 +24,11 @@ def absolute(spec: ScoringSpec) -> ScoringSpec:
     """Return the spec with absolute paths: workers stand elsewhere, and run ids must not depend on where.
 
     Its model is the one that was chosen, see ``job.choosing``.
+
+    Raises:
+        UsageError: a path is not in UTF-8, so that nothing could be told of it.
     """
+    _check_readable(spec)
     with challenger_flags.told(spec):
         challenger = spec.challenger and _model(spec.challenger)
     inputs = tuple(
@@ -41,6 +45,13 @@ def absolute(spec: ScoringSpec) -> ScoringSpec:
         output=storage.absolute(spec.output),
         output_template=spec.output_template and storage.absolute(spec.output_template),
     )
+
+
+def _check_readable(spec: ScoringSpec) -> None:
+    paths = {name: getattr(spec, name) for name in ("model", "weights", "golden", "challenger", "output")}
+    for name, path in (*paths.items(), *(("input", path) for path in spec.inputs)):
+        if path and not planning.is_utf8(path):
+            raise UsageError(f"--{name}={path}: the name is not in UTF-8; rename it")
 
 
 def _model(model: str) -> str:
@@ -64,32 +75,101 @@ def list_shards(spec: ScoringSpec) -> list[Shard]:
 
     Raises:
         NoInputError: an input matches nothing.
-        UsageError: the output lies in an input folder, so that tomorrow's input would hold tonight's output.
+        UsageError: the output lies in an input folder, so that tomorrow's input would hold tonight's output;
+            or files lie in a table, which keeps rows that were deleted.
     """
-    listed = _listed(spec)
-    real = {
-        info.path: info.path if storage.is_remote(info.path) else os.path.realpath(info.path)
-        for info in listed
-    }
-    best_last = sorted(listed, key=lambda info: (info.path != real[info.path], info.path), reverse=True)
-    inside = f"{spec.output}/"
+    seen = tables.SeenFolders()
+    listed = _listed(spec, seen)
+    real = {info.path: _real(info.path) for info in listed}
+    _check_apart(spec.output, listed, real)
+    tables.check(listed, real, seen)
+    one = _one_of_each_file(listed, real)
     for info in listed:
-        # A file that was named by itself or by a glob stands for no folder.
-        below = info.root and inside.startswith(f"{info.root.rstrip('/')}/")
-        if info.path.startswith(inside) or below:
-            raise UsageError(
-                f"--output={spec.output}: it and the input {info.root or info.path} lie within each other, "
-                f"so predictions would be read as features; choose a folder beside the input"
-            )
-    found = {real[info.path]: info for info in best_last}
-    for info in listed:
-        kept, left_out = planning.hive_folders(found[real[info.path]].path), planning.hive_folders(info.path)
+        kept, left_out = planning.hive_folders(one[info.path].path), planning.hive_folders(info.path)
         if left_out and left_out != kept:
             raise UsageError(
-                f"--input: {info.path} and {found[real[info.path]].path} are one file in two Hive folders; "
+                f"--input: {info.path} and {one[info.path].path} are one file in two Hive folders; "
                 f"take one of them out of the input"
             )
-    return [planning.shard_of(info) for info in sorted(found.values(), key=lambda info: info.path)]
+    found = {info.path: info for info in one.values()}
+    return [planning.shard_of(found[path]) for path in sorted(found)]
+
+
+def _real(path: str) -> str:
+    return path if storage.is_remote(path) else os.path.realpath(path)
+
+
+def _one_of_each_file(
+    listed: Sequence[storage.FileInfo], real: Mapping[str, str]
+) -> dict[str, storage.FileInfo]:
+    """Return for each path the one that stands for its file: its own, or the first.
+
+    Links to a file lead to its own path. Hard links and mounts are all its own, and tell it by its number.
+    """
+    best_first = sorted(listed, key=lambda info: (info.path != real[info.path], info.path))
+    by_path: dict[str, storage.FileInfo] = {}
+    by_id: dict[object, storage.FileInfo] = {}
+    for info in best_first:
+        if real[info.path] in by_path:
+            continue
+        # File systems without numbers of their own may give one number to two files, but not in one state.
+        key = info.file_id and (info.file_id, info.size_bytes, info.stamp)
+        first = by_id.setdefault(key, info) if key else info
+        by_path[real[info.path]] = first if first is info or _is_one_file(first.path, info.path) else info
+    return {info.path: by_path[real[info.path]] for info in listed}
+
+
+def _is_one_file(path: str, other: str) -> bool:
+    try:
+        # Both at once: a number that nobody holds may be given away.
+        with open(path, "rb") as file, open(other, "rb") as same:
+            return os.path.sameopenfile(file.fileno(), same.fileno())
+    except OSError:
+        return False
+
+
+def _check_apart(output: str, listed: Sequence[storage.FileInfo], real: Mapping[str, str]) -> None:
+    """Refuse an output within an input folder, and an input within the output, whatever links lead there.
+
+    Raises:
+        UsageError: they are.
+    """
+    inside, above = f"{_real(output)}/", _FoldersAround(output)
+    for info in listed:
+        # A file that was named by itself or by a glob stands for no folder.
+        below = above.any_of(info, is_linked=real[info.path] != info.path)
+        if real[info.path].startswith(inside) or info.path.startswith(f"{output}/") or below:
+            raise UsageError(
+                f"--output={output}: it and the input {info.root or info.path} lie within each other, "
+                f"so predictions would be read as features; choose a folder beside the input"
+            )
+
+
+class _FoldersAround:
+    """The folders that an output lies in; each other folder is compared with them once."""
+
+    def __init__(self, output: str) -> None:
+        self._inside = {f"{output}/", f"{_real(output)}/"}
+        self._known: dict[str, bool] = {}
+
+    def any_of(self, info: storage.FileInfo, *, is_linked: bool) -> bool:
+        """Say whether one of them was searched for a file: the root, or a folder that a link led to."""
+        if not info.root:
+            return False
+        folder = storage.parent(info.path) if is_linked else info.root
+        while not self._is_around(folder):
+            if len(folder) <= len(info.root):
+                return False
+            folder = storage.parent(folder)
+        return True
+
+    def _is_around(self, folder: str) -> bool:
+        if folder not in self._known:
+            both = {folder, _real(folder)}
+            self._known[folder] = any(
+                inside.startswith(f"{one.rstrip('/')}/") for one in both for inside in self._inside
+            )
+        return self._known[folder]
 
 
 def folders(spec: ScoringSpec) -> list[str]:
@@ -98,11 +178,11 @@ def folders(spec: ScoringSpec) -> list[str]:
     Raises:
         NoInputError: an input matches nothing.
     """
-    return sorted({info.root or storage.parent(info.path) for info in _listed(spec)})
+    return sorted({info.root or storage.parent(info.path) for info in _listed(spec, None)})
 
 
-def _listed(spec: ScoringSpec) -> list[storage.FileInfo]:
-    return [info for pattern in spec.inputs for info in listing.listing(pattern)]
+def _listed(spec: ScoringSpec, seen: tables.SeenFolders | None) -> list[storage.FileInfo]:
+    return [info for pattern in spec.inputs for info in listing.listing(pattern, seen)]
 
 
 def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:

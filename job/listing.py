@@ -7,13 +7,17 @@ import heapq
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from job import matching, storage
 from job.errors import NoInputError, StorageError, UsageError
+from job.tables import SeenFolders
 
 
-def listing(pattern: str) -> list[storage.FileInfo]:
+def listing(pattern: str, seen: SeenFolders | None = None) -> list[storage.FileInfo]:
     """Return the files that one ``--input`` value names, sorted by path.
+
+    ``seen`` takes note of what else a bucket's listing shows of their folders.
 
     A value is a file, a folder (searched to any depth), a glob (``**`` crosses
     folders), or ``@list.txt`` with one of these per line, relative to the current folder as the
@@ -26,15 +30,17 @@ def listing(pattern: str) -> list[storage.FileInfo]:
         StorageError: a folder cannot be searched, or a link leads nowhere.
     """
     if pattern.startswith("@"):
-        return [info for line in _lines(pattern[1:]) for info in listing(line)]
+        return [info for line in _lines(pattern[1:]) for info in listing(line, seen)]
     if storage.is_remote(pattern):
-        found = {info.path: info for info in matching.matches(pattern)}
+        found = {info.path: info for info in matching.matches(pattern, seen)}
         return _some(found, pattern)
     target = storage.local(pattern)
     # A name that exists is that name, even where it holds a glob's characters.
     literal = os.path.lexists(target) or not glob.has_magic(target)
     matches = [target] if literal else filter(_shown_by(target), glob.iglob(target, recursive=True))
     found = {info.path: info for match in matches for info in _walk(match)}
+    if literal and target in found:
+        found[target] = replace(found[target], named=True)
     return _some(found, pattern)
 
 
@@ -140,5 +146,10 @@ def _dangling(path: str) -> StorageError:
 
 def _info(path: str, status: os.stat_result, root: str) -> storage.FileInfo:
     return storage.FileInfo(
-        os.path.normpath(path), status.st_size, str(status.st_mtime_ns), root, status.st_mtime_ns / 1e9
+        os.path.normpath(path),
+        status.st_size,
+        str(status.st_mtime_ns),
+        root,
+        status.st_mtime_ns / 1e9,
+        file_id=(status.st_dev, status.st_ino),
     )

@@ -11,12 +11,15 @@ from dataclasses import replace
 from job import buckets, objects, storage
 from job.errors import StorageError, UsageError
 from job.files import FileInfo
+from job.tables import SeenFolders
 
 _HIDDEN = ("_", ".")
 
 
-def matches(pattern: str) -> list[FileInfo]:
+def matches(pattern: str, seen: SeenFolders | None = None) -> list[FileInfo]:
     """Return the objects that a value names: an object, a folder (to any depth), or a glob of either.
+
+    ``seen`` takes note of what else is shown of their folders.
 
     Raises:
         UsageError: the bucket's name is a glob.
@@ -29,13 +32,13 @@ def matches(pattern: str) -> list[FileInfo]:
         )
     if (found := storage.describe(path)) is not None:
         # A name that exists is that name, even where it holds a glob's characters.
-        return [found]
-    inside = list(_beginning(f"{path}/"))
+        return [replace(found, named=True)]
+    inside = list(_beginning(f"{path}/", seen))
     if inside or not glob.has_magic(path):
         shown = [info for info in inside if not _hides(info.path.removeprefix(f"{path}/").split("/"))]
         return [_reachable(replace(info, root=path)) for info in shown]
     wanted = _Glob(path)
-    named = [(info, wanted.root(info.path)) for info in _beginning(_literal(path))]
+    named = [(info, wanted.root(info.path)) for info in _beginning(_literal(path), seen)]
     return [_reachable(replace(info, root=root)) for info, root in named if root is not None]
 
 
@@ -44,12 +47,16 @@ def _literal(path: str) -> str:
     return re.split(r"[*?[]", path, maxsplit=1)[0]
 
 
-def _beginning(start: str) -> Iterator[FileInfo]:
+def _beginning(start: str, seen: SeenFolders | None) -> Iterator[FileInfo]:
     bucket, prefix = buckets.bucket_and_key(start)
     scheme = start.partition("://")[0]
     for one in objects.store(scheme).beginning(bucket, prefix):
         path = f"{scheme}://{bucket}/{one.key}"
+        if seen is not None:
+            seen.add(path)
         yield FileInfo(path, one.size_bytes, one.stamp, "", one.modified_unix_s)
+    if seen is not None:
+        seen.has_all(start)
 
 
 def _hides(names: Sequence[str]) -> bool:

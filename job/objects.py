@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from job import ranges
@@ -132,6 +132,18 @@ class ObjectStore:
             names.update(folder.removeprefix(prefix).rstrip("/") for folder in page.folders)
             if not (token := page.token):
                 return sorted(names - {""})
+
+    def holds(self, path: str, names: Iterable[str]) -> list[str]:
+        """Return which of these names a folder has in it."""
+        bucket, key = bucket_and_key(path)
+        prefix = folder_prefix(key)
+        page = self._client.page(bucket, prefix, "/", "")
+        if page.token:
+            # The whole listing may take a thousand requests more.
+            return [name for name in names if self.exists(f"{path}/{name}")]
+        found = {one.key.removeprefix(prefix) for one in page.found}
+        found.update(folder.removeprefix(prefix).rstrip("/") for folder in page.folders)
+        return [name for name in names if name in found]
 
     def read_bytes(self, path: str) -> bytes | None:
         """Return a small object's content, or ``None`` where there is none."""

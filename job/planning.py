@@ -54,6 +54,11 @@ def read_footer(shard: Shard) -> Footer:
         ShardError: the file is no Parquet, or is cut short.
         StorageError: reading it failed.
     """
+    if not is_utf8(shard.path):
+        raise ShardError(
+            f"{shard.path}: a name in its path is not in UTF-8, which Parquet's readers and a manifest cannot "
+            f"hold (\\udc80 to \\udcff stand for its bytes); rename it"
+        )
     try:
         with pq.ParquetFile(storage.footer_source(shard.path, shard.size_bytes, shard.stamp)) as file:
             metadata = file.metadata
@@ -70,6 +75,11 @@ def read_footer(shard: Shard) -> Footer:
         raise ShardError(
             f"{shard.path}: no readable Parquet file ({reason}); write it again or narrow --input"
         ) from e
+
+
+def is_utf8(path: str) -> bool:
+    """Say whether a path is text; Python makes lone surrogates of a name's bytes that are none."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def shard_of(info: FileInfo) -> Shard:

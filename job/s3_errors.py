@@ -14,7 +14,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from job.errors import StorageError, one_line
+from job.errors import DeniedError, StorageError, one_line
 from job.retrying import RefusedError, TransientError
 
 PASSING: Final = frozenset(
@@ -84,6 +84,7 @@ def _refused(
     if status in (401, 403) and not signed:
         return kind(f"{where}: {operation} is not allowed: {_CHAIN}")
     if status == 403 and code in _DENIED:
+        kind = DeniedError if kind is StorageError else kind
         return kind(f"{where}: {denied(operation, error.operation_name)}: {one_line(error)}")
     return kind(f"{where}: {operation} failed: {one_line(error)}")
 

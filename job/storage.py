@@ -109,6 +109,12 @@ def names(path: str) -> list[str]:
     return store.names(path) if store else files.names(path)
 
 
+def holds(path: str, names: Iterable[str]) -> list[str]:
+    """Return which of these names a folder has in it; a bucket is asked once, or once for each name."""
+    store = _remote(path)
+    return store.holds(path, names) if store else files.holds(path, names)
+
+
 def read_bytes(path: str) -> bytes | None:
     """Return a small file's content, or ``None`` where there is no such file."""
     store = _remote(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,3 +92,72 @@ def test_one_file_in_two_hive_folders_is_refused(night: Night) -> None:
         shards(night.input)
     with pytest.raises(UsageError, match=r"ds=2013-12-02/a.parquet and .*2013-12-01/a.parquet are one"):
         shards(night.input / "*" / "*.parquet")
+
+
+def test_hard_links_of_one_file_count_once(night: Night) -> None:
+    first = night.shard("b", features(5))
+    for name in ("a.parquet", "sub/c.parquet"):
+        (night.input / name).parent.mkdir(exist_ok=True)
+        os.link(first, night.input / name)
+    other = night.shard("d", features(5))
+    assert (
+        shards(night.input)
+        == shards(night.input / "sub", night.input)
+        == [str(night.input / "a.parquet"), str(other)]
+    )
+    # A copy of its very time and size is another file.
+    shutil.copy2(other, night.input / "e.parquet")
+    assert len(shards(night.input)) == 3
+
+
+def test_a_hard_link_in_another_hive_folder_is_refused(night: Night) -> None:
+    first = night.shard("ds=1/a", features(5))
+    night.shard("ds=2/b", features(5))
+    os.link(first, night.input / "ds=2/a.parquet")
+    with pytest.raises(UsageError, match=r"ds=2/a\.parquet and .*ds=1/a\.parquet are one file in two Hive"):
+        shards(night.input)
+
+
+def test_a_name_that_is_no_text_is_told_as_such(night: Night) -> None:
+    """Beside the others, which are none the worse for it."""
+    night.shard("a", features(5))
+    os.rename(night.shard("b", features(5)), os.fsencode(night.input) + b"/b\xff.parquet")
+    spec = ScoringSpec(inputs=(str(night.input),), model="m.keras", output="/nowhere/out")
+    good, bad = inputs.read_footers(inputs.list_shards(spec))
+    assert (good.rows, good.error) == (5, "")
+    assert "is not in UTF-8" in bad.error
+    assert "rename it" in bad.error
+    with pytest.raises(UsageError, match=r"^--output=.* not in UTF-8; rename it"):
+        inputs.absolute(replace(spec, output="/x/\udcff"))
+
+
+@pytest.mark.parametrize(
+    ("searched", "output", "apart"),
+    [
+        ("in", "link/out", False),
+        ("link", "in/out", False),
+        ("link", "link/a/out", False),
+        ("in", "aside/deep/out", False),
+        ("link/*.parquet", "in/out", True),
+        ("in", "beside/out", True),
+        ("link", "in2", True),
+        ("in/b.parquet", "link", False),
+    ],
+)
+def test_an_output_below_the_input_is_found_behind_links(
+    night: Night, searched: str, output: str, apart: bool
+) -> None:
+    top = night.folder
+    night.shard("b", features(3))
+    (top / "link").symlink_to("in")
+    # The search goes through it: tomorrow it would find what is written there today.
+    pq_folder = top / "aside/deep/sub"
+    pq_folder.mkdir(parents=True)
+    pq.write_table(features(4), pq_folder / "a.parquet")
+    (night.input / "more").symlink_to("../aside/deep")
+    spec = ScoringSpec(inputs=(str(top / searched),), model="m.keras", output=str(top / output))
+    if apart:
+        assert inputs.list_shards(spec)
+    else:
+        with pytest.raises(UsageError, match="lie within each other"):
+            inputs.list_shards(spec)

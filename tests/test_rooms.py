@@ -59,7 +59,7 @@ ORDER = (
         "sizing",
         "binning",
     ),
-    ("planning", "choosing", "challenger_flags", "listing", "matching"),
+    ("planning", "choosing", "challenger_flags", "listing", "matching", "tables"),
     ("handler",),
     ("nightfiles",),
     ("rejects", "finite"),
