@@ -56,8 +56,8 @@ def read_footer(shard: Shard) -> Footer:
     """
     if not is_utf8(shard.path):
         raise ShardError(
-            f"{shard.path}: a name in its path is not in UTF-8, which Parquet's readers and a manifest cannot "
-            f"hold (\\udc80 to \\udcff stand for its bytes); rename it"
+            f"{shard.path}: a name in its path is not in UTF-8, as Parquet's readers and a manifest want it "
+            f"(\\udc80 to \\udcff stand for its bytes); rename it"
         )
     try:
         with pq.ParquetFile(storage.footer_source(shard.path, shard.size_bytes, shard.stamp)) as file:
