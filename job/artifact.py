@@ -20,6 +20,7 @@ import json
 import os
 import re
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,9 @@ from job.errors import ModelError, UsageError, one_line
 from job.spec import ModelReference
 
 Kind = Literal["keras", "h5", "keras_folder", "saved_model", "builder"]
+
+_KERAS_NAMES: Final = "assets/feature_names.json"
+_SAVED_MODEL_NAMES: Final = "assets.extra/feature_names.json"
 
 BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FILES: Final[Mapping[str, Kind]] = {".keras": "keras", ".h5": "h5", ".hdf5": "h5"}
@@ -332,6 +336,42 @@ def _builder_parts(path: str) -> dict[str, str]:
         for i, (folder, source) in _sources(path)
     }
     return {"builder": path, **found}
+
+
+def feature_names(path: str, kind: Kind, copy: str) -> tuple[str, ...]:
+    """Return the names of the feature columns, in the model's order, that a model's own file keeps.
+
+    They are a JSON list: of a Keras archive or folder the member ``assets/feature_names.json``, of a
+    SavedModel ``assets.extra/feature_names.json``, which is TensorFlow's folder for what it does not read
+    itself. There are none in other kinds, or where nobody put them there.
+
+    Args:
+        path: the model, as ``--model`` names it.
+        kind: what kind of model it is.
+        copy: the local file or folder that is loaded.
+
+    Raises:
+        ModelError: the list is none of distinct names.
+    """
+    if kind == "keras":
+        with zipfile.ZipFile(copy) as archive:
+            content = archive.read(_KERAS_NAMES) if _KERAS_NAMES in archive.namelist() else None
+    elif kind in ("keras_folder", "saved_model"):
+        name = _KERAS_NAMES if kind == "keras_folder" else _SAVED_MODEL_NAMES
+        content = storage.read_bytes(storage.join(copy, name))
+    else:
+        content = None
+    if content is None:
+        return ()
+    try:
+        names = json.loads(content)
+    except ValueError as e:
+        raise ModelError(f"--model={path}: its feature_names.json is no JSON: {e}") from e
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ModelError(f"--model={path}: its feature_names.json is no list of names; write one, in order")
+    if len(set(names)) != len(names):
+        raise ModelError(f"--model={path}: its feature_names.json holds a name twice; each is one column")
+    return tuple(names)
 
 
 def sources(path: str) -> set[str]:

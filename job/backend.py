@@ -74,7 +74,8 @@ class _KerasStep:
 
         if not (self._model.built and getattr(self._model, "inputs", None)):
             # Not the compute type: Keras casts to that by itself, from whatever holds more digits.
-            return Signature((), (), named=False, default_dtype=self._model.variable_dtype)
+            dtype = self._model.variable_dtype
+            return Signature((), (), named=False, default_dtype=dtype, columns=self._feature_names())
         # A functional model keeps the dict or list it was made with; a Sequential has one input.
         sequential = isinstance(self._model, keras.Sequential)
         self._structure = self._model.inputs if sequential else self._model.input
@@ -86,10 +87,21 @@ class _KerasStep:
             tensors = list(self._model.inputs)
             names = [tensor.name for tensor in tensors]
         inputs = tuple(input_spec(name, tensor) for name, tensor in zip(names, tensors, strict=True))
-        by_name = isinstance(self._structure, dict)
+        by_name, alone = isinstance(self._structure, dict), len(inputs) == 1
+        columns = self._feature_names() if alone else ()
         return Signature(
-            inputs, (), named=by_name or len(inputs) > 1, ordered=not by_name or len(inputs) == 1
+            inputs, (), named=by_name or not alone, ordered=not by_name or alone, columns=columns
         )
+
+    def _feature_names(self) -> tuple[str, ...]:
+        """Return the names of the one input's columns that the artifact keeps, or that a builder has set."""
+        path = self._reference.path
+        if self._held.kind != "builder":
+            return artifact.feature_names(path, self._held.kind, self._held.file)
+        names = getattr(self._model, "feature_names", ())
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ModelError(f"--model={path}: its feature_names are {names!r}; set a list of column names")
+        return tuple(names)
 
     def build(self, inputs: Sequence[InputSpec]) -> None:
         texts = [spec.name for spec in inputs if spec.dtype == "string"]

@@ -1,11 +1,15 @@
 """Which columns feed which model input, decided before the first prediction.
 
 In this order: inputs by name where the model names them, and by ``--features`` of other names
-only where it also has them in an order of its own; one input whose name is a column
-of its shape; one input of width k and ``--features`` of k columns; one input of width k
-where exactly k columns that it can take remain after ``--keys``, or the one list column of
-its shape that remains. Anything else is an error that lists both sides. Columns that are
-neither features nor keys are never read, and the model is fed its declared inputs only.
+only where it also has them in an order of its own; one input of width k and ``--features`` of k
+columns; the columns whose names the model's file keeps; one input whose name is a column
+of its shape; one input of width k where exactly k columns that it can take remain after ``--keys``
+and ``--ignore``, or the one list column of its shape that remains. Anything else is an error that lists
+both sides. Columns that are neither features nor keys are never read, and the model is fed its declared
+inputs only.
+
+The last two are **by position**: nothing but the order of the columns says which is which. So all shards
+of a night must have that order (:func:`disagreement`), and it must be that of the last published night.
 """
 
 from __future__ import annotations
@@ -13,18 +17,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from job.columns import CAST_TYPES, Layout, align, layout, leaf_misfit, misfit, shape_text
-from job.errors import SchemaError, UsageError
-from job.signature import Feed, InputSpec, RowFault, Signature, Tensor
+from job.columns import CAST_TYPES, Layout, align, layout, leaf_misfit, misfit
+from job.errors import SchemaError, UsageError, as_flag
+from job.signature import Feed, InputSpec, RowFault, Signature, Tensor, Way, input_text, shape_text
 from job.tensors import feed_tensor, open_extents
 
 _LISTED_COLUMNS: Final = 40
+_LISTED_MISFITS: Final = 5
 
 # Where in a batch some rows are, ascending.
 Places = range | NDArray[np.int64]
@@ -34,11 +40,13 @@ Places = range | NDArray[np.int64]
 class Binding:
     """The columns of each model input, in the signature's order, and ``--cast`` among them.
 
-    The types in ``casts`` are Arrow's names without aliases (``float32``, not ``float``).
+    The types in ``casts`` are Arrow's names without aliases (``float32``, not ``float``). ``by`` says how the
+    columns were found.
     """
 
     feeds: tuple[Feed, ...]
     casts: tuple[tuple[str, str], ...] = ()
+    by: Way = "name"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -54,27 +62,32 @@ def bind(
     features: Sequence[str] = (),
     casts: Sequence[tuple[str, str]] = (),
     spare_casts: bool = False,
+    unasked: Sequence[str] = (),
 ) -> Binding:
     """Return the one way in which the columns of ``schema`` feed ``signature``.
 
-    ``schema`` is Arrow's, Hive folder columns included. Raises ``SchemaError`` where there is
-    no such way, or more than one; ``UsageError`` where ``casts`` name an unknown column or
-    type, or a column that feeds nothing, unless they are ``spare_casts``, which are left out.
+    ``schema`` is Arrow's, Hive folder columns included. ``unasked`` are columns that feed the model
+    only where something names them. Raises ``SchemaError`` where there is no such way, or more than one;
+    ``UsageError`` where ``casts`` name an unknown column or type, or a column that feeds nothing, unless
+    they are ``spare_casts``, which are left out.
     """
     asked = _cast_types(schema, casts)
-    table = _Table(schema, frozenset(keys), asked)
+    table = _Table(schema, frozenset(keys), asked, frozenset(unasked))
     inputs = signature.inputs
     table.check("--keys", keys, inputs)
     table.check("--features", features, inputs)
+    chosen, by = tuple(features), _way(features, signature)
+    if by == "name" and signature.columns:
+        chosen = _kept_names(table, signature)
     if not inputs:
-        feeds: tuple[Feed, ...] = (_first_batch(table, tuple(features), signature.default_dtype),)
+        feeds: tuple[Feed, ...] = (_first_batch(table, chosen, signature.default_dtype),)
     elif len(inputs) == 1:
-        feeds = (_one_input(table, inputs[0], tuple(features), named=signature.named),)
+        feeds, by = _one_input(table, inputs[0], chosen, by, named=signature.named)
     else:
-        feeds = _several_inputs(table, inputs, tuple(features), ordered=signature.ordered)
-    binding = Binding(feeds, tuple(asked.items()))
+        feeds = _several_inputs(table, inputs, chosen, ordered=signature.ordered)
+    binding = Binding(feeds, tuple(asked.items()), by)
     if spare_casts:
-        binding = Binding(feeds, tuple(pair for pair in asked.items() if pair[0] in binding.columns))
+        binding = replace(binding, casts=tuple(one for one in asked.items() if one[0] in binding.columns))
     for name, _ in binding.casts:
         if name not in binding.columns:
             reason = f"--cast names column {name!r}, which feeds no model input"
@@ -95,6 +108,25 @@ def mismatches(schema: Any, binding: Binding, keys: Sequence[str] = ()) -> tuple
         if times := _times(schema, key, "a key (--keys)"):
             found.append(times)
     return tuple(found)
+
+
+def disagreement(schema: Any, binding: Binding, keys: Sequence[str] = (), unasked: Sequence[str] = ()) -> str:
+    """Say how a shard of ``schema`` contradicts a binding by position; empty where it does not.
+
+    It does where its columns have another order, or where more of them could feed the model: then nobody can
+    tell which column is which. Columns that it lacks are told by :func:`mismatches`.
+    """
+    if binding.by != "position":
+        return ""
+    (feed,) = binding.feeds
+    bound = set(feed.columns)
+    here = [name for name in schema.names if name in bound]
+    if len(here) == len(feed.columns) and here != list(feed.columns):
+        return f"columns in the order {_short(here)}{_first_other(here, feed.columns)}"
+    table = _Table(schema, frozenset(keys), dict(binding.casts), frozenset(unasked))
+    rivals = table.lists(feed.input) if table.is_nested(feed.columns[0]) else table.scalars(feed.input.dtype)
+    more = [name for name in rivals if name not in bound]
+    return f"besides {_short(more)}, which could feed the model as well" if more else ""
 
 
 def to_tensors(batch: Any, binding: Binding) -> tuple[tuple[Tensor, ...], tuple[RowFault, ...]]:
@@ -153,11 +185,21 @@ def pieces(batch: Any, binding: Binding, batch_rows: Callable[[Any], int]) -> It
 
 @dataclass(frozen=True)
 class _Table:
-    """One side of the match: columns, which of them are keys, and the casts asked for."""
+    """One side of the match: columns, which of them are keys, and the casts asked for.
+
+    ``unasked`` are the columns that feed the model only where something names them.
+    """
 
     schema: Any
     keys: frozenset[str]
     casts: Mapping[str, str]
+    unasked: frozenset[str] = frozenset()
+
+    @cached_property
+    def others(self) -> tuple[tuple[str, Any], ...]:
+        """Return names and types of the columns that may feed the model unasked."""
+        aside = self.keys | self.unasked
+        return tuple((field.name, field.type) for field in self.schema if field.name not in aside)
 
     def scalars(self, dtype: str) -> tuple[str, ...]:
         """Return the columns that are no keys and hold one value a row that ``dtype`` takes."""
@@ -177,8 +219,12 @@ class _Table:
             name for name, cells in self._candidates(dtype) if cells.extents and None not in cells.extents
         )
 
+    def is_nested(self, name: str) -> bool:
+        """Say whether a column's cells are lists or tensors; not where there is none of that name."""
+        return name in self.schema.names and bool(self.cells(name).extents)
+
     def _candidates(self, dtype: str) -> list[tuple[str, Layout]]:
-        cells = [(field.name, layout(field.type)) for field in self.schema if field.name not in self.keys]
+        cells = [(name, layout(kind)) for name, kind in self.others]
         return [(n, c) for n, c in cells if leaf_misfit(c.leaf, dtype, self.casts.get(n)) is None]
 
     def cells(self, name: str) -> Layout:
@@ -191,16 +237,17 @@ class _Table:
             if name in names[:position]:
                 raise SchemaError(f"{flag} names column {name!r} twice: leave one out")
             if name not in self.schema.names:
-                reason = f"{flag} names {name!r}, which is no column{_closest(name, self.schema.names)}"
+                reason = f"{flag} names {name!r}, which is no column{closest(name, self.schema.names)}"
                 raise self.error(reason, inputs)
             if times := _times(self.schema, name, flag):
                 raise self.error(times, inputs)
 
     def error(self, reason: str, inputs: Sequence[InputSpec]) -> SchemaError:
         """Return an error that lists both sides on one line."""
-        takes = ", ".join(_input_text(spec) for spec in inputs) or "not known before the first batch"
+        takes = ", ".join(input_text(spec) for spec in inputs) or "not known before the first batch"
+        aside = {**dict.fromkeys(self.unasked, " (left out)"), **dict.fromkeys(self.keys, " (key)")}
         listed = [
-            f"{field.name} {field.type}{' (key)' if field.name in self.keys else ''}"
+            f"{field.name} {field.type}{aside.get(field.name, '')}"
             for field in list(self.schema)[:_LISTED_COLUMNS]
         ]
         if len(self.schema) > _LISTED_COLUMNS:
@@ -208,32 +255,90 @@ class _Table:
         return SchemaError(f"{reason} | model inputs: {takes} | columns: {', '.join(listed)}")
 
 
-def _one_input(table: _Table, wanted: InputSpec, features: tuple[str, ...], *, named: bool) -> Feed:
+def _way(features: Sequence[str], signature: Signature) -> Way:
+    """Return how the columns are found, as far as that can be told before they are looked at."""
+    if features:
+        return "features"
+    return "name" if signature.columns or len(signature.inputs) > 1 else "position"
+
+
+def _kept_names(table: _Table, signature: Signature) -> tuple[str, ...]:
+    """Return the columns whose names the model keeps, if they are there and as many as it takes."""
+    names = signature.columns
+    for name in names:
+        if name not in table.schema.names:
+            reason = f"the model's file names column {name!r}, which is absent"
+            raise table.error(f"{reason}{closest(name, table.schema.names)}", signature.inputs)
+    return names
+
+
+def _one_input(
+    table: _Table, wanted: InputSpec, chosen: tuple[str, ...], by: Way, *, named: bool
+) -> tuple[tuple[Feed, ...], Way]:
     long_axes = [extent for extent in wanted.shape if extent != 1]
     width = 1 if not long_axes else long_axes[0] if len(long_axes) == 1 else None
-    if features:
-        if len(features) > 1 and long_axes not in ([None], [len(features)]):
-            reason = f"--features names {len(features)} columns for model input {_input_text(wanted)}"
+    if chosen:
+        if len(chosen) > 1 and long_axes not in ([None], [len(chosen)]):
+            who = "--features names" if by == "features" else "the model's file names"
+            reason = f"{who} {len(chosen)} columns for model input {input_text(wanted)}"
             raise table.error(f"{reason}: name as many as it is wide", (wanted,))
-        return Feed(wanted, features)
+        return (Feed(wanted, chosen),), by
     same_name = Feed(wanted, (wanted.name,))
     # A name the framework made up may be a column's by accident: then it must fit to count.
     fits = not any(_feed_mismatches(table.schema, same_name, table.casts))
     if wanted.name in table.schema.names and (named or fits):
-        return same_name
+        return (same_name,), "name"
     scalars = table.scalars(wanted.dtype)
     ways: list[tuple[str, ...]] = [(name,) for name in table.lists(wanted)]
     if width is not None and len(scalars) == width:
         ways.insert(0, scalars)
     if len(ways) == 1:
-        return Feed(wanted, ways[0])
+        return (Feed(wanted, ways[0]),), "position"
     if ways:
         choices = " or ".join(_short(way) for way in ways)
         raise table.error(f"{choices} would feed the model alike: choose with --features", (wanted,))
-    reason = f"{len(scalars)} columns of one value that {wanted.dtype} takes remain after --keys, "
-    reason += f"and none of shape {shape_text(wanted.shape)}: name the model's columns with --features=A,B,…"
-    reason += " or the others with --keys=A,B,…"
-    raise table.error(reason, (wanted,))
+    raise table.error(_why_none(table, wanted, width, scalars), (wanted,))
+
+
+def _why_none(table: _Table, wanted: InputSpec, width: int | None, scalars: tuple[str, ...]) -> str:
+    """Say why no columns feed the one input by themselves: which are in the way, and what mends that."""
+    names_them = "name the model's columns with --features=A,B,…"
+    reason = (
+        f"{len(scalars)} columns of one value that {wanted.dtype} takes remain after --keys, and none of "
+    )
+    reason += f"shape {shape_text(wanted.shape)}: "
+    if width is not None and len(scalars) > width:
+        example = as_flag("ignore", scalars[-1])
+        return f"{reason}leave out those that are no features, as in {example}, or {names_them}"
+    misfits = [
+        f"column {name!r} does not fit ({why})"
+        for name, kind in table.others
+        if (why := _why_not(kind, wanted, table.casts.get(name)))
+    ]
+    if len(misfits) > _LISTED_MISFITS:
+        misfits[_LISTED_MISFITS:] = [f"and {len(misfits) - _LISTED_MISFITS} more"]
+    castable = [name for name, kind in table.others if _can_cast(kind, wanted)]
+    if 0 < (width or 0) - len(scalars) == len(castable):
+        cast = as_flag("cast", *(f"{name}={_cast_name(wanted.dtype)}" for name in castable))
+        names_them = f"{cast} reads what is missing as numbers, or {names_them}"
+    return f"{reason}{''.join(f'{one}; ' for one in misfits)}{names_them}"
+
+
+def _why_not(kind: Any, wanted: InputSpec, cast: str | None) -> str | None:
+    """Say why a column neither is one of several that feed an input side by side, nor feeds it alone."""
+    cells = layout(kind)
+    if not cells.extents:
+        return leaf_misfit(cells.leaf, wanted.dtype, cast)
+    return misfit(kind, wanted, cast)
+
+
+def _can_cast(kind: Any, wanted: InputSpec) -> bool:
+    cell, cast = replace(wanted, shape=()), _cast_name(wanted.dtype)
+    return misfit(kind, cell, None) is not None and cast in CAST_TYPES and misfit(kind, cell, cast) is None
+
+
+def _cast_name(dtype: str) -> str:
+    return "float32" if dtype == "bfloat16" else dtype
 
 
 def _several_inputs(
@@ -243,7 +348,7 @@ def _several_inputs(
     if not features:
         absent = [name for name in names if name not in table.schema.names]
         if absent:
-            hints = ", ".join(f"{name!r}{_closest(name, table.schema.names)}" for name in absent)
+            hints = ", ".join(f"{name!r}{closest(name, table.schema.names)}" for name in absent)
             other = ", or give them with --features" if ordered else ""
             raise table.error(f"no column for model input {hints}: rename the columns{other}", inputs)
     if not features or set(features) == set(names):
@@ -282,18 +387,16 @@ def _first_batch(table: _Table, features: tuple[str, ...], dtype: str) -> Feed:
 def _feed_mismatches(schema: Any, feed: Feed, casts: Mapping[str, str]) -> Iterator[str]:
     wanted = replace(feed.input, shape=()) if len(feed.columns) > 1 else feed.input
     for name in feed.columns:
-        if times := _times(schema, name, f"model input {_input_text(feed.input)}"):
+        if times := _times(schema, name, f"model input {input_text(feed.input)}"):
             yield times
             continue
         column_type = schema.field(name).type
         reason = misfit(column_type, wanted, casts.get(name))
         if reason is not None:
-            line = (
-                f"column {name!r} {column_type} cannot feed model input {_input_text(feed.input)}: {reason}"
-            )
-            cast = "float32" if wanted.dtype == "bfloat16" else wanted.dtype
+            line = f"column {name!r} {column_type} cannot feed model input {input_text(feed.input)}: {reason}"
+            cast = _cast_name(wanted.dtype)
             helps = cast in CAST_TYPES and misfit(column_type, wanted, cast) is None
-            yield f"{line} (--cast {name}={cast} asks for it)" if helps else line
+            yield f"{line} ({as_flag('cast', f'{name}={cast}')} asks for it)" if helps else line
 
 
 def _times(schema: Any, name: str, purpose: str) -> str:
@@ -303,31 +406,36 @@ def _times(schema: Any, name: str, purpose: str) -> str:
         return ""
     if times > 1:
         return f"column {name!r} occurs {times} times, wanted once for {purpose}"
-    return f"column {name!r} is absent, wanted for {purpose}{_closest(name, schema.names)}"
+    return f"column {name!r} is absent, wanted for {purpose}{closest(name, schema.names)}"
 
 
 def _cast_types(schema: Any, casts: Sequence[tuple[str, str]]) -> dict[str, str]:
     asked: dict[str, str] = {}
     for name, type_name in casts:
         if name not in schema.names:
-            raise UsageError(f"--cast names {name!r}, which is no column{_closest(name, schema.names)}")
+            raise UsageError(f"--cast names {name!r}, which is no column{closest(name, schema.names)}")
         if name in asked:
             raise UsageError(f"--cast names column {name!r} twice: leave one out")
         if type_name not in CAST_TYPES:
-            hint = _closest(type_name, CAST_TYPES) or f" (there are {', '.join(CAST_TYPES)})"
+            hint = closest(type_name, CAST_TYPES) or f" (there are {', '.join(CAST_TYPES)})"
             raise UsageError(f"--cast {name}={type_name}: {type_name!r} is no type to cast to{hint}")
         asked[name] = CAST_TYPES[type_name]
     return asked
 
 
-def _closest(name: str, names: Iterable[str]) -> str:
+def closest(name: str, names: Iterable[str]) -> str:
+    """Return which names are nearly this one, in brackets; empty where none is."""
     known = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), list(known), n=3)
     return f" (closest: {', '.join(repr(known[other]) for other in close)})" if close else ""
 
 
-def _input_text(spec: InputSpec) -> str:
-    return f"{spec.name!r} {spec.dtype} {shape_text(spec.shape)}"
+def _first_other(here: Sequence[str], there: Sequence[str]) -> str:
+    """Say where two long orders part; nothing of short ones, which are seen whole."""
+    if len(here) <= 5:
+        return ""
+    place = next(i for i, (one, other) in enumerate(zip(here, there, strict=True)) if one != other)
+    return f", number {place + 1} is {here[place]!r} and not {there[place]!r}"
 
 
 def _short(names: Sequence[str]) -> str:

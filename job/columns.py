@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from job.signature import InputSpec
+from job.signature import InputSpec, shape_text
 
 Kind = Literal["bool", "int", "float", "decimal", "text", "time", "null", "other"]
 Extents = tuple[int | None, ...]
@@ -181,9 +181,3 @@ def leaf_misfit(leaf: Any, dtype: str, cast: str | None) -> str | None:
     if (cast == "string") != (dtype == "string"):
         return f"cast to {cast} where {dtype} is wanted"
     return None
-
-
-def shape_text(shape: Extents) -> str:
-    """Return a shape as people write it, with ``?`` for an unknown extent."""
-    inner = ", ".join("?" if extent is None else str(extent) for extent in shape)
-    return f"({inner},)" if len(shape) == 1 else f"({inner})"

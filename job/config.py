@@ -34,7 +34,7 @@ from job.spec import ScoringSpec
 ENGINE: Final = "engine"
 
 # Flags that list things, with commas between them; ``input`` is given several times instead.
-_LISTS: Final = ("keys", "features", "cast", "prediction_columns", "challenger_features")
+_LISTS: Final = ("keys", "features", "ignore", "cast", "prediction_columns", "challenger_features")
 _REPEATED: Final = ("input",)
 _OPPOSITES: Final = {"wait": "no_wait", "no_wait": "wait"}
 # Defaults that a spec has in another form.

@@ -106,8 +106,10 @@ def reconcile(run: Run, receipts: Sequence[Receipt]) -> None:
 
 def _refuse_rejects(run: Run, receipts: Sequence[Receipt], rejected: int) -> NoReturn:
     told = ", ".join(f"{rows} {reason}" for reason, rows in reasons_of(receipts)) or "shards without a footer"
-    first = next(r.rejects or r.split.shard.path for r in receipts if r.rejects or r.refused)
+    of = next(r for r in receipts if r.rejects or r.refused)
+    first = of.refused or of.first_reject
     raise DataError(
         f"{run.output}: {rejected} of {run.rows} rows were rejected ({told}), more than --max_rejected="
-        f"{run.max_rejected}; nothing was published; look at {first}, mend the input or raise --max_rejected"
+        f"{run.max_rejected}; nothing was published; first {of.split.shard.path}: {first or told}; look at "
+        f"{of.rejects or of.split.shard.path}, mend the input or raise --max_rejected"
     )

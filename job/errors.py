@@ -24,9 +24,12 @@ A message is one line: what, both values, where, and the fix.
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Final
@@ -173,6 +176,17 @@ _CLOSES: Final = {"}": "{", "]": "["}
 _SENTENCE_ENDS: Final = re.compile(r"(?<=[.!?]) (?=[A-Z<`'\"])")
 # A name in quotes, or a number: what the others around it only talk about.
 _TELLING: Final = re.compile(r"""(?<!\w)'[^']+'(?!\w)|(?<!\w)"[^"]+"(?!\w)|\d""")
+
+
+def as_flag(name: str, *items: str) -> str:
+    """Return a flag that lists items as one pastes it into a shell.
+
+    >>> as_flag("ignore", "label", "two words")
+    "--ignore='label,two words'"
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(items)
+    return f"--{name}={shlex.quote(text.getvalue())}"
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -42,9 +42,14 @@ def of(spec: ScoringSpec, predictions: Sequence[pa.Field]) -> Gates:
         if name and name not in names:
             these = ", ".join(names)
             raise UsageError(f"--max_psi={name}={most}: no prediction column has this name, of {these}")
-    dated = nightly.has_date(spec.output_template)
-    before = candidates(spec.output_template, nightly.day("ds", spec.ds), spec.output) if dated else ()
-    return Gates(spec.min_rows or 0, spec.max_rows_change, spec.max_psi, before)
+    return Gates(spec.min_rows or 0, spec.max_rows_change, spec.max_psi, baselines(spec))
+
+
+def baselines(spec: ScoringSpec) -> tuple[str, ...]:
+    """Return where the nights before are, the latest first; none where the output's path has no date."""
+    if not nightly.has_date(spec.output_template):
+        return ()
+    return candidates(spec.output_template, nightly.day("ds", spec.ds), spec.output)
 
 
 def say_if_alone(spec: ScoringSpec, held: Mapping[str, Any] | None, announce: Callable[[str], None]) -> None:
@@ -98,7 +103,7 @@ def passed(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared
 
 def _compare(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared:
     try:
-        folder, before = _last_good(run, seen)
+        folder, before = last_good(run.output, run.gates.baselines, seen.published)
     except StorageError as e:
         # Whoever asks for no comparison need not be allowed to read the night before.
         if run.gates.look_back:
@@ -129,16 +134,27 @@ def _compare(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compar
     )
 
 
-def _last_good(run: Run, seen: output.Seen) -> tuple[str, Mapping[str, Any] | None]:
-    """Return the folder of the last good night and its manifest; ``None`` where there is none."""
-    if not run.gates.baselines:
-        return run.output, seen.published
+def last_good(
+    folder: str, baselines: Sequence[str], held: Mapping[str, Any] | None
+) -> tuple[str, Mapping[str, Any] | None]:
+    """Return the folder of the last good night and its manifest; ``None`` where there is none.
+
+    Args:
+        folder: the output.
+        baselines: where the nights before are, the latest first; none where the output holds them in turn.
+        held: the manifest of the night that the output holds.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    if not baselines:
+        return folder, held
 
     def is_whole(folder: str) -> bool:
         return storage.size_bytes(storage.join(folder, output.SUCCESS)) is not None
 
     # Mostly it is the night before, and a bucket asks a price for each look.
-    for some in (run.gates.baselines[:1], run.gates.baselines[1:]):
+    for some in (baselines[:1], baselines[1:]):
         for folder, found in zip(some, parallel(is_whole, some, name="baseline"), strict=True):
             night = _manifest(folder) if found else None
             if night is not None:

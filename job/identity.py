@@ -70,6 +70,9 @@ def _reading_as_before(reference: ModelReference, told: object) -> ModelReferenc
 def run_id(spec: ScoringSpec, shards: Sequence[Shard], models: Models) -> str:
     """Return the run's identity; without a challenger it is what it was before there were any."""
     options: dict[str, object] = {name: getattr(spec, name) for name in _SHAPE_OUTPUT}
+    if spec.ignore:
+        # Not always: the runs of before keep their ids.
+        options["ignore"] = spec.ignore
     if models.challenger is not None:
         options["challenger"] = models.challenger.identity
         options["challenger_features"] = spec.challenger_features

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn, get_args
 
 from job import challenger_flags, clusters, config, flags, nightly, parser, quiet, telling
-from job.errors import UsageError
+from job.errors import UsageError, as_flag
 from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
 
 
@@ -136,6 +136,7 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         weights=flags.weights(flags.one(given, "weights"), model),
         keys=flags.columns(given, "keys"),
         features=flags.columns(given, "features"),
+        ignore=flags.columns(given, "ignore"),
         casts=flags.casts(given),
         prediction_columns=flags.columns(given, "prediction_columns"),
         batch_size=flags.batch_size(flags.one(given, "batch_size")),
@@ -204,6 +205,9 @@ def _check_required(given: argparse.Namespace) -> None:
 
 def _check_no_clash(spec: ScoringSpec) -> None:
     challenger_flags.check(spec)
+    for flag, names in (("keys", spec.keys), ("features", spec.features), ("cast", dict(spec.casts))):
+        if both := [name for name in spec.ignore if name in names]:
+            raise UsageError(f"{as_flag('ignore', *both)}: also in --{flag}; leave it out of one of them")
     both = [name for name in spec.prediction_columns if name in spec.keys]
     if both:
         raise UsageError(f"--prediction_columns={','.join(both)}: also in --keys; choose another name")

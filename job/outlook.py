@@ -11,9 +11,9 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from job import (
     awaiting,
@@ -129,7 +129,8 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
     fit = engines.Fit(threads=1, here=True)
     models = preparing.read(spec, models, fit) if models.built else models
     run_id = identity.run_id(spec, shards, models)
-    claim = preparing.Claim(spec, shards, models, run_id, "", host.process_start_unix_s())
+    held = output.published(spec.output)
+    claim = preparing.Claim(spec, shards, models, run_id, "", host.process_start_unix_s(), held)
     footers = inputs.read_footers(shards)
     task, splits = preparing.task_of(claim, footers, fit, announce)
     refused = {split.shard.path: split.refused for split in splits if split.refused}
@@ -139,7 +140,7 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
     return Outlook(
         run_id=run_id,
         output=spec.output,
-        held=_held(spec.output, run_id),
+        held=_held(held, run_id),
         shards=len(shards),
         shard_bytes=sum(shard.size_bytes for shard in shards),
         rows=task.run.rows,
@@ -165,8 +166,7 @@ def _of_challenger(task: ScoringTask) -> tuple[pa.Field, ...]:
     return task.challenger.predictions if task.challenger is not None else ()
 
 
-def _held(folder: str, run_id: str) -> str:
-    done = output.published(folder)
+def _held(done: Mapping[str, Any] | None, run_id: str) -> str:
     if done is None:
         return "no night yet"
     if done["run_id"] == run_id:

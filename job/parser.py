@@ -115,6 +115,7 @@ def _add_night_flags(parser: argparse.ArgumentParser, command: str) -> None:
 def _add_binding_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("binding", "A name that holds a comma goes in double quotes.")
     _add(group, "features", "COL,…", "feature columns in the model's order; needed only where ambiguous")
+    _add(group, "ignore", "COL,…", "columns that are no features, such as a label, though they could be")
     _add(group, "cast", "COL=TYPE,…", "casts of columns that would otherwise be refused")
 
 

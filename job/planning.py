@@ -8,11 +8,15 @@ seek and never decodes a row that another split needs. A shard of no more than
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -28,6 +32,8 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 # Of the 255 bytes that file systems allow for a name; the rest is for row-group numbers and attempts.
 STEM_BYTES = 180
+# How pandas calls an index without a name.
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +41,13 @@ class Footer:
     """What a shard says of itself: its columns and the rows of each row group.
 
     ``error`` says why it cannot be read, where it cannot; then it has no columns and no rows.
+    ``index_columns`` are those that hold the index of a data frame, see :func:`index_columns`.
     """
 
     schema: pa.Schema
     group_rows: tuple[int, ...]
     error: str = ""
+    index_columns: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -64,7 +72,8 @@ def read_footer(shard: Shard) -> Footer:
             metadata = file.metadata
             groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
             # The file's own Arrow schema, when it has one, names dictionaries, fixed sizes and tensors.
-            return Footer(file.schema_arrow, groups)
+            schema = file.schema_arrow
+            return Footer(schema, groups, index_columns=index_columns(schema))
     except FileNotFoundError as e:
         raise ShardChangedError(
             f"{shard.path}: was listed and is gone; run again when the input is complete"
@@ -80,6 +89,17 @@ def read_footer(shard: Shard) -> Footer:
 def is_utf8(path: str) -> bool:
     """Say whether a path is text; Python makes lone surrogates of a name's bytes that are none."""
     return not any("\ud800" <= letter <= "\udfff" for letter in path)
+
+
+def index_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns that hold a pandas index: by their name, or as pandas' own metadata says.
+
+    The metadata is told in https://pandas.pydata.org/docs/development/developer.html.
+    """
+    named: list[Any] = []
+    with suppress(ValueError, AttributeError):
+        named = list(json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ()))
+    return tuple(name for name in schema.names if name in named or _PANDAS_INDEX.fullmatch(name))
 
 
 def shard_of(info: FileInfo) -> Shard:

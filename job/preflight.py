@@ -8,17 +8,17 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from job import planning
-from job.binding import Binding, bind, mismatches
+from job.binding import Binding, bind, closest, disagreement, mismatches
 from job.columns import layout
-from job.errors import DataError, SchemaError, ShardError
+from job.errors import DataError, GateError, SchemaError, ShardError, as_flag
 from job.planning import Footer
 from job.predictions import check_names, prediction_fields
-from job.signature import Signature
+from job.signature import Signature, input_text, listed
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def check(
     beside = champion.loaded if champion else None
     loaded = acquired(spec, reference, threads, machine, here=here, beside=beside)
     spare = champion is not None
+    _check_ignored(spec, schemas, loaded.signature)
     bound, binding, unbound = _bound(spec, shards, footers, schemas, loaded.signature, wrong, spare)
+    _check_order(spec, shards, footers, schemas, bound, binding)
     where = "the first shard" if bound == 0 else shards[bound].path
     wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec)}
     # The shard that was bound fits the model: what is wrong with it is the flag's fault, and no bad shard's.
@@ -173,6 +175,7 @@ def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]
     ]
     content = {
         "feeds": feeds,
+        "fed_by": binding.by,
         "casts": dict(binding.casts),
         "keys": list(spec.keys),
         "predictions": list(predictions),
@@ -235,7 +238,8 @@ def _bind(
             binding = bind(
                 schemas[i],
                 signature,
-                keys=(*spec.keys, *_unasked_folders(spec, shards[i], footers[i])),
+                keys=spec.keys,
+                unasked=_unasked(spec, shards[i], footers[i]),
                 features=spec.features,
                 casts=spec.casts,
                 spare_casts=spare_casts,
@@ -345,7 +349,88 @@ def _cast_types(schema: pa.Schema, bound: pa.Schema, where: str, binding: Bindin
     )
 
 
-def _unasked_folders(spec: ScoringSpec, shard: Shard, footer: Footer) -> tuple[str, ...]:
-    """Return the Hive columns that must not feed the model merely because they can: nobody named them."""
-    known = (*footer.schema.names, *spec.features, *spec.keys)
-    return tuple(name for name, _ in shard.partition if name not in known)
+def _unasked(spec: ScoringSpec, shard: Shard, footer: Footer) -> tuple[str, ...]:
+    """Return the columns that must not feed the model merely because they can: nobody named them.
+
+    They are Hive folders, the index of a data frame, and what ``--ignore`` names.
+    """
+    named = (*spec.features, *spec.keys)
+    folders = (name for name, _ in shard.partition if name not in footer.schema.names)
+    return tuple(name for name in (*folders, *footer.index_columns, *spec.ignore) if name not in named)
+
+
+def _check_ignored(spec: ScoringSpec, schemas: Mapping[int, pa.Schema], signature: Signature) -> None:
+    """Refuse ``--ignore`` of what no shard has, or of what the model asks for by its name."""
+    for name in spec.ignore:
+        if not any(name in schema.names for schema in schemas.values()):
+            first = next(iter(schemas.values()))
+            raise SchemaError(
+                f"--ignore names {name!r}, which is no column{closest(name, first.names)}; leave it out"
+            )
+        if name in signature.columns or (signature.named and name in (one.name for one in signature.inputs)):
+            raise SchemaError(f"--ignore names {name!r}, which the model takes by this name; leave it out")
+
+
+def _check_order(
+    spec: ScoringSpec,
+    shards: Sequence[Shard],
+    footers: Sequence[Footer],
+    schemas: Mapping[int, pa.Schema],
+    bound: int,
+    binding: Binding,
+) -> None:
+    """Refuse a binding by position where a shard contradicts it, be bad shards rejected or not.
+
+    The shard that was bound knows no better than another which column is which.
+
+    Raises:
+        SchemaError: one does.
+    """
+    known: list[tuple[pa.Schema, tuple[str, ...], str]] = []
+    found: dict[int, tuple[str, ...]] = {}
+    for i, schema in schemas.items() if binding.by == "position" else ():
+        unasked = _unasked(spec, shards[i], footers[i])
+        line = next((line for one, aside, line in known if aside == unasked and one.equals(schema)), None)
+        if line is None:
+            line = disagreement(schema, binding, spec.keys, unasked)
+            known.append((schema, unasked, line))
+        if line:
+            found[i] = (line,)
+    if found:
+        raise SchemaError(
+            f"columns feed the model by position, {_fed(binding)} in {shards[bound].path}, and not all "
+            f"shards agree: {_grouped(found, shards)}; say which columns it takes, in its order: "
+            f"{as_flag('features', *binding.columns)}"
+        )
+
+
+def _fed(binding: Binding) -> str:
+    return "; ".join(f"{listed(feed.columns)} → {input_text(feed.input)}" for feed in binding.feeds)
+
+
+def check_same(spec: ScoringSpec, binding: Binding, before: Mapping[str, Any] | None, folder: str) -> None:
+    """Refuse a binding by position that is not that of the last published night.
+
+    Args:
+        spec: what is to be scored.
+        binding: how its columns feed the model.
+        before: the manifest of that night, ``None`` where there is none.
+        folder: where it is published.
+
+    Raises:
+        GateError: other columns fed its model, or in another order.
+    """
+    if binding.by != "position" or before is None:
+        return
+    try:
+        feeds = [tuple(map(str, feed["columns"])) for feed in before["scoring"]["feeds"]]
+    except (KeyError, TypeError):
+        # Nothing that this job wrote: there is nothing to compare with.
+        return
+    if feeds != [feed.columns for feed in binding.feeds]:
+        fed = "; ".join(listed(columns) for columns in feeds)
+        raise GateError(
+            f"{spec.output}: columns feed the model by position, {_fed(binding)}, and in the last published "
+            f"night, {folder}, these did: {fed}; nothing was scored; if today's are right, say so with "
+            f"{as_flag('features', *binding.columns)}, else give the others"
+        )

@@ -8,7 +8,7 @@ that a builder makes is loaded before the lease is taken: what the builder reads
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from job import (
 from job.errors import StateUnknownError, StorageError, UsageError
 from job.handover import Job
 from job.report import RunReport
+from job.signature import feeds_text
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 from job.together import together
 
@@ -70,7 +71,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Claim:
-    """A run whose output is this process's as long as it holds the ``lease``."""
+    """A run whose output is this process's as long as it holds the ``lease``.
+
+    ``held`` is the manifest of the night that the output holds, ``None`` where it holds none.
+    """
 
     spec: ScoringSpec
     shards: list[Shard]
@@ -78,6 +82,7 @@ class Claim:
     run_id: str
     lease: str
     started_unix_s: float
+    held: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,15 +196,18 @@ def claimed(
     _make_output(spec.output)
     ended = waiting.has_ended(beam_args, announce, loaded)
     with output.lease(spec.output, announce, ended) as lease:
-        done = _done_meanwhile(spec, run_id, lease, announce)
-        yield done or Claim(spec, shards, models, run_id, lease, started_unix_s)
+        seen = output.look(spec.output, run_id)
+        done = _done_meanwhile(spec, run_id, lease, seen, announce)
+        yield done or Claim(spec, shards, models, run_id, lease, started_unix_s, seen.published)
 
 
 def _done_meanwhile(
-    spec: ScoringSpec, run_id: str, lease: str, announce: Callable[[str], None]
+    spec: ScoringSpec, run_id: str, lease: str, seen: output.Seen, announce: Callable[[str], None]
 ) -> Outcome | None:
-    """Return the outcome if another run has ended between the first look and the lease; else make way."""
-    seen = output.look(spec.output, run_id)
+    """Return the outcome if another run has ended between the first look and the lease; else make way.
+
+    ``seen`` is what the output holds since the lease is held.
+    """
     if (done := _done_before(spec, run_id, seen.published)) is not None:
         return done
     if seen.published is not None and seen.published["run_id"] == run_id:
@@ -310,6 +318,10 @@ def task_of(
 
     spec, shards, models = claim.spec, claim.shards, claim.models
     ready = preflight.check(spec, shards, footers, models.champion, fit.threads, fit.machine, here=fit.here)
+    announce(f"model inputs: {feeds_text(ready.binding.feeds, ready.binding.by)}")
+    if ready.binding.by == "position":
+        folder, before = gates.last_good(spec.output, gates.baselines(spec), claim.held)
+        preflight.check_same(spec, ready.binding, before, folder)
     rival = challenger.check(spec, shards, footers, models.challenger, fit, ready, announce)
     splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused)
     run = _run_of(claim, splits, ready, rival)

@@ -83,10 +83,15 @@ def _write(path: str, schema: pa.Schema, tables: Iterator[pa.Table], options: Fi
     return {"rejects": part.handle, "rejects_bytes": part.size_bytes, "rejects_sha256": part.sha256}
 
 
-def too_many(split: Split, rows: int, reasons: str, run: Run, written: Mapping[str, Any]) -> str:
-    """Say that a split has more bad rows than the run may reject; ``written`` is where they are."""
+def too_many(
+    split: Split, rows: int, reasons: str, run: Run, written: Mapping[str, Any], first: str = ""
+) -> str:
+    """Say that a split has more bad rows than the run may reject.
+
+    ``written`` is where they are, ``first`` tells of the first of them.
+    """
     return (
         f"{split.shard.path}: {rows} row(s) rejected ({reasons}), more than --max_rejected="
-        f"{run.max_rejected} of {run.rows} allows; look at {written['rejects']}, mend the shard or "
-        f"raise --max_rejected"
+        f"{run.max_rejected} of {run.rows} allows{first and f'; first {first}'}; look at "
+        f"{written['rejects']}, mend the shard or raise --max_rejected"
     )

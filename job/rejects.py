@@ -38,6 +38,7 @@ EXTRA_COLUMNS = (
     ("_error", pa.string()),
 )
 MODEL_ERROR = "model_error"
+NULL_HINT = "pandas writes NaN as null; --on_null=fill=0 would feed a value instead"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,15 @@ class Rejects:
     def first_error(self) -> str:
         """Return what was wrong with the first row that was rejected; empty where none was."""
         return next((f"{one.error} ({one.reason})" for one in self._found.values()), "")
+
+    @property
+    def first(self) -> str:
+        """Return which row was rejected first, what was wrong with it, and the flag that would mend it."""
+        if not self._found:
+            return ""
+        one = self._found[min(self._found)]
+        hint = f"; {NULL_HINT}" if one.reason == "null" else ""
+        return f"row {one.row}: {one.error} ({one.reason}{hint})"
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from job import console, page
 from job.challenged import Challenged
 from job.compared import Compared
 from job.errors import UsageError
+from job.signature import Feed, InputSpec, feeds_text
 from job.spec import Receipt, Run
 
 if TYPE_CHECKING:
@@ -44,6 +45,28 @@ class ModelLoad:
 
 
 @dataclass(frozen=True)
+class Fed:
+    """A model input, and the columns that fed it, in the model's order; ``None`` is an extent left open."""
+
+    input: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    columns: tuple[str, ...]
+
+    @classmethod
+    def all_of(cls, told: Sequence[Mapping[str, Any]]) -> tuple[Fed, ...]:
+        """Return what JSON holds of them."""
+        return tuple(
+            cls(one["input"], one["dtype"], tuple(one["shape"]), tuple(one["columns"])) for one in told
+        )
+
+    @property
+    def feed(self) -> Feed:
+        """Return the same as the binding has it."""
+        return Feed(InputSpec(self.input, self.shape, self.dtype), self.columns)
+
+
+@dataclass(frozen=True)
 class RunReport:
     """One run in figures.
 
@@ -54,7 +77,8 @@ class RunReport:
     seconds are summed over threads, so they may exceed ``wall_s``. ``batch_rows`` are the
     distinct batch sizes used, ascending. ``nonfinite_rows`` were kept with a prediction that is not finite;
     ``memory_rows`` is the smallest batch that did not fit the memory, 0 where all did. ``compared`` is the
-    night beside the last good one, ``None`` of an older version of this job.
+    night beside the last good one, ``None`` of an older version of this job. ``feeds`` are the model's inputs
+    with their columns, and ``fed_by`` says what told which is which: ``name``, ``features`` or ``position``.
     """
 
     run_id: str
@@ -92,6 +116,8 @@ class RunReport:
     challenger: Challenged | None = None
     again_rows: int = 0
     again_apart: float = 0.0
+    feeds: tuple[Fed, ...] = ()
+    fed_by: str = ""
 
     @classmethod
     def of(
@@ -114,6 +140,7 @@ class RunReport:
         wall_s = max(0.0, ended_unix_s - run.started_unix_s)
         first_unix_s = min((r.first_batch_unix_s for r in fresh if r.batches), default=None)
         scored_now = sum(receipt.rows_scored for receipt in fresh)
+        scoring = json.loads(run.scoring)
         return cls(
             run_id=run.run_id,
             output=run.output,
@@ -141,6 +168,8 @@ class RunReport:
             challenger=Challenged.of(run, receipts),
             again_rows=sum(_most_by_load(receipts).values()),
             again_apart=max((receipt.again_apart for receipt in receipts), default=0.0),
+            feeds=Fed.all_of(scoring.get("feeds", ())),
+            fed_by=scoring.get("fed_by", ""),
             **{name: sum(getattr(receipt, name) for receipt in receipts) for name in _SUMS},
         )
 
@@ -178,6 +207,7 @@ class RunReport:
             )
             values["reject_reasons"] = tuple((reason, rows) for reason, rows in values["reject_reasons"])
             values["compared"] = values["compared"] and Compared.of_fields(values["compared"])
+            values["feeds"] = Fed.all_of(values["feeds"])
             values["challenger"] = values["challenger"] and Challenged.of_fields(values["challenger"])
             for name in ("weights_sha256", "workers", "batch_rows"):
                 values[name] = tuple(values[name])
@@ -207,6 +237,7 @@ class RunReport:
             "files": f"{_count(self.files, 'file')}, {_size(self.files_bytes)}",
             "model": self.model,
             "model SHA-256": self.model_sha256,
+            "model inputs": feeds_text([one.feed for one in self.feeds], self.fed_by),
             "weights SHA-256": ", ".join(self.weights_sha256),
             "speed": f"{self.rows_per_s:,.0f} rows/s over {self.wall_s:,.1f} s, start-up included",
             "first batch": "" if self.first_batch_s is None else f"after {self.first_batch_s:.1f} s",

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from job import operations
+from job import artifact, operations
 from job.errors import ModelError, one_line
 from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference, Reads
@@ -40,7 +40,7 @@ class SavedModelStep:
         except Exception as e:
             # Its loader raises whatever it stumbles over: a KeyError, an AttributeError, an OpError.
             raise ModelError(f"--model={reference.path}: it cannot be loaded: {one_line(e)}") from e
-        self._path = reference.path
+        self._path, self._folder = reference.path, folder
         signatures = self._owner.signatures
         self._function = signatures[_chosen(reference, list(signatures))]
         self._specs = dict(sorted(self._function.structured_input_signature[1].items()))
@@ -50,7 +50,9 @@ class SavedModelStep:
         inputs = tuple(input_spec(name, spec) for name, spec in self._specs.items())
         is_serialized = [spec.dtype for spec in inputs] == ["string"] and _parses_examples(self._function)
         serialized = inputs[0].name if is_serialized else ""
-        return Signature(inputs, (), named=len(inputs) > 1, ordered=len(inputs) == 1, serialized=serialized)
+        alone = len(inputs) == 1
+        columns = artifact.feature_names(self._path, "saved_model", self._folder) if alone else ()
+        return Signature(inputs, (), named=not alone, ordered=alone, serialized=serialized, columns=columns)
 
     def build(self, inputs: Sequence[InputSpec]) -> None:
         """Nothing to do: the graph is in the artifact."""

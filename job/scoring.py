@@ -158,6 +158,7 @@ def _score(
         read_s=reader.read_s,
         write_s=part.write_s,
         reject_reasons=rejects.reasons,
+        first_reject=rejects.first,
         histograms=counting.packed(),
         challenger=contest.work(),
         **set_aside,
@@ -227,7 +228,7 @@ def _give_up(
 ) -> NoReturn:
     written = rejected.write_rows(attempt, reader, rejects, task.files)
     reasons = ", ".join(f"{rows} {reason}" for reason, rows in rejects.reasons)
-    raise DataError(rejected.too_many(split, rejects.rows, reasons, task.run, written))
+    raise DataError(rejected.too_many(split, rejects.rows, reasons, task.run, written, rejects.first))
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# What says which column is which: its name, ``--features``, or nothing but its place.
+Way = Literal["name", "features", "position"]
+_WAYS: Final = {"name": "by name", "features": "by --features", "position": "by position"}
+_LISTED: Final = 12
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Signature:
     order as well (a list, or one input), so that columns may be matched by place. ``inputs`` is empty for a
     model that takes its shape from the first batch it sees, which then is fed as ``default_dtype``.
     ``serialized`` names the input that takes ``tf.Example`` messages, which are bytes, where there is one.
+    ``columns`` are the names of the one input's columns, in its order, where the model's file keeps them.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -46,6 +55,7 @@ class Signature:
     ordered: bool = True
     default_dtype: str = "float32"
     serialized: str = ""
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,33 @@ class Feed:
     columns: tuple[str, ...]
 
 
+def feeds_text(feeds: Sequence[Feed], by: str) -> str:
+    """Return what feeds each model input, as in ``f0, f1 → 'x' float32 (2,) by position``.
+
+    ``by`` is a :data:`Way`, empty where nobody noted it.
+    """
+    way = f" {_WAYS[by]}" if by in _WAYS else ""
+    return "; ".join(f"{listed(feed.columns)} → {input_text(feed.input)}{way}" for feed in feeds)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names with commas between them, of many the first ones and the last."""
+    if len(names) <= _LISTED:
+        return ", ".join(names)
+    return f"{', '.join(names[: _LISTED - 2])}, … {names[-1]} ({len(names)} columns)"
+
+
+def input_text(spec: InputSpec) -> str:
+    """Return a model input as people read it: ``'x' float32 (2,)``."""
+    return f"{spec.name!r} {spec.dtype} {shape_text(spec.shape)}"
+
+
+def shape_text(shape: Sequence[int | None]) -> str:
+    """Return a shape as people write it, with ``?`` for an unknown extent."""
+    inner = ", ".join("?" if extent is None else str(extent) for extent in shape)
+    return f"({inner},)" if len(shape) == 1 else f"({inner})"
+
+
 @dataclass(frozen=True)
 class CodedStrings:
     """A string tensor as Arrow's dictionary encoding has it: ``values[codes]``.
@@ -72,7 +109,7 @@ class CodedStrings:
     codes: NDArray[np.int32]
 
 
-Tensor = NDArray[np.generic] | CodedStrings
+Tensor: TypeAlias = "NDArray[np.generic] | CodedStrings"
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,6 +76,7 @@ class ScoringSpec:
     weights: str | None = None
     keys: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
     casts: tuple[tuple[str, str], ...] = ()
     prediction_columns: tuple[str, ...] = ()
     batch_size: int | None = None
@@ -264,13 +265,14 @@ class Receipt:
     ``first_batch_unix_s`` is when the split's first batch had been predicted, 0 where there was none.
     ``boot_id`` is the writing machine's, see ``storage.boot_id``. ``reused`` says that the run at hand found
     the receipt and did not score the split. ``rejects`` is the attempt's file of rejected rows, empty where
-    there are none, and ``reject_reasons`` counts them by reason. ``refused`` says why every row was rejected,
-    because of the shard; then ``attempt`` is empty. ``nonfinite_rows`` are rows that were kept with a
-    prediction that is not finite. ``memory_rows`` is the smallest batch that did not fit the memory so far, 0
-    where all did. ``histograms`` tells, by prediction column, how the predictions that were written are
-    distributed, see ``job.histograms``. ``golden_rows`` were predicted rightly before
-    the loaded model scored, see ``job.golden``. By the end of the split ``again_rows`` had been predicted
-    again, beside others and alone, and at most ``again_apart`` away, see ``job.independence``.
+    there are none, ``reject_reasons`` counts them by reason, and ``first_reject`` tells of the first of them.
+    ``refused`` says why every row was rejected, because of the shard; then ``attempt`` is empty.
+    ``nonfinite_rows`` are rows that were kept with a prediction that is not finite. ``memory_rows`` is the
+    smallest batch that did not fit the memory so far, 0 where all did. ``histograms`` tells, by prediction
+    column, how the predictions that were written are distributed, see ``job.histograms``. ``golden_rows``
+    were predicted rightly before the loaded model scored, see ``job.golden``. By the end of the split
+    ``again_rows`` had been predicted again, beside others and alone, and at most ``again_apart`` away, see
+    ``job.independence``.
     """
 
     split: Split
@@ -305,5 +307,6 @@ class Receipt:
     golden_rows: int = 0
     again_rows: int = 0
     again_apart: float = 0.0
+    first_reject: str = ""
     challenger: ChallengerWork | None = None
     reused: bool = False

@@ -101,10 +101,10 @@ REFUSED: list[tuple[Any, Signature, dict[str, Any], list[str]]] = [
     (ABC, model(("a", (3,), "float32"), named=True), {"keys": ["id"]}, ["'a'", "cells of shape ()"]),
     ([("x", pa.list_(F32, 3)), ("y", pa.list_(F32, 3))], ONE, {}, ["[x] or [y]", "--features"]),
     ([*ABC[1:], ("x", pa.list_(F32, 3))], ONE, {}, ["[a, b, c] or [x]", "--features"]),
-    ([("a", pa.timestamp("us"))], model(("a", (1,), "float32")), {"features": ["a"]}, ["--cast a=float32"]),
-    ([("a", pa.string())], model(("a", (1,), "int32"), named=True), {}, ["string", "--cast a=int32"]),
-    ([("a", F32)], model(("a", (1,), "string"), named=True), {}, ["float", "--cast a=string"]),
-    ([("a", pa.string())], model(("a", (1,), "bfloat16"), named=True), {}, ["--cast a=float32"]),
+    ([("a", pa.timestamp("us"))], model(("a", (1,), "float32")), {"features": ["a"]}, ["--cast=a=float32"]),
+    ([("a", pa.string())], model(("a", (1,), "int32"), named=True), {}, ["string", "--cast=a=int32"]),
+    ([("a", F32)], model(("a", (1,), "string"), named=True), {}, ["float", "--cast=a=string"]),
+    ([("a", pa.string())], model(("a", (1,), "bfloat16"), named=True), {}, ["--cast=a=float32"]),
     ([("a", pa.struct([("z", F32)]))], model(("a", (1,), "float32"), named=True), {}, ["struct<z: float>"]),
     ([("a", F32), ("a", F32)], model(("a", (1,), "float32"), named=True), {}, ["'a' occurs 2 times"]),
     ([("a", F32)], model(("a", (1,), "complex64"), named=True), {}, ["complex64"]),
@@ -196,7 +196,7 @@ def test_casts_lose_their_aliases_and_make_columns_count() -> None:
     schema = pa.schema([("ts", pa.timestamp("us")), ("a", F32)])
     signature = model(("i", (2,), "float64"))
     binding = bind(schema, signature, casts=[("ts", "double")])
-    assert binding == Binding((Feed(signature.inputs[0], ("ts", "a")),), (("ts", "float64"),))
+    assert binding == Binding((Feed(signature.inputs[0], ("ts", "a")),), (("ts", "float64"),), "position")
 
 
 @pytest.mark.parametrize(
