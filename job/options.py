@@ -134,10 +134,7 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
         model=model,
         output=flags.one(given, "output"),
         weights=flags.weights(flags.one(given, "weights"), model),
-        keys=flags.columns(given, "keys"),
-        features=flags.columns(given, "features"),
-        ignore=flags.columns(given, "ignore"),
-        casts=flags.casts(given),
+        **_binding(given),
         prediction_columns=flags.columns(given, "prediction_columns"),
         batch_size=flags.batch_size(flags.one(given, "batch_size")),
         split_rows=flags.count_of_rows(given, "split_rows"),
@@ -174,6 +171,15 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
     )
     _check_no_clash(spec)
     return spec
+
+
+def _binding(given: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "keys": flags.columns(given, "keys"),
+        "features": flags.columns(given, "features"),
+        "ignore": flags.columns(given, "ignore"),
+        "casts": flags.casts(given),
+    }
 
 
 def _challenger(given: argparse.Namespace) -> dict[str, Any]:

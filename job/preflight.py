@@ -76,9 +76,9 @@ def check(
     spare = champion is not None
     _check_ignored(spec, schemas, loaded.signature)
     bound, binding, unbound = _bound(spec, shards, footers, schemas, loaded.signature, wrong, spare)
-    _check_order(spec, shards, footers, schemas, bound, binding)
     where = "the first shard" if bound == 0 else shards[bound].path
     wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec)}
+    _check_order(spec, shards, footers, schemas, bound, binding, wrong)
     # The shard that was bound fits the model: what is wrong with it is the flag's fault, and no bad shard's.
     if wrong and (spec.on_bad_shard == "fail" or bound in wrong):
         kind = ShardError if all(footers[i].error for i in wrong) else SchemaError
@@ -378,17 +378,20 @@ def _check_order(
     schemas: Mapping[int, pa.Schema],
     bound: int,
     binding: Binding,
+    wrong: Mapping[int, Sequence[str]],
 ) -> None:
     """Refuse a binding by position where a shard contradicts it, be bad shards rejected or not.
 
-    The shard that was bound knows no better than another which column is which.
+    The shard that was bound knows no better than another which column is which. ``wrong`` are shards that do
+    not fit anyway; they are told as well.
 
     Raises:
         SchemaError: one does.
     """
     known: list[tuple[pa.Schema, tuple[str, ...], str]] = []
     found: dict[int, tuple[str, ...]] = {}
-    for i, schema in schemas.items() if binding.by == "position" else ():
+    fitting = {i: schema for i, schema in schemas.items() if i not in wrong}
+    for i, schema in fitting.items() if binding.by == "position" else ():
         unasked = _unasked(spec, shards[i], footers[i])
         line = next((line for one, aside, line in known if aside == unasked and one.equals(schema)), None)
         if line is None:
@@ -397,10 +400,11 @@ def _check_order(
         if line:
             found[i] = (line,)
     if found:
+        more = f"; besides, {_grouped(wrong, shards)}" if wrong else ""
         raise SchemaError(
             f"columns feed the model by position, {_fed(binding)} in {shards[bound].path}, and not all "
             f"shards agree: {_grouped(found, shards)}; say which columns it takes, in its order: "
-            f"{as_flag('features', *binding.columns)}"
+            f"{as_flag('features', *binding.columns)}{more}"
         )
 
 

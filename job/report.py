@@ -140,7 +140,6 @@ class RunReport:
         wall_s = max(0.0, ended_unix_s - run.started_unix_s)
         first_unix_s = min((r.first_batch_unix_s for r in fresh if r.batches), default=None)
         scored_now = sum(receipt.rows_scored for receipt in fresh)
-        scoring = json.loads(run.scoring)
         return cls(
             run_id=run.run_id,
             output=run.output,
@@ -168,8 +167,7 @@ class RunReport:
             challenger=Challenged.of(run, receipts),
             again_rows=sum(_most_by_load(receipts).values()),
             again_apart=max((receipt.again_apart for receipt in receipts), default=0.0),
-            feeds=Fed.all_of(scoring.get("feeds", ())),
-            fed_by=scoring.get("fed_by", ""),
+            **_fed(json.loads(run.scoring)),
             **{name: sum(getattr(receipt, name) for receipt in receipts) for name in _SUMS},
         )
 
@@ -274,6 +272,10 @@ class RunReport:
         seconds = {stage: getattr(self, f"{stage}_s") for stage in STAGES}
         loads = [(load.load, load.worker, load.load_s) for load in self.loads]
         return page.render(self.run_id, self.lines(), seconds, loads)
+
+
+def _fed(scoring: Mapping[str, Any]) -> dict[str, Any]:
+    return {"feeds": Fed.all_of(scoring.get("feeds", ())), "fed_by": scoring.get("fed_by", "")}
 
 
 def _loads(receipts: Sequence[Receipt]) -> tuple[ModelLoad, ...]:

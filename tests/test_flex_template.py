@@ -90,6 +90,7 @@ VALUES = (
     *(("wait_for_input", value) for value in ("0s", "90m", "2h", "1d", "2", "h", "1.5h", "2H")),
     *(("input_marker", value) for value in ("_SUCCESS", ".done", "a b", "..", ".", "a/b", "/")),
     *(("features", value) for value in ("a", "a,b", "a, b", '"a,b",c', "a,,b", ",a", "a,", '"a"b', " ")),
+    *(("ignore", value) for value in ("label", "a, b", "a,,b")),
     *(("keys", value) for value in ("id", "id,day", ",", "id,")),
     *(("prediction_columns", value) for value in ("p", "p,q", "p,,q")),
     *(("cast", value) for value in ("a=float32", "a=float32,b=int64", "a", "=int64", "a=", "a=int64,b")),

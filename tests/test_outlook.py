@@ -99,5 +99,6 @@ def test_it_ends_as_score_would(
         capfd, "plan", *(given[1:] if flags[0].startswith("--input") else given), *flags
     )
     assert (found, out) == (code, "")
-    assert err.startswith("error: ")
+    assert err.startswith(("error: ", "model inputs: "))
+    assert [line.partition(":")[0] for line in err.splitlines()][-1] == "error"
     assert not planned.output.exists()

@@ -61,7 +61,7 @@ def test_hive_folders_that_nobody_named_do_not_feed_the_model(night: Night, four
 
 def test_hive_folders_do_not_fill_up_a_model_that_is_wider(night: Night, four: Path) -> None:
     night.shard("hour=7/a", features(20, 3))
-    with pytest.raises(SchemaError, match=r"3 columns of one value .* hour string \(key\)"):
+    with pytest.raises(SchemaError, match=r"3 columns of one value .* hour string \(left out\)"):
         night.score(four, "--keys=id")
 
 

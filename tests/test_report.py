@@ -167,6 +167,7 @@ def test_json_keys_are_the_ones_that_others_read() -> None:
         *("loads", "workers", "batch_rows", "batches", "traces", "read_s", "bind_s", "predict_s", "write_s"),
         *("nonfinite_rows", "shards_rejected", "memory_rows", "compared", "golden_checks"),
         *("again_rows", "again_apart"),
+        *("feeds", "fed_by"),
     }
 
 
