@@ -9,7 +9,8 @@
     │   ├── ModelError            4     the model cannot be had, read or trusted
     │   ├── SchemaError           4     columns and model inputs do not fit
     │   └── ShardError            4     the data's fault: a shard that cannot be read
-    │       └── ShardChangedError 4       it is not the file that was planned; run again
+    │       ├── ShardChangedError 4       it is not the file that was planned; run again
+    │       └── UnwritableError   4       Arrow can read a column of it, and not write it
     ├── DataError                 5   the data's fault: rows that cannot be scored
     │   ├── GateError                 the night is scored, but not like the last good one
     │   └── GoldenError               a model does not predict what it is known to predict
@@ -75,6 +76,10 @@ class ShardError(PreflightError):
 
 class ShardChangedError(ShardError):
     """A shard is not the file that was planned: it was written again meanwhile, or still is."""
+
+
+class UnwritableError(ShardError):
+    """A column of a shard that Arrow can read, and has no way of writing."""
 
 
 class DataError(JobError):

@@ -83,7 +83,10 @@ def describe(path: str) -> FileInfo | None:
             status = os.stat(local(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-    return FileInfo(path, status.st_size, str(status.st_mtime_ns), "", status.st_mtime_ns / 1e9)
+    file_id = (status.st_dev, status.st_ino)
+    return FileInfo(
+        path, status.st_size, str(status.st_mtime_ns), "", status.st_mtime_ns / 1e9, file_id=file_id
+    )
 
 
 def tree(path: str) -> list[FileInfo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -89,6 +90,7 @@ def compose(run: Run, receipts: Sequence[Receipt], compared: Compared | None = N
             {
                 "shard": receipt.split.shard.path,
                 "rows": receipt.rows_rejected if receipt.split.row_groups else None,
+                "file": bool(receipt.rejects),
                 "error": receipt.refused,
             }
             for receipt in receipts
@@ -119,6 +121,16 @@ def _entry(receipt: Receipt, part: staging.PartFile) -> dict[str, object]:
 def entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the entries of all files, scored and rejected."""
     return [*manifest["files"], *manifest["rejected_files"]]
+
+
+def rows_without_file(manifest: Mapping[str, Any]) -> Counter[str]:
+    """Return by shard how many rows were rejected and stand in no file, since none of them could be read."""
+    found: Counter[str] = Counter()
+    for entry in manifest["rejected_shards"]:
+        # Of nights before, all stand in files.
+        if not entry.get("file", True):
+            found[entry["shard"]] += entry["rows"] or 0
+    return found
 
 
 def parse(content: bytes, where: str) -> dict[str, Any]:

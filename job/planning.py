@@ -71,6 +71,12 @@ def read_footer(shard: Shard) -> Footer:
         with pq.ParquetFile(storage.footer_source(shard.path, shard.size_bytes, shard.stamp)) as file:
             metadata = file.metadata
             groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+            if min(groups, default=0) < 0 or metadata.num_rows not in (0, sum(groups)):
+                # Some writers leave 0 there, and their row groups are right.
+                raise ShardError(
+                    f"{shard.path}: its footer says {metadata.num_rows} rows, and its row groups hold "
+                    f"{sum(groups)}{' (one of them less than none)' * (min(groups) < 0)}; write it again"
+                )
             # The file's own Arrow schema, when it has one, names dictionaries, fixed sizes and tensors.
             schema = file.schema_arrow
             return Footer(schema, groups, index_columns=index_columns(schema))
@@ -80,10 +86,20 @@ def read_footer(shard: Shard) -> Footer:
         ) from e
     except (pa.ArrowException, OSError, ValueError) as e:
         check_not_passing(e, shard.path)
+        _check_unchanged(shard)
         reason = " ".join(str(e).split())
         raise ShardError(
             f"{shard.path}: no readable Parquet file ({reason}); write it again or narrow --input"
         ) from e
+
+
+def _check_unchanged(shard: Shard) -> None:
+    """Raise where a footer is none because the shard is just being written; a bucket shows whole objects."""
+    found = None if storage.is_remote(shard.path) else storage.describe(shard.path)
+    if found is not None and (found.size_bytes, found.stamp) != (shard.size_bytes, shard.stamp):
+        raise ShardChangedError(
+            f"{shard.path}: it was written again since it was listed; run again when the input is complete"
+        )
 
 
 def is_utf8(path: str) -> bool:

@@ -303,6 +303,7 @@ def _mismatches(
             lines = (
                 *mismatches(schema, binding, spec.keys),
                 *_key_types(schema, bound, where, spec.keys),
+                *_unwritable_keys(schema, spec.keys),
                 *_cast_types(schema, bound, where, binding),
                 *unfillable(schema, binding, spec.on_null),
             )
@@ -331,6 +332,17 @@ def _key_types(schema: pa.Schema, bound: pa.Schema, where: str, keys: Sequence[s
         f"key {key}: {schema.field(key).type}, but {bound.field(key).type} in {where}"
         for key in keys
         if key in schema.names and key in bound.names and schema.field(key).type != bound.field(key).type
+    )
+
+
+def _unwritable_keys(schema: pa.Schema, keys: Sequence[str]) -> tuple[str, ...]:
+    from job.writing import unwritable
+
+    of_keys = pa.schema([field for field in schema if field.name in keys])
+    bad = [of_keys.field(i) for i in unwritable(of_keys)]
+    return tuple(
+        f"key {field.name}: {field.type}, which Arrow can read and not write; take it out of --keys"
+        for field in bad
     )
 
 

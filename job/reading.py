@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import fetching, planning, ranges, sizing, storage
-from job.errors import ShardChangedError, ShardError, check_not_passing, one_line
+from job.errors import DataError, ShardChangedError, ShardError, check_not_passing, one_line
 from job.sizing import CHUNK_BYTES, data_bytes
 from job.spec import Split
 
@@ -30,7 +30,14 @@ _UNREADABLE = {
 
 
 class SplitReader:
-    """Reads one split. ``read_s`` is seconds spent reading and decoding so far."""
+    """Reads one split. ``read_s`` is seconds spent reading and decoding so far.
+
+    When it is closed, the shard must still be what it was when it was opened: one that is written again
+    meanwhile, in its place, gives rows of both, or looks damaged.
+
+    Raises:
+        ShardChangedError: it is not; instead of what such rows led to.
+    """
 
     def __init__(self, split: Split) -> None:
         self._split = split
@@ -50,6 +57,21 @@ class SplitReader:
     ) -> None:
         for file in self._opened:
             file.close()
+        # What else may end the reading says nothing of the rows.
+        if error is None or isinstance(error, ShardError | DataError):
+            self._check_unchanged(error)
+
+    def _check_unchanged(self, error: BaseException | None) -> None:
+        shard = self._split.shard
+        # A bucket compares the state with each request.
+        if not storage.is_remote(shard.path) and self._state() != self._opened_in:
+            raise ShardChangedError(
+                f"{shard.path}: it was written again or removed while it was read; run again to plan anew"
+            ) from error
+
+    def _state(self) -> tuple[int, str, tuple[int, int] | None] | None:
+        found = storage.describe(self._split.shard.path)
+        return None if found is None else (found.size_bytes, found.stamp, found.file_id)
 
     def chunks(
         self, features: Sequence[str], keys: Sequence[str], chunk_rows: int
@@ -97,8 +119,8 @@ class SplitReader:
                 self._kept.keep(True)
                 first_bytes = _group_bytes(footer, self._split.row_groups[:1])
                 return self._file_of(footer, source=self._kept, fetched_bytes=first_bytes)
-            found = storage.describe(shard.path)
-            if found is None or (found.size_bytes, found.stamp) != (shard.size_bytes, shard.stamp):
+            self._opened_in = self._state()
+            if self._opened_in is None or self._opened_in[:2] != (shard.size_bytes, shard.stamp):
                 raise ShardChangedError(
                     f"{shard.path}: it is not the file that was planned ({shard.size_bytes} bytes of time "
                     f"{shard.stamp}); run again to plan anew"
@@ -106,6 +128,7 @@ class SplitReader:
             return self._file_of()
         except (pa.ArrowException, OSError) as e:
             check_not_passing(e, shard.path)
+            self._check_unchanged(e)
             raise ShardError(f"{shard.path}: cannot be opened ({one_line(e)})") from e
 
     def _file_of(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from job.errors import ShardChangedError, ShardError
+from job.errors import ShardChangedError, ShardError, UnwritableError
 from job.reading import SplitReader
 from job.rejects import EXTRA_COLUMNS, Rejects, with_extras
 from job.spec import Run, Split
 from job.staging import ATTEMPT_SUFFIX, REJECTED_SUFFIX
-from job.writing import PartWriter
+from job.writing import PartWriter, unwritable
 
 BAD_SHARD: Final = "bad_shard"
 _ROWS_AT_ONCE: Final = 65_536
+# A footer of 300 bytes may claim rows without end.
+_MOST_UNREAD_ROWS: Final = 1_000_000
+# In the metadata of a file of rejected rows: which of the shard's columns it lacks, or why it has none.
+_LEFT_OUT: Final = "scoring_job.left_out"
 
 
 @dataclass(frozen=True)
@@ -30,31 +35,70 @@ class FileOptions:
 
 
 def write_rows(attempt: str, reader: SplitReader, rejects: Rejects, options: FileOptions) -> dict[str, Any]:
-    """Write a split's rejected rows, all their columns read again, and return the receipt's fields."""
+    """Write a split's rejected rows, all their columns read again, and return the receipt's fields.
+
+    Columns that cannot be written are left out, and named in the file's metadata.
+    """
     if not rejects.rows:
         return {}
-    schema = with_extras(reader.schema.empty_table(), []).schema
-    tables = rejects.tables(reader.everything())
-    return _write(f"{attempt.removesuffix(ATTEMPT_SUFFIX)}{REJECTED_SUFFIX}", schema, tables, options)
+    stem, columns = attempt.removesuffix(ATTEMPT_SUFFIX), _Columns.of(reader.schema)
+    try:
+        tables = rejects.tables(columns.only(reader.everything()))
+        return _write(f"{stem}{REJECTED_SUFFIX}", columns.schema, tables, columns.told(options))
+    except UnwritableError as e:
+        # Another column's fault, which says nothing of the rows that were scored.
+        tables, schema = rejects.reasons_alone(), pa.schema(EXTRA_COLUMNS)
+        return _write(f"{stem}.reasons", schema, tables, _told(options, str(e)))
 
 
 def write_split(attempt: str, split: Split, error: str, options: FileOptions) -> dict[str, Any]:
     """Write all rows of a refused split, and return the receipt's fields.
 
-    They have all their columns if these can be read; else the shard, the row's number and the reason.
+    They have all their columns if these can be read and written; else the shard, the row's number and the
+    reason. Where nothing can be read, and the rows are more than anybody would look at, there is no file.
     """
     if not split.rows:
         return {}
     stem = attempt.removesuffix(ATTEMPT_SUFFIX)
     try:
         with SplitReader(split) as reader:
-            schema = with_extras(reader.schema.empty_table(), []).schema
-            return _write(f"{stem}.refused", schema, _whole(split, reader.everything(), error), options)
+            columns = _Columns.of(reader.schema)
+            tables = _whole(split, columns.only(reader.everything()), error)
+            return _write(f"{stem}.refused", columns.schema, tables, columns.told(options))
     except ShardChangedError:
         raise
     except ShardError:
+        if split.rows > _MOST_UNREAD_ROWS:
+            return {}
         schema = pa.schema(EXTRA_COLUMNS)
         return _write(f"{stem}.unreadable", schema, _whole(split, _bare(split.rows), error), options)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """A shard's columns that a file of rejected rows has, by number, and the names of those left out."""
+
+    kept: tuple[int, ...]
+    left_out: tuple[str, ...]
+    schema: pa.Schema
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> _Columns:
+        bad = unwritable(schema)
+        kept = tuple(i for i in range(len(schema)) if i not in bad)
+        fields = pa.schema([schema.field(i) for i in kept], schema.metadata)
+        whole = with_extras(fields.empty_table(), []).schema
+        return cls(kept, tuple(schema.field(i).name for i in bad), whole)
+
+    def only(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return (batch.select(list(self.kept)) for batch in batches) if self.left_out else batches
+
+    def told(self, options: FileOptions) -> FileOptions:
+        return _told(options, json.dumps(self.left_out)) if self.left_out else options
+
+
+def _told(options: FileOptions, left_out: str) -> FileOptions:
+    return replace(options, metadata={**options.metadata, _LEFT_OUT: left_out})
 
 
 def _whole(split: Split, batches: Iterator[pa.RecordBatch], error: str) -> Iterator[pa.Table]:
@@ -93,5 +137,5 @@ def too_many(
     return (
         f"{split.shard.path}: {rows} row(s) rejected ({reasons}), more than --max_rejected="
         f"{run.max_rejected} of {run.rows} allows{first and f'; first {first}'}; look at "
-        f"{written['rejects']}, mend the shard or raise --max_rejected"
+        f"{written.get('rejects', 'it')}, mend the shard or raise --max_rejected"
     )

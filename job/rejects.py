@@ -154,6 +154,10 @@ class Rejects:
                 yield with_extras(table, [self._extras(int(row)) for row in here])
             first_row += batch.num_rows
 
+    def reasons_alone(self) -> Iterator[pa.Table]:
+        """Yield the rejected rows without the shard's columns: shard, row number, reason and error."""
+        yield with_extras(pa.table({}), [self._extras(int(row)) for row in self.row_numbers])
+
     def _extras(self, row: int) -> tuple[str, int, str, str]:
         one = self._found[row]
         return self._split.shard.path, row, one.reason, one.error

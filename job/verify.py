@@ -8,7 +8,6 @@ each file, since reading a row costs as much as reading its row group.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -105,6 +104,7 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
 def _counts(night: Mapping[str, Any]) -> Iterator[str]:
     scored = sum(entry["rows"] for entry in night["files"])
     rejected = sum(entry["rows"] for entry in night["rejected_files"])
+    rejected += manifest.rows_without_file(night).total()
     for what, told, found in (
         ("scored", night["rows_scored"], scored),
         ("rejected", night["rows_rejected"], rejected),
@@ -167,7 +167,7 @@ def _file(
 
 def _by_shard(night: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[int]]:
     """Return one entry for each shard, and the rows of the shard that the manifest accounts for."""
-    rows: Counter[str] = Counter()
+    rows = manifest.rows_without_file(night)
     of: dict[str, Mapping[str, Any]] = {}
     for entry in manifest.entries(night):
         of.setdefault(entry["shard"], entry)

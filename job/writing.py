@@ -11,7 +11,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.errors import StorageError
+from job.errors import JobError, StorageError, UnwritableError, one_line
 from job.hashing import HashingSink
 from job.sizing import data_bytes
 
@@ -70,9 +70,9 @@ class PartWriter:
             self._file = pq.ParquetWriter(
                 self._sink, self._schema, compression=self._compression, use_dictionary=repeating or False
             )
-        except OSError as e:
+        except (OSError, pa.ArrowException) as e:
             self._sink.close()
-            raise StorageError(f"{self._path}: cannot be written: {e.strerror or e}") from e
+            raise self._failed(e) from e
         return self
 
     def __exit__(
@@ -99,6 +99,7 @@ class PartWriter:
 
         Raises:
             StorageError: writing failed.
+            UnwritableError: the columns are of a kind that cannot be written.
         """
         self._flush(last=True)
         self._wait()
@@ -107,7 +108,7 @@ class PartWriter:
             self._file.close()
             digest = self._sink.seal()
         except (OSError, pa.ArrowException) as e:
-            raise StorageError(f"{self._path}: cannot be written: {e}") from e
+            raise self._failed(e) from e
         self._write_s += time.perf_counter() - begin
         return Part(self._sink.handle, self._rows, self._sink.bytes_written, digest, self._write_s)
 
@@ -140,8 +141,33 @@ class PartWriter:
         try:
             self._file.write_table(table, row_group_size=self._row_group_rows)
         except (OSError, pa.ArrowException) as e:
-            raise StorageError(f"{self._path}: cannot be written: {e}") from e
+            raise self._failed(e) from e
         self._write_s += time.perf_counter() - begin
+
+    def _failed(self, error: Exception) -> JobError:
+        """Return what to say of an error: of the disk, or of columns that are no better at the next try."""
+        # Arrow raises an ``OSError`` without a number where Parquet has no place for a value.
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            return StorageError(f"{self._path}: cannot be written: {getattr(error, 'strerror', 0) or error}")
+        return UnwritableError(f"{self._path}: Arrow cannot write these columns ({one_line(error)})")
+
+
+def unwritable(schema: pa.Schema) -> list[int]:
+    """Return which columns of a schema, by number, Arrow can read and has no way of writing to Parquet."""
+    every = list(range(len(schema)))
+    return [] if _can_write(schema) else [i for i in every if not _can_write(pa.schema([schema.field(i)]))]
+
+
+def _can_write(schema: pa.Schema) -> bool:
+    # Of a damaged file: Arrow itself refuses to make such a field.
+    if any(pa.types.is_null(field.type) and not field.nullable for field in schema):
+        return False
+    try:
+        with pq.ParquetWriter(pa.BufferOutputStream(), schema) as writer:
+            writer.write_table(schema.empty_table())
+    except (pa.ArrowException, OSError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _repeating(path: str, kind: pa.DataType) -> Iterator[str]:

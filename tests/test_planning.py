@@ -166,7 +166,7 @@ def test_what_is_no_parquet_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(content)
     with pytest.raises(ShardError, match=r"a\.parquet: no readable Parquet file \(.+\); write it again"):
-        read_footer(Shard(str(path), len(content), "1"))
+        read_footer(Shard(str(path), len(content), str(path.stat().st_mtime_ns)))
 
 
 def test_a_shard_that_went_away_is_named(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import storage
-from job.errors import ShardError, StorageError
+from job import planning, storage
+from job.errors import ShardChangedError, ShardError, StorageError
+from job.model import LoadedModel
 from job.reading import SplitReader
 from job.scoring import score_split
 from job.sizing import CHUNK_BYTES, data_bytes
@@ -181,3 +182,61 @@ def test_a_device_that_fails_is_no_damaged_shard(tmp_path: Path) -> None:
 
 def _leads_to(link: str, path: Path) -> bool:
     return os.path.islink(link) and os.readlink(link) == str(path)
+
+
+def rewritten(path: Path, table: pa.Table) -> None:
+    """Put other rows of as many bytes into the very file."""
+    size = path.stat().st_size
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=100, compression="none", use_dictionary=False)
+    content = sink.getvalue().to_pybytes()
+    assert len(content) == size
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+@pytest.mark.parametrize("way", ["in its place", "by another file", "removed"])
+@pytest.mark.parametrize("on_bad_shard", ["fail", "reject"])
+def test_a_shard_that_is_written_again_while_it_is_read_has_no_receipt(
+    night: Night, monkeypatch: pytest.MonkeyPatch, way: str, on_bad_shard: str
+) -> None:
+    """Half of its rows would be of one file and half of the other, and none need look damaged."""
+    night.input.mkdir()
+    path = night.input / "a.parquet"
+    pq.write_table(features(3000), path, row_group_size=100, compression="none", use_dictionary=False)
+    model = saved(dense(), night.folder / "m.keras")
+    flags = (f"--on_bad_shard={on_bad_shard}", "--max_rejected=1", "--batch_size=100")
+    planned = night.planned(model, "--keys=id", *flags)
+    predict, times = LoadedModel.predict, [0]
+
+    def predicting(self: LoadedModel, *given: Any, **more: Any) -> Any:
+        times[0] += 1
+        if times[0] == 2:
+            if way == "in its place":
+                rewritten(path, features(3000, seed=5, first_id=7000))
+            else:
+                path.unlink()
+            if way == "by another file":
+                pq.write_table(features(3000, seed=5), path)
+        return predict(self, *given, **more)
+
+    monkeypatch.setattr(LoadedModel, "predict", predicting)
+    with pytest.raises(ShardChangedError, match=r"a\.parquet: it was written again or removed while it was"):
+        score_split(planned.splits[0], planned.task, planned.loaded)
+    assert times[0] >= 2
+
+
+def test_a_shard_that_is_being_written_looks_damaged_and_is_not_rejected(tmp_path: Path) -> None:
+    split = split_of(tmp_path / "a.parquet", features(500), 100)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and more to come")
+    with pytest.raises(ShardChangedError, match="it was written again since it was listed"):
+        planning.read_footer(split.shard)
+    split = split_of(tmp_path / "a.parquet", features(500), 100)
+
+    def read() -> None:
+        with SplitReader(split) as reader:
+            (tmp_path / "a.parquet").write_bytes(b"PAR1 and more to come")
+            list(reader.chunks(["f0"], ["id"], 10))
+
+    with pytest.raises(ShardChangedError, match="while it was read"):
+        read()

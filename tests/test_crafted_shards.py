@@ -1,0 +1,148 @@
+"""Shards that no writer writes: each is set aside or scored, and none stops the others."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from job import inputs
+from job.errors import SchemaError
+from job.spec import ScoringSpec
+from job.tolerance import Tolerance
+from job.verify import verify
+from tests.crafted_parquet import (
+    FLOAT,
+    INT32,
+    INT64,
+    OPTIONAL,
+    REQUIRED,
+    Chunk,
+    element,
+    floats,
+    page,
+    parquet,
+)
+from tests.nights import Night, dense, features, matrix, saved
+
+ROWS = 3
+FEATURES = ("f0", "f1", "f2", "f3")
+GOOD = features(50)
+FLAGS = (
+    "--keys=id",
+    "--features=f0,f1,f2,f3",
+    "--batch_size=64",
+    "--on_bad_shard=reject",
+    "--max_rejected=1",
+)
+
+
+def shard(
+    *more: tuple[dict[int, object], Chunk | None], rows: int = ROWS, group_rows: int = ROWS, bad: bool = False
+) -> bytes:
+    """Rows that the model takes, the second of them with a NaN if ``bad``, and more columns."""
+    schema = [element("id", REQUIRED, INT64), *(element(name, REQUIRED, FLOAT) for name in FEATURES)]
+    chunks = [Chunk(["id"], INT64, ROWS, page(ROWS, np.arange(ROWS).tobytes()))]
+    for name in FEATURES:
+        values = page(ROWS, floats(0.5, float("nan") if bad else 1.5, 2.5))
+        chunks.append(Chunk([name], FLOAT, ROWS, values))
+    schema += [one for one, _ in more]
+    chunks += [chunk for _, chunk in more if chunk is not None]
+    return parquet(schema, chunks, rows=rows, group_rows=group_rows)
+
+
+EMPTY_STRUCT = (element("odd", OPTIONAL, children=0), None)
+# Required, and null: Arrow reads such a column as it does one of nulls.
+BARE_NULL = (
+    {**element("odd", REQUIRED, INT32), 10: {11: {}}},
+    Chunk(["odd"], INT32, ROWS, page(ROWS, bytes(12))),
+)
+ODD = {"an empty struct": EMPTY_STRUCT, "a null that is required": BARE_NULL}
+
+
+def put(night: Night, name: str, content: bytes) -> Path:
+    night.input.mkdir(exist_ok=True)
+    path = night.input / f"{name}.parquet"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return saved(dense(), tmp_path / "m.keras")
+
+
+def rejected(night: Night, name: str) -> pq.ParquetFile:
+    return pq.ParquetFile(night.output / "_rejected" / f"{name}.rejected")
+
+
+def is_right(night: Night) -> bool:
+    return verify(str(night.output), sample_rows=0, seed=0, tolerance=Tolerance()).is_right
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_column_that_cannot_be_written_is_left_out_of_rejected_rows_and_named(
+    night: Night, model: Path, odd: str
+) -> None:
+    """Of a shard with a bad row, and of one that is refused as a whole; the others are scored."""
+    put(night, "a", shard(ODD[odd], bad=True))
+    short = shard(ODD[odd]).replace(b"\x02f3", b"\x02g3")
+    put(night, "b", short)
+    night.shard("c", GOOD)
+    report = night.score(model, *FLAGS)
+    assert (report.rows_scored, report.rows_rejected, report.shards_rejected) == (52, 4, 1)
+    file = rejected(night, "a")
+    assert file.schema_arrow.names == ["id", *FEATURES, "_shard", "_row", "_reason", "_error"]
+    assert (file.read()["id"].to_pylist(), file.read()["_row"].to_pylist()) == ([1], [1])
+    assert json.loads(file.metadata.metadata[b"scoring_job.left_out"]) == ["odd"]
+    file = rejected(night, "b")
+    assert (file.read()["id"].to_pylist(), "odd" in file.schema_arrow.names) == ([0, 1, 2], False)
+    wanted = dense().predict(matrix(GOOD), verbose=0)[:, 0]
+    found = pq.read_table(night.output / "c.parquet")["prediction"].to_numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert is_right(night)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_key_that_cannot_be_written_is_refused_before_the_first_prediction(
+    night: Night, model: Path, odd: str
+) -> None:
+    put(night, "a", shard(ODD[odd]))
+    with pytest.raises(SchemaError, match=r"key odd: .*, which Arrow can read and not write; take it out of"):
+        night.score(model, "--keys=id,odd", *FLAGS[1:3])
+    assert not list(night.output.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "group_rows", "is_good"),
+    [(3, 3, True), (0, 3, True), (-3, -3, False), (3, -3, False), (5, 3, False)],
+)
+def test_rows_of_a_footer_that_do_not_add_up_make_a_bad_shard(
+    night: Night, rows: int, group_rows: int, is_good: bool
+) -> None:
+    put(night, "a", shard(rows=rows, group_rows=group_rows))
+    spec = ScoringSpec(inputs=(str(night.input),), model="m.keras", output="/nowhere/out")
+    (footer,) = inputs.read_footers(inputs.list_shards(spec))
+    if is_good:
+        assert (footer.rows, footer.error) == (3, "")
+    else:
+        assert f"its footer says {rows} rows, and its row groups hold {group_rows}" in footer.error
+        assert "write it again" in footer.error
+
+
+def test_a_small_file_that_claims_rows_without_end_costs_no_time(night: Night, model: Path) -> None:
+    claimed = 10**9
+    put(night, "a", shard(rows=claimed, group_rows=claimed))
+    night.shard("b", GOOD)
+    begin = time.monotonic()
+    report = night.score(model, *FLAGS)
+    assert time.monotonic() - begin < 60
+    assert (report.rows_read, report.rows_scored, report.rows_rejected) == (claimed + 50, 50, claimed)
+    (entry,) = night.manifest()["rejected_shards"]
+    assert (entry["rows"], entry["file"]) == (claimed, False)
+    assert not (night.output / "_rejected").exists()
+    assert is_right(night)
