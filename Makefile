@@ -45,8 +45,9 @@ $(FEATURES): models/flights_data.py | $(INSTALLED)
 	$(BIN)/python -m models.flights features --output data/features
 	touch $@
 
-servers: $(INSTALLED) ## build what tests need: Airflow; a Cloud Storage stand-in, Prism, Kubernetes's validation (Go)
+servers: $(INSTALLED) ## build what tests need: Airflow, readers of Parquet; a Cloud Storage stand-in, Prism, Kubernetes's validation (Go)
 	$(BIN)/python -m tests.servers.airflow
+	$(BIN)/python -m tests.servers.readers
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.stores; fi
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.prism; fi
 	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.kubernetes; fi
@@ -107,6 +108,7 @@ lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	$(COMPILE) pyproject.toml $(WORKERS) --extra dataflow --constraint requirements.lock \
 	  --output-file requirements-launcher.lock
 	$(COMPILE) deploy/airflow/requirements.in --output-file deploy/airflow/requirements.lock
+	$(COMPILE) tests/servers/readers.in --output-file tests/servers/readers.lock
 
 clean: ## remove what the chores made, except .venv and data
 	if test -d build/flink/run; then $(BIN)/python -m deploy.flink down; fi

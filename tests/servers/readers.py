@@ -1,0 +1,23 @@
+"""Readers of Parquet, in an environment of their own: ``build/readers``, of ``tests/servers/readers.lock``.
+
+``python -m tests.servers.readers`` makes it ahead of the tests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.servers import environment
+from tests.servers.stores import ROOT
+
+LOCK = ROOT / "tests" / "servers" / "readers.lock"
+HOME = ROOT / "build" / "readers"
+
+
+def built() -> Path:
+    """Their Python, with the locked versions; made again where the lock has changed."""
+    return environment.built(HOME, LOCK)
+
+
+if __name__ == "__main__":
+    print(built())
