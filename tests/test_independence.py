@@ -72,6 +72,8 @@ NEIGHBOURS: dict[str, Model] = {
     "nothing alone": lambda x: np.where(len(x) > 1, first(x), np.nan),
     "as wide as the batch": lambda x: np.repeat(x[:, :1], len(x), axis=1),
     "text": lambda x: np.where(first(x) > x[:, 0].mean(), b"high", b"low").astype(object),
+    "int8": lambda x: np.argsort(first(x)).argsort().astype(np.int8),
+    "float16": lambda x: first(x - x.mean(axis=0)).astype(np.float16),
 }
 
 
@@ -219,6 +221,29 @@ def test_it_is_done_once_a_loading_and_again_on_a_larger_batch() -> None:
     assert due == [("a", 2), ("a", 8), ("a", 3000), ("b", 2)]
     # Where each batch shape is compiled, these two have been.
     assert {*calls} == {64, 2}
+
+
+def test_batches_of_equal_rows_are_not_taken_for_an_answer() -> None:
+    calls: list[int] = []
+
+    def predict(tensors: Sequence[Tensor], steady_rows: int) -> list[np.ndarray]:
+        calls.append(len(calls))
+        return [np.roll(np.asarray(tensors[0])[:, 0], 1)]
+
+    found = Independence()
+    same = np.ones((2000, 4), np.float32)
+    equal = Batch([same], np.arange(2000), [same[:, 0]], 0, str)
+    for _ in range(7):
+        assert found.is_due(2000, "1")
+        found.check("m", ["y"], equal, predict, "1")
+    other = Batch([UNIFORM], np.arange(3000), [np.roll(UNIFORM[:, 0], 1)], 0, str)
+    with pytest.raises(ModelError, match="neighbours"):
+        found.check("m", ["y"], other, predict, "1")
+    # A night of nothing but equal rows is not to pay for each batch.
+    patient = Independence()
+    for _ in range(8):
+        patient.check("m", ["y"], equal, predict, "1")
+    assert not patient.is_due(2000, "1")
 
 
 def test_whoever_asks_after_a_refusal_is_refused() -> None:

@@ -107,3 +107,24 @@ def test_outputs_of_many_shapes(night: Night, case: str) -> None:
 def test_a_sequential_model_names_its_column_prediction(night: Night) -> None:
     found = score(night, dense(4), scalars(WIDE))
     assert found.column_names == ["prediction"]
+
+
+WORDS = [["red green", "blue", "green green", ""][i % 4] for i in range(ROWS)]
+
+
+@pytest.mark.parametrize("mode", ["multi_hot", "tf_idf", "one_hot"])
+def test_encodings_that_declare_another_shape_than_they_give(night: Night, mode: str) -> None:
+    if mode == "one_hot":
+        x = keras.Input((), name="words", dtype="string")
+        layer = keras.layers.Hashing(5, output_mode=mode, name="y")
+    else:
+        x = keras.Input((1,), name="words", dtype="string")
+        weights = [1.0, 2.0, 3.0] if mode == "tf_idf" else None
+        layer = keras.layers.TextVectorization(
+            output_mode=mode, vocabulary=["red", "green", "blue"], idf_weights=weights, name="y"
+        )
+    model = keras.Model(x, layer(x))
+    found = score(night, model, pa.table({"words": WORDS}))
+    texts = np.array(WORDS).reshape(ROWS, *x.shape[1:])
+    check(found, model, keras.ops.convert_to_tensor(texts))
+    assert pa.types.is_fixed_size_list(found.schema.field("y").type)
