@@ -75,7 +75,7 @@ def remove_rest(folder: str, run: str) -> None:
         if not storage.is_remote(folder):
             output.remove_staging(folder, run)
             left = storage.names(storage.join(folder, staging.STAGING))
-            if output.LEASE in left or handover.NOTE in left:
+            if {output.LEASE, handover.NOTE, handover.RENEWED} & {*left}:
                 with suppress(OutputConflictError), output.lease(folder):
                     pass
         else:

@@ -37,7 +37,11 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
 * A publisher that outlives its launcher may find that another run has published. It ends there, before it
   removes anything of that night; at worst its ``_SUCCESS``, which the other run's command puts back.
 * A second command is refused while the lease is held. The system frees the lease of one that died. One that
-  ends before its job hands it over, see ``job.handover``.
+  ends before its job hands it over, see ``job.handover``. Where locks do not hold, the lease is of the kind
+  that buckets have, see ``job.locking`` and ``job.leases``.
+* One that stood still while another took its lease finds what it would have renamed gone: who replaces a
+  night first removes the staging of all others, and what is taken away, ``_SUCCESS`` too, is moved into one's
+  own.
 * A full disk, or one that turns read-only, fails a step; the state before it is still there.
 * No state depends on a clock.
 
@@ -173,7 +177,9 @@ def _publish(
     # what is published in a new folder is lost with the folder's own name.
     storage.sync_way(staging.folder_of(run.output, run.run_id))
     _check_still(run)
-    storage.remove(storage.join(run.output, output.SUCCESS))
+    _disarm(run, seen.others, parts)
+    _check_still(run)
+    _withdraw(run, [output.SUCCESS])
     # After a power cut the old mark must not stand beside files of the new night.
     storage.sync_folder(run.output)
     _move_all(run, parts)
@@ -181,7 +187,7 @@ def _publish(
     counting.recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
     _check_still(run)
-    storage.remove_all([storage.join(run.output, path) for path in stale])
+    _withdraw(run, stale)
     for path in stale:
         storage.remove_empty_parents(storage.join(run.output, path), run.output)
     named = (*(part.final for part in parts), *stale)
@@ -264,6 +270,28 @@ def _begin_publishing(
     output.check_lease(run.output, run.lease)
     storage.write_atomic(output.marker_path(run.output, run.run_id), json.dumps(marker).encode())
     return marker
+
+
+def _disarm(run: Run, others: Sequence[str], parts: Sequence[staging.PartFile]) -> None:
+    """Remove what other runs have in staging, before they are replaced.
+
+    One of them may stand still in the midst of a step, with a machine that was suspended. What it would move
+    or write under a final name is there no more when it goes on.
+    """
+    if not run.replace or not others:
+        return
+    for other in others:
+        output.remove_staging(run.output, other, run.lease)
+    storage.sweep(run.output, lambda: {part.staged for part in parts})
+
+
+def _withdraw(run: Run, names: Sequence[str]) -> None:
+    """Remove files of the output; on a disk that fails once another run has removed this one's staging."""
+    paths = [storage.join(run.output, name) for name in names]
+    try:
+        storage.withdraw(paths, staging.folder_of(run.output, run.run_id))
+    except FileNotFoundError as e:
+        raise _replaced(run.output) from e
 
 
 def _move_all(run: Run, parts: Sequence[staging.PartFile]) -> None:

@@ -11,10 +11,12 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,6 +219,122 @@ def copy_to(target: str, pieces: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
+class ConditionalFiles:
+    """Small files of JSON that are written on condition, as objects are, where there are no locks.
+
+    One comes to be by an exclusive creation, which network file systems have. Only its writer writes to it,
+    in place, by a descriptor of its own. Who takes it from that one first moves it away, which one of several
+    can do, and looks then whether it is what it was: so the old writer finds it gone, and the next is whoever
+    creates it. A file is told from others by its field ``token``, and its states by their content.
+    """
+
+    # Longer than any, so that it is written over in one piece.
+    _SIZE_BYTES = 4096
+    _READS, _BETWEEN_READS_S = 20, 0.05
+
+    def read_stamped(self, path: str) -> tuple[bytes, str] | None:
+        """Return a file's content and stamp, or ``None`` where there is none.
+
+        One that is just being written is read again; what stays unreadable is somebody's whom nobody knows.
+        """
+        content = None
+        for _ in range(self._READS):
+            content = read_bytes(path)
+            if content is None or _token(content) is not None:
+                break
+            time.sleep(self._BETWEEN_READS_S)
+        if content is None:
+            return None
+        return (content if _token(content) is not None else b'{"token": ""}'), _stamp(content)
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """Return a file's content, or ``None`` where there is none."""
+        found = self.read_stamped(path)
+        return None if found is None else found[0]
+
+    def write_if(self, path: str, content: bytes, stamp: str) -> str | None:
+        """Write a file if it has this stamp, or if that is empty and there is none.
+
+        Returns:
+            Its new stamp; ``None`` where the condition did not hold.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        content = content.ljust(self._SIZE_BYTES)
+        with _told(path, "cannot be written"):
+            found = self.read_stamped(path) if stamp else None
+            if stamp and (found is None or found[1] != stamp):
+                return None
+            if found is not None and _token(found[0]) == _token(content):
+                return self._rewrite(path, content)
+            if stamp and not self._take_away(path, stamp):
+                return None
+            return self._create(path, content)
+
+    def _create(self, path: str, content: bytes) -> str | None:
+        try:
+            descriptor = os.open(local(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return None
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+        return _stamp(content)
+
+    def _rewrite(self, path: str, content: bytes) -> str | None:
+        """Write over one's own file; what was moved away meanwhile is written in vain."""
+        try:
+            descriptor = os.open(local(path), os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        try:
+            if _token(os.read(descriptor, 2 * self._SIZE_BYTES)) != _token(content):
+                return None
+            os.pwrite(descriptor, content, 0)
+        finally:
+            os.close(descriptor)
+        found = read_bytes(path)
+        return _stamp(content) if found == content else None
+
+    def _take_away(self, path: str, stamp: str) -> bool:
+        aside = f"{local(path)}.{os.urandom(6).hex()}.gone"
+        try:
+            os.rename(local(path), aside)
+        except FileNotFoundError:
+            return False
+        found = read_bytes(aside)
+        is_it = found is not None and _stamp(found) == stamp
+        if not is_it:
+            # Another's, who came in between. Where it cannot be put back, that one finds it gone and ends.
+            with contextlib.suppress(OSError):
+                os.link(aside, local(path))
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        return is_it
+
+    def remove(self, paths: Sequence[str], stamp: str = "") -> None:
+        """Remove files; with ``stamp``, only if they still have it."""
+        for path in paths:
+            found = self.read_stamped(path)
+            if found is not None and stamp in ("", found[1]):
+                with _told(path, "cannot be removed"):
+                    self._take_away(path, found[1])
+
+
+def _stamp(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _token(content: bytes) -> str | None:
+    """Return a file's token, ``None`` where the content is not whole."""
+    try:
+        return str(json.loads(content)["token"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 class LocalSink:
     """A new local file; its handle is its path. It is not flushed to the disk: publishing does that."""
 
@@ -361,6 +479,24 @@ def remove(path: str) -> None:
     """Remove a file; nothing happens where there is none."""
     with _told(path, "cannot be removed"), contextlib.suppress(FileNotFoundError):
         os.unlink(local(path))
+
+
+def withdraw(path: str, folder: str) -> None:
+    """Move a file into a folder, to be removed with it; nothing happens where there is no file.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        StorageError: it failed.
+    """
+    with _told(path, "cannot be removed"):
+        try:
+            os.rename(local(path), os.path.join(local(folder), f"{os.urandom(6).hex()}.gone"))
+        except FileNotFoundError:
+            gone = not os.path.isdir(local(folder))
+        else:
+            return
+    if gone:
+        raise FileNotFoundError(folder)
 
 
 def remove_tree(path: str) -> None:

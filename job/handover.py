@@ -6,7 +6,8 @@ never happens, because the job failed or was cancelled, it is free when the engi
 ended, or when somebody says so (``job clean OUTPUT --release_job=ID``).
 
 In a bucket this is written into the lease itself, which keeps its token, so that the publisher's checks hold
-as before. On a disk, whose lock ends with its process, it is a file beside it.
+as before; so it is in the lease of a file system whose locks cannot be relied on. On a disk, whose lock ends
+with its process, it is a file beside it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from job import objects, storage
+from job import storage
 from job.errors import OutputConflictError, UsageError
 
 # Beside the lease, in the staging of an output on a disk.
 NOTE: Final = "submitted.json"
+# Beside it too: a lease like a bucket's, where the lock is not enough.
+RENEWED: Final = "lease.json"
 
 # Says whether a job has ended, as far as that can be known.
 Ended = Callable[["Job"], bool]
@@ -107,18 +110,31 @@ def forget(folder: str) -> None:
 
 def job_of(output: str, lease: str) -> Job | None:
     """Return the job that has an output, ``None`` where none has; ``lease`` is its lease."""
-    path = lease if storage.is_remote(output) else storage.join(storage.parent(lease), NOTE)
-    return of(parsed(storage.read_bytes(path)))
+    if storage.is_remote(output):
+        return of(parsed(storage.read_bytes(lease)))
+    folder = storage.parent(lease)
+    return noted(folder) or of(parsed(storage.read_bytes(storage.join(folder, RENEWED))))
+
+
+def noted(folder: str) -> Job | None:
+    """Return the job that has an output on a disk; ``folder`` is its staging."""
+    return of(parsed(storage.read_bytes(storage.join(folder, NOTE))))
 
 
 def give_back(output: str, lease: str, is_given: Callable[[Job, str], bool]) -> None:
     """Make an output free that a job has, if the job, and the lease's token in a bucket, are such."""
     if not storage.is_remote(output):
-        job = job_of(output, lease)
-        if job is not None and is_given(job, ""):
-            forget(storage.parent(lease))
-        return
-    store = objects.store(lease.partition("://")[0])
+        folder = storage.parent(lease)
+        if (job := noted(folder)) is not None and is_given(job, ""):
+            forget(folder)
+        _give_back(storage.join(folder, RENEWED), is_given)
+        storage.remove_empty_folder(folder)
+    else:
+        _give_back(lease, is_given)
+
+
+def _give_back(lease: str, is_given: Callable[[Job, str], bool]) -> None:
+    store = storage.conditional(lease)
     found = store.read_stamped(lease)
     if found is None:
         return

@@ -1,6 +1,7 @@
-"""Who may work on an output in a bucket, where there is no lock that a dying process lets go of.
+"""Who may work on an output where there is no lock that a dying process lets go of.
 
-The lease is an object that one process created: the store sees to it that only one does. Its owner writes
+That is so in buckets, and on file systems whose locks cannot be relied on, see ``job.locking``. The lease is
+an object, or a file, that one process created: the store sees to it that only one does. Its owner writes
 it anew every ``RENEW_S``, so that its stamp changes; each write holds only if the lease is still its own.
 Whoever finds one waits until the stamp has changed, and is refused, or until it has not for ``EXPIRES_S``,
 and takes it over. Times are differences on one machine's own clocks; no two machines' are compared. An owner
@@ -32,11 +33,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from job import files, handover, objects
+from job import files, handover, storage
 from job.errors import JobError, OutputConflictError, StateUnknownError
 from job.retrying import guarded
+
+if TYPE_CHECKING:
+    from job.sinks import Conditional
 
 RENEW_S: Final = 10.0
 EXPIRES_S: Final = 60.0
@@ -91,7 +95,7 @@ def held(path: str, announce: Callable[[str], None], ended: handover.Ended = _ne
     Raises:
         OutputConflictError: somebody else holds it.
     """
-    lease = _Lease(objects.store(path.partition("://")[0]), path)
+    lease = _Lease(storage.conditional(path), path)
     lease.take(announce, ended)
     lease.keep()
     with ExitStack() as end:
@@ -122,7 +126,7 @@ def check(path: str, token: str) -> None:
     """
     while True:
         began = Moment.now()
-        owner = handover.parsed(objects.store(path.partition("://")[0]).read_bytes(path))
+        owner = handover.parsed(storage.conditional(path).read_bytes(path))
         if owner.get("token") != token:
             raise StateUnknownError(_lost(path, owner))
         # An answer that was waited for so long, or slept over, is old.
@@ -166,7 +170,7 @@ def _lost(path: str, owner: dict[str, Any]) -> str:
 class _Lease:
     """What one process knows of the lease that it holds."""
 
-    def __init__(self, store: objects.ObjectStore, path: str) -> None:
+    def __init__(self, store: Conditional, path: str) -> None:
         self._store, self._path = store, path
         self.token = os.urandom(8).hex()
         self._since = datetime.now(UTC).isoformat(timespec="seconds")

@@ -136,7 +136,7 @@ def lease(
     """Be the only run that works on an output while the body runs; a dead owner's lease becomes free.
 
     So does that of a job whose run is published, or that has ``ended``. Yields what ``check_lease`` needs,
-    empty for a local output: its lease cannot get lost.
+    empty for an output on a disk: its lease cannot get lost.
 
     Raises:
         OutputConflictError: another run is at work on it.
@@ -151,15 +151,19 @@ def lease(
     since = datetime.now(UTC).isoformat(timespec="seconds")
     owner = f"process {os.getpid()} on {socket.gethostname()} since {since}"
     try:
-        with held(storage.join(folder, LEASE), owner) as other:
-            if other is not None:
+        with held(storage.join(folder, LEASE), owner) as lock:
+            if lock.holder is not None:
                 raise OutputConflictError(
-                    f"{output}: another run is at work on it ({other}); run again when it has ended"
+                    f"{output}: another run is at work on it ({lock.holder}); run again when it has ended"
                 )
-            if (job := handover.job_of(output, lease_path(output))) is not None:
-                handover.check_ended(output, job, over)
-                handover.forget(folder)
-            yield ""
+            renewed = renewed_path(output)
+            # One that is there is another's, who sees this folder by another file system.
+            is_sure = lock.is_sure and not storage.exists(renewed)
+            with nullcontext("") if is_sure else leases.held(renewed, announce, over) as token:
+                if (job := handover.noted(folder)) is not None:
+                    handover.check_ended(output, job, over)
+                    handover.forget(folder)
+                yield token
     finally:
         storage.remove_empty_folder(folder)
 
@@ -169,9 +173,16 @@ def lease_path(output: str) -> str:
     return storage.join(output, STAGING, LEASE)
 
 
+def renewed_path(output: str) -> str:
+    """Return the path of the lease that is renewed: a bucket's, or of a disk whose lock is not enough."""
+    if storage.is_remote(output):
+        return lease_path(output)
+    return storage.join(output, STAGING, handover.RENEWED)
+
+
 def hand_over(output: str, token: str, job: handover.Job) -> None:
     """Leave an output whose lease this process holds to a job, beyond the end of the process."""
-    if storage.is_remote(output):
+    if token:
         leases.hand_over(token, job)
     else:
         handover.note(storage.join(output, STAGING), job)
@@ -192,7 +203,7 @@ def check_lease(output: str, token: str) -> None:
         StateUnknownError: it has.
     """
     if token:
-        leases.check(lease_path(output), token)
+        leases.check(renewed_path(output), token)
 
 
 @contextmanager
@@ -201,7 +212,7 @@ def watched(output: str, token: str) -> Iterator[None]:
 
     Requests then raise ``StateUnknownError``.
     """
-    with leases.watched(lease_path(output), token) if token else nullcontext():
+    with leases.watched(renewed_path(output), token) if token else nullcontext():
         yield
 
 
@@ -265,8 +276,9 @@ def marker_path(output: str, run: str) -> str:
 
 def leftovers(output: str, run: str) -> list[str]:
     """Return the ids of other runs that left something in staging."""
-    aside = (run, LEASE, handover.NOTE)
-    return [name for name in storage.names(storage.join(output, STAGING)) if name not in aside]
+    found = storage.names(storage.join(output, STAGING))
+    # A lease of either kind, or one that was moved away when it was taken over.
+    return [name for name in found if name not in (run, handover.NOTE) and not name.startswith(LEASE)]
 
 
 def handles_of(output: str, runs: Iterable[str], token: str) -> set[str]:

@@ -1,7 +1,8 @@
-"""What a file that is being written must be able to do."""
+"""What those who write files must be able to do."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -22,4 +23,27 @@ class Sink(Protocol):
 
     def abandon(self) -> None:
         """Give the file up; nothing happens to a sealed one."""
+        ...
+
+
+class Conditional(Protocol):
+    """Where small files are written if nobody else has written them meanwhile, told by their stamps."""
+
+    def read_stamped(self, path: str) -> tuple[bytes, str] | None:
+        """Return a file's content and stamp, or ``None`` where there is none."""
+        ...
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """Return a file's content, or ``None`` where there is none."""
+        ...
+
+    def write_if(self, path: str, content: bytes, stamp: str) -> str | None:
+        """Write a file if it has this stamp, or if that is empty and there is none; return its new stamp.
+
+        ``None`` where the condition did not hold.
+        """
+        ...
+
+    def remove(self, paths: Sequence[str], stamp: str = "") -> None:
+        """Remove files; with ``stamp``, only if they still have it."""
         ...

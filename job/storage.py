@@ -19,7 +19,7 @@ from job.files import reason as reason
 
 if TYPE_CHECKING:
     from job.objects import ObjectStore
-    from job.sinks import Sink
+    from job.sinks import Conditional, Sink
 
 
 def is_remote(path: str) -> bool:
@@ -244,6 +244,11 @@ def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str 
         files.write_atomic(path, content, durable=durable, aside=aside)
 
 
+def conditional(path: str) -> Conditional:
+    """Return what writes small files of JSON on condition, there where ``path`` is."""
+    return _remote(path) or files.ConditionalFiles()
+
+
 def write_first(path: str, content: bytes) -> bool:
     """Write a small file, and say whether nobody else had written it before.
 
@@ -288,6 +293,22 @@ def remove(path: str) -> None:
         store.discard(path)
     else:
         files.remove(path)
+
+
+def withdraw(paths: Sequence[str], folder: str) -> None:
+    """Remove files of one kind of storage, local ones only while ``folder`` is there.
+
+    These are moved into it, in one step each, to be removed with it.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        StorageError: it failed.
+    """
+    if paths and (store := _remote(paths[0])):
+        store.remove(paths)
+    else:
+        for path in paths:
+            files.withdraw(path, folder)
 
 
 def remove_all(paths: Sequence[str]) -> None:

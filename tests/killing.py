@@ -29,11 +29,12 @@ class Job:
     """One command line, and when it dies.
 
     ``watched`` is the folder whose changes are counted. The process group is killed before change number
-    ``kill_at`` (from 0), or ``kill_after_s`` after its start. Changes from number ``deny_from`` to before
-    ``deny_to`` fail with the error number ``deny``, as on a disk that was made read-only. ``log`` gets what
-    it prints, or its errors alone where ``out`` gets the rest; beside it, with ``.steps`` behind, the changes
-    are listed as they happen. ``env`` is added to the zygote's environment, ``imports`` are imported first.
-    With ``module`` it is ``python -m MODULE`` instead of the job's command line. ``path`` holds more modules.
+    ``kill_at`` (from 0), or ``kill_after_s`` after its start; it is stopped before number ``stop_at``.
+    Changes from number ``deny_from`` to before ``deny_to`` fail with the error number ``deny``, as on a disk
+    that was made read-only. ``log`` gets what it prints, or its errors alone where ``out`` gets the rest;
+    beside it, with ``.steps`` behind, the changes are listed as they happen. ``env`` is added to the zygote's
+    environment, ``imports`` are imported first. With ``module`` it is ``python -m MODULE`` instead of the
+    job's command line. ``path`` holds more modules.
     """
 
     args: tuple[str, ...]
@@ -41,6 +42,7 @@ class Job:
     watched: str = ""
     kill_at: int = -1
     kill_after_s: float = -1.0
+    stop_at: int = -1
     deny: int = 0
     deny_from: int = 0
     deny_to: int = 0

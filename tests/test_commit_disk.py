@@ -43,15 +43,15 @@ def published(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def noted(name: str) -> Callable[..., Any]:
         real = getattr(storage, name)
 
-        def call(path: str, *args: Any, **kwargs: Any) -> Any:
-            shown = args[0] if name == "release" else path
-            steps.append(f"{name} {shown.removeprefix(str(folder)).lstrip('/')}")
+        def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+            shown = {"release": args[:1], "withdraw": path[:1]}.get(name, [path])
+            steps.extend(f"{name} {one.removeprefix(str(folder)).lstrip('/')}" for one in shown)
             return real(path, *args, **kwargs)
 
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("remove", "release", "sync_folder", "write_atomic"):
+        for name in ("withdraw", "release", "sync_folder", "write_atomic"):
             patch.setattr(storage, name, noted(name))
         patch.setattr(counting, "reconcile", lambda run, receipts: None)
         patch.setattr(counting, "recount", lambda folder, parts: None)
@@ -64,7 +64,7 @@ def test_the_old_mark_is_gone_for_good_before_a_file_is_exchanged(
 ) -> None:
     steps = published(tmp_path, monkeypatch)
     first = next(i for i, step in enumerate(steps) if step.startswith("release "))
-    assert steps.index("remove _SUCCESS") < steps.index("sync_folder ") < first
+    assert steps.index("withdraw _SUCCESS") < steps.index("sync_folder ") < first
 
 
 def test_every_folder_that_leads_to_a_file_is_flushed_before_the_new_mark(

@@ -132,7 +132,7 @@ def test_the_steps_are_those_of_the_protocol(killed: Killed) -> None:
     found = kinds(steps)
     order = [
         *("open _staging", "os.rename plan.jsonl aside", "open attempts", "os.rename receipts"),
-        *("os.rename publishing.json aside", "os.remove _SUCCESS", "os.rename attempts"),
+        *("os.rename publishing.json aside", "os.rename _SUCCESS", "os.rename attempts"),
         *("os.rename _report.json aside", "os.rename _manifest.json aside", "os.rename _SUCCESS aside"),
         *("os.remove plan.jsonl", "os.rmdir _staging"),
     ]
@@ -191,7 +191,7 @@ def test_killed_while_an_old_night_is_replaced(killed: Killed) -> None:
     wanted, run_id, steps = uninterrupted(new)
     assert not any("hour=11" in name for name in wanted)
     found = kinds(steps)
-    stale = next(i for i, step in enumerate(steps) if step.startswith("os.remove hour=11"))
+    stale = next(i for i, step in enumerate(steps) if step.startswith("os.rename hour=11"))
     begin = found["open publishing.json aside"][0]
     points = sorted({*range(begin, found["os.rename _SUCCESS aside"][0] + 2, 3), stale, stale + 1, 20, 60})
     for point in points:

@@ -16,7 +16,7 @@ from job import cleaning, cli, handover, launch, leases, options, output, storag
 from job.errors import OutputConflictError, StateUnknownError, UsageError
 from job.handover import Job
 from job.stopping import Terminated, on_sigterm
-from tests import lease_places
+from tests import lease_places, lockless
 from tests.lease_places import Place
 from tests.nights import Night, dense, features, saved
 from tests.pools import ROOT, service
@@ -26,19 +26,23 @@ RUN = "a" * 64
 JOB = Job(RUN, "FlinkRunner", "job-7", "http://flink/7", "flink:8099")
 
 
-@pytest.fixture(scope="module", params=["disk", *SCHEMES])
-def shared(request: pytest.FixtureRequest) -> Iterator[Place | None]:
-    if request.param == "disk":
-        yield None
+@pytest.fixture(scope="module", params=["disk", "disk without locks", *SCHEMES])
+def shared(request: pytest.FixtureRequest) -> Iterator[Place | str]:
+    if request.param not in SCHEMES:
+        yield request.param
         return
     with lease_places.place(request.param) as one:
         yield one
 
 
 @pytest.fixture
-def folder(shared: Place | None, tmp_path: Path) -> str:
+def folder(shared: Place | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An output with nothing in it."""
-    return str(tmp_path) if shared is None else shared.fresh.output
+    if isinstance(shared, Place):
+        return shared.fresh.output
+    if shared != "disk":
+        lockless.without(monkeypatch)
+    return str(tmp_path)
 
 
 def handed(folder: str, job: Job = JOB) -> str:
@@ -170,7 +174,7 @@ def test_a_lease_that_was_lost_is_not_handed_over(folder: str) -> None:
         if not token:
             # A lock on a disk cannot get lost.
             return
-        storage.write_atomic(output.lease_path(folder), b'{"token": "other", "process": 7, "host": "h"}')
+        storage.write_atomic(output.renewed_path(folder), b'{"token": "other", "process": 7, "host": "h"}')
         with pytest.raises(StateUnknownError, match="process 7 on h"):
             leases.hand_over(token, JOB)
 

@@ -145,6 +145,8 @@ def _watch(one: Job) -> None:
         if number == one.kill_at:
             os.killpg(0, signal.SIGKILL)
             time.sleep(60)
+        if number == one.stop_at:
+            os.killpg(0, signal.SIGSTOP)
         if one.deny_from <= number < one.deny_to:
             raise OSError(one.deny, os.strerror(one.deny), path)
         os.write(steps, f"{event} {path.removeprefix(one.watched).lstrip('/')}\n".encode())

@@ -1,0 +1,11 @@
+"""Imported by a job of a zygote: its machine is its own, and so are its locks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import lockless
+
+_patch = pytest.MonkeyPatch()
+lockless.alone(_patch)
+lockless.elsewhere(_patch)
