@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from job.columns import CAST_TYPES, Layout, align, layout, leaf_misfit, misfit
+from job.columns import CAST_TYPES, Layout, align, is_null, layout, leaf_misfit, misfit
 from job.errors import SchemaError, UsageError, as_flag
 from job.signature import Feed, InputSpec, RowFault, Signature, Tensor, Way, input_text, shape_text
 from job.tensors import feed_tensor, open_extents
@@ -86,10 +86,11 @@ def bind(
     else:
         feeds = _several_inputs(table, inputs, chosen, ordered=signature.ordered)
     binding = Binding(feeds, tuple(asked.items()), by)
+    fed = frozenset(binding.columns)
     if spare_casts:
-        binding = replace(binding, casts=tuple(one for one in asked.items() if one[0] in binding.columns))
+        binding = replace(binding, casts=tuple(one for one in asked.items() if one[0] in fed))
     for name, _ in binding.casts:
-        if name not in binding.columns:
+        if name not in fed:
             reason = f"--cast names column {name!r}, which feeds no model input"
             raise UsageError(f"{reason}: leave it out, or name all that feed the model with --features")
     if reasons := mismatches(schema, binding):
@@ -221,22 +222,34 @@ class _Table:
 
     def is_nested(self, name: str) -> bool:
         """Say whether a column's cells are lists or tensors; not where there is none of that name."""
-        return name in self.schema.names and bool(self.cells(name).extents)
+        return name in self.names and bool(self.cells(name).extents)
 
     def _candidates(self, dtype: str) -> list[tuple[str, Layout]]:
+        # A type of nothing but nulls does not say that a column is a number.
         cells = [(name, layout(kind)) for name, kind in self.others]
-        return [(n, c) for n, c in cells if leaf_misfit(c.leaf, dtype, self.casts.get(n)) is None]
+        return [
+            (name, c)
+            for name, c in cells
+            if not is_null(c.leaf) and leaf_misfit(c.leaf, dtype, self.casts.get(name)) is None
+        ]
 
     def cells(self, name: str) -> Layout:
         """Return the layout of column ``name``."""
         return layout(self.schema.field(name).type)
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Return the names of all columns."""
+        return frozenset(self.schema.names)
+
     def check(self, flag: str, names: Sequence[str], inputs: Sequence[InputSpec]) -> None:
         """Raise ``SchemaError`` where ``names`` repeat or are no columns."""
-        for position, name in enumerate(names):
-            if name in names[:position]:
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
                 raise SchemaError(f"{flag} names column {name!r} twice: leave one out")
-            if name not in self.schema.names:
+            seen.add(name)
+            if name not in self.names:
                 reason = f"{flag} names {name!r}, which is no column{closest(name, self.schema.names)}"
                 raise self.error(reason, inputs)
             if times := _times(self.schema, name, flag):
@@ -266,7 +279,7 @@ def _kept_names(table: _Table, signature: Signature) -> tuple[str, ...]:
     """Return the columns whose names the model keeps, if they are there and as many as it takes."""
     names = signature.columns
     for name in names:
-        if name not in table.schema.names:
+        if name not in table.names:
             reason = f"the model's file names column {name!r}, which is absent"
             raise table.error(f"{reason}{closest(name, table.schema.names)}", signature.inputs)
     return names
@@ -286,7 +299,7 @@ def _one_input(
     same_name = Feed(wanted, (wanted.name,))
     # A name the framework made up may be a column's by accident: then it must fit to count.
     fits = not any(_feed_mismatches(table.schema, same_name, table.casts))
-    if wanted.name in table.schema.names and (named or fits):
+    if wanted.name in table.names and (named or fits):
         return (same_name,), "name"
     scalars = table.scalars(wanted.dtype)
     ways: list[tuple[str, ...]] = [(name,) for name in table.lists(wanted)]
@@ -327,6 +340,8 @@ def _why_none(table: _Table, wanted: InputSpec, width: int | None, scalars: tupl
 def _why_not(kind: Any, wanted: InputSpec, cast: str | None) -> str | None:
     """Say why a column neither is one of several that feed an input side by side, nor feeds it alone."""
     cells = layout(kind)
+    if is_null(cells.leaf):
+        return "all its values are null, which says nothing of their type"
     if not cells.extents:
         return leaf_misfit(cells.leaf, wanted.dtype, cast)
     return misfit(kind, wanted, cast)
@@ -346,7 +361,7 @@ def _several_inputs(
 ) -> tuple[Feed, ...]:
     names = tuple(spec.name for spec in inputs)
     if not features:
-        absent = [name for name in names if name not in table.schema.names]
+        absent = [name for name in names if name not in table.names]
         if absent:
             hints = ", ".join(f"{name!r}{closest(name, table.schema.names)}" for name in absent)
             other = ", or give them with --features" if ordered else ""
@@ -411,8 +426,9 @@ def _times(schema: Any, name: str, purpose: str) -> str:
 
 def _cast_types(schema: Any, casts: Sequence[tuple[str, str]]) -> dict[str, str]:
     asked: dict[str, str] = {}
+    known = frozenset(schema.names)
     for name, type_name in casts:
-        if name not in schema.names:
+        if name not in known:
             raise UsageError(f"--cast names {name!r}, which is no column{closest(name, schema.names)}")
         if name in asked:
             raise UsageError(f"--cast names column {name!r} twice: leave one out")

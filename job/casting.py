@@ -103,11 +103,11 @@ def _dictionary(indices: Any, dictionary: Any) -> Any:
 
 
 def _without_nulls(values: Any) -> tuple[Any, Faults]:
-    if not values.null_count:
+    offered = kind(values.type)
+    if not values.null_count and offered != "null":
         return values, ()
     absent = values.is_null().to_numpy(zero_copy_only=False)
     faults = faults_at(absent, "null", "null in a model input", values)
-    offered = kind(values.type)
     if offered == "null":
         return pa.array(np.zeros(len(values), np.int8)), faults
     if offered == "text":

@@ -97,6 +97,11 @@ def kind(leaf: Any) -> Kind:
     return _KINDS.get(leaf.id, "other")
 
 
+def is_null(leaf: Any) -> bool:
+    """Say whether a leaf type is the one of nothing but nulls."""
+    return kind(leaf) == "null"
+
+
 def takes(dtype: str, offered: Kind) -> bool:
     """Say whether an input of ``dtype`` takes a leaf of kind ``offered`` without ``--cast``."""
     if dtype == "string":
@@ -173,7 +178,12 @@ def misfit(column_type: Any, wanted: InputSpec, cast: str | None) -> str | None:
 
 
 def leaf_misfit(leaf: Any, dtype: str, cast: str | None) -> str | None:
-    """Say in a few words why values of type ``leaf`` cannot feed ``dtype``, or return ``None``."""
+    """Say in a few words why values of type ``leaf`` cannot feed ``dtype``, or return ``None``.
+
+    Where all values are null, pandas and Arrow write a type of its own, which fits whatever is wanted.
+    """
+    if is_null(leaf):
+        return None
     if cast is None:
         return None if takes(dtype, kind(leaf)) else f"{leaf} where {dtype} is wanted"
     if not castable(leaf, cast):

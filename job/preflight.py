@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from job import planning
 from job.binding import Binding, bind, closest, disagreement, mismatches
-from job.columns import layout
+from job.columns import is_null, layout
 from job.errors import DataError, GateError, SchemaError, ShardError, as_flag
 from job.planning import Footer
 from job.predictions import check_names, prediction_fields
@@ -247,10 +247,19 @@ def _bind(
         except SchemaError as e:
             failed = failed or {i: (str(e),)}
         else:
+            of_nulls = [j for j in failed if _fits_by_nulls(schemas[j], binding, spec.keys)]
+            failed = {j: lines for j, lines in failed.items() if j not in of_nulls}
             return i, binding, failed if spec.on_bad_shard == "fail" else {}
     ((i, (line,)),) = failed.items()
     others = f"; {_grouped(unreadable, shards)}" if unreadable else ""
     raise SchemaError(f"{line} | of the first of {len(shards)} shards, {shards[i].path}{others}")
+
+
+def _fits_by_nulls(schema: pa.Schema, binding: Binding, keys: Sequence[str]) -> bool:
+    """Say whether a shard fits that could not be bound by itself, as columns of it are nothing but nulls."""
+    types = {field.name: field.type for field in schema}
+    has_nulls = any(name in types and is_null(layout(types[name]).leaf) for name in binding.columns)
+    return has_nulls and not mismatches(schema, binding, keys)
 
 
 def _check_serialized(signature: Signature, binding: Binding, schema: pa.Schema) -> None:
@@ -328,10 +337,11 @@ def _grouped(wrong: Mapping[int, Sequence[str]], shards: Sequence[Shard]) -> str
 
 
 def _key_types(schema: pa.Schema, bound: pa.Schema, where: str, keys: Sequence[str]) -> tuple[str, ...]:
+    names, others = frozenset(schema.names), frozenset(bound.names)
     return tuple(
         f"key {key}: {schema.field(key).type}, but {bound.field(key).type} in {where}"
         for key in keys
-        if key in schema.names and key in bound.names and schema.field(key).type != bound.field(key).type
+        if key in names and key in others and schema.field(key).type != bound.field(key).type
     )
 
 
@@ -352,13 +362,18 @@ def _cast_types(schema: pa.Schema, bound: pa.Schema, where: str, binding: Bindin
     What a cast makes of a value depends on the type: a timestamp in seconds and the same one in
     microseconds become different numbers. Dictionary encoding and the kind of list do not matter.
     """
+    names = frozenset(schema.names)
     return tuple(
         f"column {name!r}, which --cast names: {schema.field(name).type}, but {bound.field(name).type} in "
         f"{where}, of which the cast would make other values; write all shards with one type"
         for name, _ in binding.casts
-        if name in schema.names
-        and layout(schema.field(name).type).leaf != layout(bound.field(name).type).leaf
+        if name in names and _leaves_differ(schema.field(name).type, bound.field(name).type)
     )
+
+
+def _leaves_differ(one: pa.DataType, other: pa.DataType) -> bool:
+    leaves = layout(one).leaf, layout(other).leaf
+    return leaves[0] != leaves[1] and not any(map(is_null, leaves))
 
 
 def _unasked(spec: ScoringSpec, shard: Shard, footer: Footer) -> tuple[str, ...]:

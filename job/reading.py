@@ -50,7 +50,26 @@ class SplitReader:
         self._file = self._open()
         self._opened = [self._file]
         self.schema: pa.Schema = self._file.schema_arrow
+        self._types = {field.name: field.type for field in self.schema}
         return self
+
+    @functools.cached_property
+    def whole_schema(self) -> pa.Schema:
+        """Return the schema of :meth:`everything`: of columns of one name the later ones are numbered.
+
+        Two columns ``n`` are ``n`` and ``n.2``, and so can be told apart by whoever reads them again.
+        """
+        taken = set(self.schema.names)
+        seen: set[str] = set()
+        fields = []
+        for field in self.schema:
+            name, number = field.name, 1
+            while name in seen or (number > 1 and name in taken):
+                number += 1
+                name = f"{field.name}.{number}"
+            seen.add(name)
+            fields.append(field.with_name(name))
+        return pa.schema(fields)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -101,9 +120,10 @@ class SplitReader:
                 yield chunk
 
     def everything(self) -> Iterator[pa.RecordBatch]:
-        """Return the split's rows again, in order, with every column of the file."""
+        """Yield the split's rows again, in order, with every column of the file: :attr:`whole_schema`."""
         names = self.schema.names
-        return self._read((), (), names, sizing.chunk_rows((), 0, self.row_bytes((), names)))
+        for batch in self._read((), (), names, sizing.chunk_rows((), 0, self.row_bytes((), names))):
+            yield pa.RecordBatch.from_arrays(batch.columns, names=self.whole_schema.names)
 
     def row_bytes(self, features: Sequence[str], keys: Sequence[str]) -> int:
         """Return about how many bytes a row of these columns takes up once it is read; 0 of no rows."""
@@ -202,6 +222,9 @@ class SplitReader:
     def _batches(
         self, runs: list[list[int]], wanted: Sequence[str], repeating: Sequence[str], chunk_rows: int
     ) -> Iterator[pa.RecordBatch]:
+        # By name, ``n`` would be the column ``n.2`` as well, which Arrow takes for a part of it.
+        is_all = {*wanted} == {*self.schema.names}
+        columns = None if is_all else list(wanted)
         # Threads of Arrow's own would compete with the scoring threads for the same cores.
         if self._kept is None:
             file = self._file
@@ -209,13 +232,13 @@ class SplitReader:
                 file = self._file_of(self._file.metadata, repeating)
                 self._opened.append(file)
             for run in runs:
-                yield from file.iter_batches(chunk_rows, run, wanted, use_threads=False)
+                yield from file.iter_batches(chunk_rows, run, columns, use_threads=False)
             return
 
         kept = self._kept
         # What was read for a sample is part of the first of them, and is not asked for again.
         kept.keep(False)
-        alone = {"side_by_side": {*wanted} == {*self.schema.names}, "first_alone": kept.keeps}
+        alone = {"side_by_side": is_all, "first_alone": kept.keeps}
         bytes_of = functools.partial(_group_bytes, self._file.metadata)
         pieces = [piece for run in runs for piece in fetching.runs(run, bytes_of, **alone)]
 
@@ -228,7 +251,7 @@ class SplitReader:
                 source=kept if is_first else None,
                 fetched_bytes=bytes_of(piece),
             )
-            batches = file.iter_batches(chunk_rows, piece, wanted, use_threads=False)
+            batches = file.iter_batches(chunk_rows, piece, columns, use_threads=False)
             return file, _then(batches, kept.forget) if is_first else batches
 
         yield from fetching.fetched(pieces, bytes_of, begin)
@@ -239,7 +262,7 @@ class SplitReader:
         Arrow has no way of reading those across the border of two row groups.
         """
         groups = list(self._split.row_groups)
-        nested = any(_holds_dictionary(self.schema.field(name).type) for name in wanted)
+        nested = any(_holds_dictionary(self._types[name]) for name in wanted)
         return [[group] for group in groups] if nested else [groups]
 
 

@@ -41,7 +41,7 @@ def write_rows(attempt: str, reader: SplitReader, rejects: Rejects, options: Fil
     """
     if not rejects.rows:
         return {}
-    stem, columns = attempt.removesuffix(ATTEMPT_SUFFIX), _Columns.of(reader.schema)
+    stem, columns = attempt.removesuffix(ATTEMPT_SUFFIX), _Columns.of(reader.whole_schema)
     try:
         tables = rejects.tables(columns.only(reader.everything()))
         return _write(f"{stem}{REJECTED_SUFFIX}", columns.schema, tables, columns.told(options))
@@ -62,7 +62,7 @@ def write_split(attempt: str, split: Split, error: str, options: FileOptions) ->
     stem = attempt.removesuffix(ATTEMPT_SUFFIX)
     try:
         with SplitReader(split) as reader:
-            columns = _Columns.of(reader.schema)
+            columns = _Columns.of(reader.whole_schema)
             tables = _whole(split, columns.only(reader.everything()), error)
             return _write(f"{stem}.refused", columns.schema, tables, columns.told(options))
     except ShardChangedError:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from job.binding import Binding, Places, to_tensors
+from job.columns import is_null
 from job.errors import DataError, JobError, one_line
 from job.finite import (
     NONFINITE,
@@ -202,29 +203,47 @@ def _text(fault: RowFault) -> str:
 def _fill_nulls(piece: pa.RecordBatch, binding: Binding, policy: RowPolicy) -> pa.RecordBatch:
     if policy.on_null in ("reject", "fail"):
         return piece
-    for name in binding.columns:
-        column = piece.column(name)
-        if not column.null_count or _has_cells_of_many(column.type):
-            continue
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        try:
-            if policy.on_null == "nan" and not pa.types.is_floating(column.type):
-                column = column.cast(pa.float64(), safe=False)
-            column = pc.fill_null(column, _filling(policy.on_null, column.type))
-        except (pa.ArrowException, ValueError) as e:
-            raise DataError(_cannot_hold(policy.on_null, name, piece.column(name).type, e)) from e
-        piece = piece.set_column(piece.schema.get_field_index(name), name, column)
-    return piece
+    fed = _types_fed(binding)
+    # All at once: each new batch of many columns costs as much as all of them.
+    columns = [
+        _filled(name, column, policy.on_null, fed[name]) if name in fed else column
+        for name, column in zip(piece.schema.names, piece.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=piece.schema.names)
+
+
+def _types_fed(binding: Binding) -> dict[str, pa.DataType]:
+    """Return the type that each column has for the model, by its name: that of ``--cast``, or the input's."""
+    dtypes = {name: feed.input.dtype for feed in binding.feeds for name in feed.columns}
+    return {
+        name: pa.type_for_alias("float32" if dtype == "bfloat16" else dtype)
+        for name, dtype in {**dtypes, **dict(binding.casts)}.items()
+    }
+
+
+def _filled(name: str, column: pa.Array, on_null: str, fed: pa.DataType) -> pa.Array:
+    """Return a column with a value in the place of its nulls; ``fed`` is the type that the model gets."""
+    if not column.null_count or _has_cells_of_many(column.type):
+        return column
+    filled = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    try:
+        if is_null(filled.type):
+            filled = filled.cast(fed)
+        if on_null == "nan" and not pa.types.is_floating(filled.type):
+            filled = filled.cast(pa.float64(), safe=False)
+        return pc.fill_null(filled, _filling(on_null, filled.type))
+    except (pa.ArrowException, ValueError) as e:
+        raise DataError(_cannot_hold(on_null, name, column.type, e)) from e
 
 
 def unfillable(schema: pa.Schema, binding: Binding, on_null: str) -> tuple[str, ...]:
     """Return which columns cannot hold the value that ``--on_null=fill=VALUE`` gives, one line a column."""
     lines = []
-    for name in binding.columns if on_null.startswith("fill=") else ():
-        if name not in schema.names or _has_cells_of_many(schema.field(name).type):
+    types = {field.name: field.type for field in schema}
+    for name, fed in _types_fed(binding).items() if on_null.startswith("fill=") else ():
+        if name not in types or _has_cells_of_many(types[name]):
             continue
-        kind = schema.field(name).type
+        kind = fed if is_null(types[name]) else types[name]
         try:
             _filling(on_null, kind.value_type if pa.types.is_dictionary(kind) else kind)
         except (pa.ArrowException, ValueError) as e:

@@ -159,7 +159,7 @@ def test_an_error_while_scoring_leaves_no_reader_behind(
 
     monkeypatch.setattr("job.scoring.chunk_rows", lambda *args: 64)
     monkeypatch.setattr(SplitReader, "__exit__", watched)
-    monkeypatch.setattr("job.scoring._predict", fails)
+    monkeypatch.setattr("job.scoring._Scoring._predict", fails)
     with pytest.raises(ShardError, match="in the middle"):
         score_split(planned.splits[0], planned.task, planned.loaded)
     assert alive == [False]
