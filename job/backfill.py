@@ -140,6 +140,16 @@ class _Nights:
     key: str
     announce: Callable[[str], None]
     references: dict[tuple[str, str | None, str | None, str], ModelReference] = field(default_factory=dict)
+    _bound: dict[str, str] = field(default_factory=dict)
+
+    def say(self, ds: str, line: str) -> None:
+        """Announce something of a night; what feeds a model only where that is not as in the night before."""
+        what, _, told = line.partition(": ")
+        if what in preparing.BOUND:
+            if self._bound.get(what) == told:
+                return
+            self._bound[what] = told
+        self.announce(f"{ds}: {line}")
 
     def reference(self, spec: ScoringSpec) -> ModelReference:
         """Return a night's model, which is looked at once, however many nights are of it."""
@@ -273,7 +283,7 @@ class _Group:
                 self._ended[ds] = Ending(ds, output, outcome)
 
     def _told(self, ds: str) -> Callable[[str], None]:
-        return lambda line: self._nights.announce(f"{ds}: {line}")
+        return functools.partial(self._nights.say, ds)
 
 
 def _published(ready: Prepared) -> Outcome:

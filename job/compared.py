@@ -19,6 +19,8 @@ class Compared:
     published rows as a share of the baseline's, ``psi`` the population stability index of each prediction
     column that both nights have, ``note`` what could not be compared. ``refused`` is what the gates said, one
     line each; ``released_unix_s`` is when somebody published the night nevertheless, 0 where nobody had to.
+    ``columns`` says how the columns that fed the model by position differ from that night's, empty where they
+    do not.
     """
 
     baseline: str = ""
@@ -29,6 +31,7 @@ class Compared:
     note: str = ""
     refused: tuple[str, ...] = ()
     released_unix_s: float = 0.0
+    columns: str = ""
 
     def to_fields(self) -> dict[str, Any]:
         """Return it as JSON's object."""

@@ -4,6 +4,9 @@ The last good night is the newest before this one whose output has a ``_SUCCESS`
 night is published, since in a backfill it may have been published only just now. Where nights follow each
 other in one output, it is the night that is to be replaced. A gate without it passes, and the report says so.
 
+One gate needs no flag: columns that feed the model by position must be those of the last good night, in its
+order. It is asked before the first prediction, and here again, for the same reason.
+
 What is refused stays in staging with a note (``job.refused``): the same command with another threshold goes
 on from the receipts, and ``job publish`` releases it as it is.
 """
@@ -11,14 +14,17 @@ on from the receipts, and ``job publish`` releases it as it is.
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from job import histograms, nightly, output, refused, storage
 from job.compared import Compared
 from job.errors import GateError, OutputConflictError, StorageError, UsageError
 from job.histograms import Histogram
+from job.signature import listed
 from job.spec import Gates, Receipt, Run, ScoringSpec
 from job.together import parallel
 
@@ -102,16 +108,20 @@ def passed(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared
 
 
 def _compare(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared:
+    scoring = json.loads(run.scoring)
+    by = scoring.get("fed_by", "")
     try:
         folder, before = last_good(run.output, run.gates.baselines, seen.published)
     except StorageError as e:
         # Whoever asks for no comparison need not be allowed to read the night before.
-        if run.gates.look_back:
+        if run.gates.look_back or by == "position":
             raise
         return Compared(note=f"cannot be read: {e}")
+    columns = columns_changed(by, _columns(scoring), folder or run.output, before or seen.published)
     if before is None:
         where = f"{run.gates.baselines[-1]} and later" if run.gates.baselines else run.output
-        return Compared(note=f"none in {where}: nothing to compare with" if run.gates.look_back else "")
+        note = f"none in {where}: nothing to compare with" if run.gates.look_back else ""
+        return Compared(note=note, columns=columns)
     rows = sum(receipt.rows_scored for receipt in receipts)
     rows_before = int(before["rows_scored"])
     now = histograms.of(receipts)
@@ -131,7 +141,48 @@ def _compare(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compar
         rows_change=(rows - rows_before) / rows_before if rows_before else None,
         psi=tuple((name, value) for name, value in stability.items() if value is not None),
         note="; ".join(notes),
+        columns=columns,
     )
+
+
+def columns_changed(
+    by: str, columns: Sequence[Sequence[str]], where: str, before: Mapping[str, Any] | None
+) -> str:
+    """Say how columns that feed a model by position differ from those of the night before; else nothing.
+
+    Args:
+        by: how the columns were found, as a manifest's ``fed_by``.
+        columns: those of each input, in its order.
+        where: the folder of the night before.
+        before: its manifest, or what that tells of its challenger; ``None`` where there is none.
+    """
+    then = _columns((before or {}).get("scoring"))
+    now = [tuple(some) for some in columns]
+    # What tells of no columns was not written by this job: there is nothing to compare with.
+    if by != "position" or not then or now == then:
+        return ""
+    return (
+        f"columns feed the model by position, {_told(now)}, and in the last published night, {where}, these "
+        f"did: {_told(then)}{_first_other(now, then)}"
+    )
+
+
+def _columns(scoring: Any) -> list[tuple[str, ...]]:
+    try:
+        return [tuple(map(str, feed["columns"])) for feed in scoring["feeds"]]
+    except (KeyError, TypeError):
+        return []
+
+
+def _told(feeds: Sequence[Sequence[str]]) -> str:
+    return "; ".join(map(listed, feeds))
+
+
+def _first_other(now: Sequence[Sequence[str]], then: Sequence[Sequence[str]]) -> str:
+    """Say where two orders part, which long ones do not show."""
+    pairs = zip(chain(*now), chain(*then), strict=False)
+    found = next(((i, *pair) for i, pair in enumerate(pairs) if pair[0] != pair[1]), None)
+    return f" (number {found[0] + 1} is {found[1]!r} and was {found[2]!r})" if found else ""
 
 
 def last_good(
@@ -182,6 +233,8 @@ def _read(before: Mapping[str, Any]) -> dict[str, Histogram]:
 
 def _refusals(gates: Gates, rows: int, compared: Compared) -> Iterator[str]:
     """Yield what a gate has against a night of so many published rows, with both values."""
+    if compared.columns:
+        yield f"{compared.columns}; give --features in the model's order if today's are wrong"
     if rows < gates.min_rows:
         yield f"{rows:,} rows are scored, fewer than --min_rows={gates.min_rows}"
     before = f"the last good night ({compared.baseline})"

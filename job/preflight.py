@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from job import planning
+from job import gates, planning
 from job.binding import Binding, bind, closest, disagreement, mismatches
 from job.columns import is_null, layout
 from job.errors import DataError, GateError, SchemaError, ShardError, as_flag
@@ -439,29 +439,20 @@ def _fed(binding: Binding) -> str:
     return "; ".join(f"{listed(feed.columns)} → {input_text(feed.input)}" for feed in binding.feeds)
 
 
-def check_same(spec: ScoringSpec, binding: Binding, before: Mapping[str, Any] | None, folder: str) -> None:
+def check_same(spec: ScoringSpec, binding: Binding, before: Mapping[str, Any] | None, where: str) -> None:
     """Refuse a binding by position that is not that of the last published night.
 
     Args:
         spec: what is to be scored.
         binding: how its columns feed the model.
-        before: the manifest of that night, ``None`` where there is none.
-        folder: where it is published.
+        before: the manifest of that night, or what it tells of its challenger; ``None`` where there is none.
+        where: the folder of that night.
 
     Raises:
         GateError: other columns fed its model, or in another order.
     """
-    if binding.by != "position" or before is None:
-        return
-    try:
-        feeds = [tuple(map(str, feed["columns"])) for feed in before["scoring"]["feeds"]]
-    except (KeyError, TypeError):
-        # Nothing that this job wrote: there is nothing to compare with.
-        return
-    if feeds != [feed.columns for feed in binding.feeds]:
-        fed = "; ".join(listed(columns) for columns in feeds)
+    if told := gates.columns_changed(binding.by, [feed.columns for feed in binding.feeds], where, before):
         raise GateError(
-            f"{spec.output}: columns feed the model by position, {_fed(binding)}, and in the last published "
-            f"night, {folder}, these did: {fed}; nothing was scored; if today's are right, say so with "
+            f"{spec.output}: {told}; nothing was scored; if today's are right, say so with "
             f"{as_flag('features', *binding.columns)}, else give the others"
         )

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from job import (
     artifact,
@@ -41,11 +41,15 @@ from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 from job.together import together
 
 if TYPE_CHECKING:
+    from job.binding import Binding
     from job.challenging import Challenger
     from job.model import LoadedModel
     from job.task import ScoringTask
 
 _WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+
+# How lines begin that tell which columns feed the model, and its challenger.
+BOUND: Final = ("model inputs", "challenger inputs")
 
 
 @dataclass(frozen=True)
@@ -318,11 +322,11 @@ def task_of(
 
     spec, shards, models = claim.spec, claim.shards, claim.models
     ready = preflight.check(spec, shards, footers, models.champion, fit.threads, fit.machine, here=fit.here)
-    announce(f"model inputs: {feeds_text(ready.binding.feeds, ready.binding.by)}")
-    if ready.binding.by == "position":
-        folder, before = gates.last_good(spec.output, gates.baselines(spec), claim.held)
-        preflight.check_same(spec, ready.binding, before, folder)
+    announce(f"{BOUND[0]}: {feeds_text(ready.binding.feeds, ready.binding.by)}")
     rival = challenger.check(spec, shards, footers, models.challenger, fit, ready, announce)
+    if rival is not None:
+        announce(f"{BOUND[1]}: {feeds_text(rival.binding.feeds, rival.binding.by)}")
+    _check_as_before(claim, ready.binding, rival)
     splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused)
     run = _run_of(claim, splits, ready, rival)
     preflight.check_refused(run, splits, ready.told, announce)
@@ -344,6 +348,30 @@ def task_of(
         golden=ready.golden,
         challenger=rival,
     ), splits
+
+
+def _check_as_before(claim: Claim, binding: Binding, rival: Challenger | None) -> None:
+    """Refuse columns by position that are not those of the last published night, the challenger's as well.
+
+    Raises:
+        GateError: they are others, or in another order.
+        StorageError: that night cannot be read.
+    """
+    spec = claim.spec
+    if "position" not in (binding.by, rival and rival.binding.by):
+        return
+    try:
+        folder, before = gates.last_good(spec.output, gates.baselines(spec), claim.held)
+    except StorageError as e:
+        raise type(e)(
+            f"{e}; columns feed the model by position, which is compared with the last published night: "
+            f"--features=… says which they are and needs no comparison"
+        ) from e
+    before, where = before or claim.held, folder or spec.output
+    preflight.check_same(spec, binding, before, where)
+    if rival is not None:
+        with challenger_flags.told(spec):
+            preflight.check_same(spec, rival.binding, (before or {}).get("challenger"), where)
 
 
 def _run_of(claim: Claim, splits: Sequence[Split], ready: preflight.Ready, rival: Challenger | None) -> Run:
