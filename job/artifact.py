@@ -365,7 +365,7 @@ def feature_names(path: str, kind: Kind, copy: str) -> tuple[str, ...]:
         return ()
     try:
         names = json.loads(content)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ModelError(f"--model={path}: its feature_names.json is no JSON: {e}") from e
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise ModelError(f"--model={path}: its feature_names.json is no list of names; write one, in order")

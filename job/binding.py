@@ -125,7 +125,11 @@ def disagreement(schema: Any, binding: Binding, keys: Sequence[str] = (), unaske
     if len(here) == len(feed.columns) and here != list(feed.columns):
         return f"columns in the order {_short(here)}{_first_other(here, feed.columns)}"
     table = _Table(schema, frozenset(keys), dict(binding.casts), frozenset(unasked))
-    rivals = table.lists(feed.input) if table.is_nested(feed.columns[0]) else table.scalars(feed.input.dtype)
+    scalars = table.scalars(feed.input.dtype)
+    # By itself each shard must bind as all do: k numbers beside a list of k would feed the model alike.
+    if table.is_nested(feed.columns[0]) and len(scalars) != _width(feed.input):
+        scalars = ()
+    rivals = (*scalars, *table.lists(feed.input))
     more = [name for name in rivals if name not in bound]
     return f"besides {_short(more)}, which could feed the model as well" if more else ""
 
@@ -288,8 +292,8 @@ def _kept_names(table: _Table, signature: Signature) -> tuple[str, ...]:
 def _one_input(
     table: _Table, wanted: InputSpec, chosen: tuple[str, ...], by: Way, *, named: bool
 ) -> tuple[tuple[Feed, ...], Way]:
-    long_axes = [extent for extent in wanted.shape if extent != 1]
-    width = 1 if not long_axes else long_axes[0] if len(long_axes) == 1 else None
+    long_axes = _long_axes(wanted)
+    width = _width(wanted)
     if chosen:
         if len(chosen) > 1 and long_axes not in ([None], [len(chosen)]):
             who = "--features names" if by == "features" else "the model's file names"
@@ -311,6 +315,16 @@ def _one_input(
         choices = " or ".join(_short(way) for way in ways)
         raise table.error(f"{choices} would feed the model alike: choose with --features", (wanted,))
     raise table.error(_why_none(table, wanted, width, scalars), (wanted,))
+
+
+def _long_axes(wanted: InputSpec) -> list[int | None]:
+    return [extent for extent in wanted.shape if extent != 1]
+
+
+def _width(wanted: InputSpec) -> int | None:
+    """Return how many columns of one value feed an input side by side; ``None`` for none, or any number."""
+    long_axes = _long_axes(wanted)
+    return 1 if not long_axes else long_axes[0] if len(long_axes) == 1 else None
 
 
 def _why_none(table: _Table, wanted: InputSpec, width: int | None, scalars: tuple[str, ...]) -> str:

@@ -113,7 +113,8 @@ def index_columns(schema: pa.Schema) -> tuple[str, ...]:
     The metadata is told in https://pandas.pydata.org/docs/development/developer.html.
     """
     named: list[Any] = []
-    with suppress(ValueError, AttributeError):
+    # Whatever a file holds there: it is no error of its rows.
+    with suppress(ValueError, AttributeError, TypeError, RecursionError):
         named = list(json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ()))
     return tuple(name for name in schema.names if name in named or _PANDAS_INDEX.fullmatch(name))
 

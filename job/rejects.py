@@ -78,6 +78,7 @@ class _Rejected:
     row: int
     reason: str
     error: str
+    hint: str
 
 
 class Rejects:
@@ -109,16 +110,15 @@ class Rejects:
         if not self._found:
             return ""
         one = self._found[min(self._found)]
-        hint = f"; {NULL_HINT}" if one.reason == "null" else ""
-        return f"row {one.row}: {one.error} ({one.reason}{hint})"
+        return f"row {one.row}: {one.error} ({one.reason}{one.hint and f'; {one.hint}'})"
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
         """Return the rejected rows' numbers in the shard, ascending, ``(rejected,) int64``."""
         return np.array(sorted(self._found), dtype=np.int64)
 
-    def add(self, rows: Sequence[int], reason: str, error: str) -> None:
-        """Reject rows by their numbers in the shard.
+    def add(self, rows: Sequence[int], reason: str, error: str, hint: str = "") -> None:
+        """Reject rows by their numbers in the shard; ``hint`` says which flag would feed them.
 
         Raises:
             DataError: bad rows are to fail the run.
@@ -126,10 +126,10 @@ class Rejects:
         if flag := self.policy.failing_flag(reason):
             raise DataError(
                 f"{self._split.shard.path}: row {rows[0]}: {error} ({reason}); {len(rows)} such row(s) in "
-                f"this batch; mend the shard, or {flag}=reject"
+                f"this batch; mend the shard, or {flag}=reject{hint and f'; {hint}'}"
             )
         for row in rows:
-            self._found.setdefault(row, _Rejected(row, reason, error))
+            self._found.setdefault(row, _Rejected(row, reason, error, hint))
 
     @property
     def too_many(self) -> bool:
@@ -191,7 +191,10 @@ def sift(
     keep = np.ones(piece.num_rows, dtype=bool)
     for fault in faults:
         keep[fault.rows] = False
-        rejects.add([int(numbers[int(row)]) for row in fault.rows], fault.code, _text(fault))
+        # A null list stands for more than one value: no flag fills it.
+        fillable = fault.code == "null" and not _has_cells_of_many(piece.schema.field(fault.column).type)
+        rows, hint = [int(numbers[int(row)]) for row in fault.rows], NULL_HINT if fillable else ""
+        rejects.add(rows, fault.code, _text(fault), hint)
     good = np.flatnonzero(keep)
     return good, to_tensors(piece.take(pa.array(good)), binding)[0]
 

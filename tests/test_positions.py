@@ -336,3 +336,114 @@ def test_too_many_rejected_rows_show_the_first_and_how_nulls_are_filled(
     assert "--on_null=fill=0" in text
     night.score(model, "--keys=id", "--on_null=fill=0")
     assert len(predictions(night.output)) == 120
+
+
+def test_nights_of_one_backfill_are_compared_with_each_other(
+    night: Night, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They are prepared together, when the first of them is not published yet."""
+    for number, order in enumerate((NAMES, NAMES[::-1], NAMES)):
+        night.shard(f"ds=2026-01-0{number + 1}/a", rows(*order))
+    paths = [f"--input={night.folder}/in/ds={{ds}}", f"--output={night.folder}/out/ds={{ds}}"]
+    nights = ["--keys=id", "--start=2026-01-01", "--end=2026-01-03"]
+    assert cli.main(["backfill", *paths, f"--model={model}", *nights]) == 5
+    told = " ".join("".join(capfd.readouterr()).split())
+    assert "these did: f0, f1, f2, f3" in told
+    assert predictions(night.folder / "out") == [RIGHT] * 2
+    assert not (night.folder / "out" / "ds=2026-01-02" / "_SUCCESS").exists()
+    assert of_night(night, model, "2026-01-02", "--features=f0,f1,f2,f3") == 0
+    assert predictions(night.folder / "out") == [RIGHT] * 3
+
+
+def test_the_first_night_of_all_is_compared_with_the_one_that_it_replaces(
+    night: Night, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    night.shard("ds=2026-01-01/a", rows(*NAMES))
+    assert of_night(night, model, "2026-01-01") == 0
+    night.shard("ds=2026-01-01/a", rows(*NAMES[::-1]))
+    assert of_night(night, model, "2026-01-01", "--if_exists=replace") == 5
+    assert f"in the last published night, {night.folder}/out/ds=2026-01-01," in capfd.readouterr().err
+    assert predictions(night.folder / "out") == [RIGHT]
+
+
+def test_where_many_columns_part_from_last_nights_is_told(night: Night) -> None:
+    names = [f"c{i}" for i in range(30)]
+    path = saved(powers(30), night.folder / "wide.keras")
+    night.shard("a", pa.table({name: pa.array([1.0], pa.float32()) for name in names}))
+    night.score(path)
+    names[20:22] = names[21], names[20]
+    night.shard("a", pa.table({name: pa.array([1.0], pa.float32()) for name in names}))
+    with pytest.raises(GateError, match=r"number 21 is 'c21' and was 'c20'"):
+        night.score(path, "--if_exists=replace")
+
+
+def test_a_challenger_by_position_is_compared_with_last_nights(
+    night: Night, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keep_names(model, NAMES)
+    challenger = saved(powers(), night.folder / "c.keras")
+    for number, order in enumerate((NAMES, NAMES[::-1])):
+        night.shard(f"ds=2026-01-0{number + 1}/a", rows(*order))
+    assert of_night(night, model, "2026-01-01", f"--challenger={challenger}") == 0
+    assert "challenger inputs: f0, f1, f2, f3 → " in capfd.readouterr().err
+    assert of_night(night, model, "2026-01-02", f"--challenger={challenger}") == 5
+    assert "--challenger_features=f3,f2,f1,f0" in capfd.readouterr().err
+    right = f"--challenger_features={','.join(NAMES)}"
+    assert of_night(night, model, "2026-01-02", f"--challenger={challenger}", right) == 0
+    assert predictions(night.folder / "out") == [RIGHT] * 2
+
+
+@pytest.mark.parametrize("list_first", [True, False])
+def test_a_list_beside_numbers_that_would_do_as_well_is_refused(
+    night: Night, model: Path, list_first: bool
+) -> None:
+    vector = pa.array([[9.0] * 4], pa.list_(pa.float32(), 4))
+    alone = pa.table({"id": [7], "v": vector}) if list_first else rows(*NAMES)
+    night.shard("a", alone)
+    night.shard("b", rows(*NAMES, v=vector))
+    with pytest.raises(SchemaError, match=r"besides \[.*\], which could feed the model as well in 1 of 2"):
+        night.score(model, "--keys=id")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"index_columns": 5}',
+        b'{"index_columns": [["a"]]}',
+        b'{"index_columns": null}',
+        b"[" * 200_000,
+        b"\xff",
+    ],
+    ids=["number", "lists", "null", "deep", "no_text"],
+)
+def test_whatever_stands_where_pandas_writes_is_no_error_of_the_rows(
+    night: Night, model: Path, content: bytes
+) -> None:
+    night.shard("a", rows(*NAMES).replace_schema_metadata({b"pandas": content}))
+    night.score(model, "--keys=id")
+    assert predictions(night.output) == [RIGHT]
+
+
+def test_names_in_the_model_that_are_nested_without_end(night: Night, model: Path) -> None:
+    with zipfile.ZipFile(model, "a") as archive:
+        archive.writestr("assets/feature_names.json", "[" * 200_000)
+    night.shard("a", rows(*NAMES))
+    with pytest.raises(ModelError, match="no JSON"):
+        night.score(model, "--keys=id")
+
+
+def test_filling_is_offered_only_where_it_helps(night: Night, model: Path) -> None:
+    """Of a list that is null nobody knows the values: ``--on_null=fill`` leaves it rejected."""
+    vectors = pa.array([[1.0, 2.0, 3.0, 4.0], None], pa.list_(pa.float32()))
+    night.shard("a", pa.table({"id": [1, 2], "v": vectors}))
+    for policy in ("--on_null=reject", "--on_null=fill=0"):
+        with pytest.raises(DataError, match=r"row 1: column v: .*null") as caught:
+            night.score(model, "--keys=id", policy)
+        assert "fill=0 would" not in str(caught.value)
+
+
+def test_a_null_that_fails_the_night_tells_how_it_is_filled(night: Night, model: Path) -> None:
+    table = rows(*NAMES).set_column(1, "f0", pa.nulls(1, pa.float32()))
+    night.shard("a", table)
+    with pytest.raises(DataError, match=r"row 0: column f0: null .*--on_null=fill=0 would"):
+        night.score(model, "--keys=id", "--on_null=fail")
