@@ -15,9 +15,11 @@ import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from job import artifact, model, storage
-from job.binding import Places, bind, pieces, to_tensors
-from job.errors import DataError
+from job.binding import Binding, Places, bind, pieces, to_tensors
+from job.columns import index_columns
+from job.errors import DataError, SchemaError
 from job.predictions import in_order, prediction_fields, to_arrow
+from job.signature import listed
 from job.spec import Device
 
 
@@ -25,7 +27,9 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
     """Record batch in, ``PredictionResult(record batch, prediction columns, model digest)`` out.
 
     Each batch is bound by its own schema, as ``score`` binds a shard's, and predicted ``batch_size``
-    rows at a time. A row that cannot be fed to the model fails its batch.
+    rows at a time. A row that cannot be fed to the model fails its batch. So does one whose columns feed the
+    model by position (docs/binding.md) in another order than those of a process's first batch; no process
+    sees what the others are given, so name ``features`` where batches come from many places.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         model_sha256: str | None = None,
         keys: Sequence[str] = (),
         features: Sequence[str] = (),
+        ignore: Sequence[str] = (),
         casts: Sequence[tuple[str, str]] = (),
         prediction_columns: Sequence[str] = (),
         batch_size: int = 16_384,
@@ -52,6 +57,9 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         model_path, weights = _plain(model_path), weights and _plain(weights)
         self._artifact = (model_path, weights, trust_model, model_sha256, signature)
         self._bind = functools.partial(bind, keys=keys, features=features, casts=casts)
+        self._named, self._ignore = frozenset((*keys, *features)), tuple(ignore)
+        # Under the one name, the columns by position of this process's first batch.
+        self._by_position: dict[str, tuple[str, ...]] = {}
         self._prediction_columns = tuple(prediction_columns)
         self._batch_rows = batch_size
         self._device = device
@@ -83,7 +91,7 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
             yield PredictionResult(records, self._predict(records, model), model.digest)
 
     def _predict(self, records: pa.RecordBatch, loaded: model.LoadedModel) -> pa.RecordBatch:
-        binding = self._bind(records.schema, loaded.signature)
+        binding = self._bound(records.schema, loaded)
         loaded.build([feed.input for feed in binding.feeds])
         fields = prediction_fields(loaded.signature.outputs, self._prediction_columns)
         parts: list[tuple[Places, list[pa.Array]]] = []
@@ -104,6 +112,20 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
             parts.append((places, to_arrow(outputs, fields, piece.num_rows)))
         columns = in_order(parts) if parts else [pa.array([], field.type) for field in fields]
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+    def _bound(self, schema: pa.Schema, loaded: model.LoadedModel) -> Binding:
+        aside = (name for name in (*index_columns(schema), *self._ignore) if name not in self._named)
+        binding = self._bind(schema, loaded.signature, unasked=tuple(aside))
+        if binding.by == "position":
+            # One step, for threads share the handler.
+            first = self._by_position.setdefault("columns", binding.columns)
+            if first != binding.columns:
+                raise SchemaError(
+                    f"columns feed the model by position, {listed(binding.columns)} in a record batch, and "
+                    f"in the first one these did: {listed(first)}; give KerasModelHandler features=[…] in "
+                    f"the model's order"
+                )
+        return binding
 
     def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
         """Return the batches' size in Arrow buffers, in bytes."""

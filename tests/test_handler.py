@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.ml.inference.base import RunInference
 
-from job.errors import DataError, ModelError, UsageError
+from job.errors import DataError, ModelError, SchemaError, UsageError
 from job.handler import KerasModelHandler
 from tests.nights import module
 
@@ -120,3 +120,28 @@ def test_nothing_is_read_before_the_model_is_wanted() -> None:
     handler = KerasModelHandler("/nowhere.keras")
     with pytest.raises(ModelError, match=r"/nowhere\.keras"):
         handler.load_model()
+
+
+def test_batches_in_two_orders_are_not_fed_by_position(saved: tuple[str, Any]) -> None:
+    path, model = saved
+    one, other = records(5), records(5).select(["id", "b", "a"])
+    handler = KerasModelHandler(path, keys=["id"])
+    with pytest.raises(
+        SchemaError, match=r"b, a in a record batch, and in the first one these did: a, b; give"
+    ):
+        list(handler.run_inference([one, other], handler.load_model()))
+    stated = KerasModelHandler(path, features=["a", "b"])
+    for result in stated.run_inference([other, one], stated.load_model()):
+        predicted = np.stack(result.inference.column(0).to_pylist())
+        np.testing.assert_allclose(predicted, oracle(model, one), rtol=1e-6)
+
+
+def test_an_index_of_pandas_and_what_is_ignored_feed_no_model(saved: tuple[str, Any]) -> None:
+    path, model = saved
+    frame = records(5).to_pandas().drop(columns="id").iloc[[4, 1, 0]].assign(label=1.0)
+    batch = pa.RecordBatch.from_pandas(frame)
+    assert "__index_level_0__" in batch.schema.names
+    handler = KerasModelHandler(path, ignore=["label"])
+    (result,) = handler.run_inference([batch], handler.load_model())
+    expected = oracle(model, records(5))[[4, 1, 0]]
+    np.testing.assert_allclose(np.stack(result.inference.column(0).to_pylist()), expected, rtol=1e-6)
