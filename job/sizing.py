@@ -36,6 +36,9 @@ _STRING_BYTES = 32
 _SAMPLE_ROWS = 1024
 _SAMPLE_GROUPS = 16
 _SAMPLE_BYTES = 4 << 20
+# A sample that would take more than this is one of a few rows.
+_FEW_ROWS = 8
+_MOST_SAMPLE_BYTES = 64 << 20
 
 
 def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> int:
@@ -141,14 +144,19 @@ class Sample:
         if not rows:
             return None
         some = max(1, min(_SAMPLE_ROWS, _SAMPLE_BYTES * rows // max(1, size_bytes)))
-        first = list(self._split.row_groups[:1])
         # What cannot be read is told where it is read for good.
         with suppress(pa.ArrowException, OSError):
-            batch: pa.RecordBatch | None = next(
-                self._file.iter_batches(some, first, list(self._types), use_threads=False), None
-            )
-            return batch
+            # A long value that repeats is in the file once, and in memory as often as there are rows.
+            if some > _FEW_ROWS and size_bytes * some > _MOST_SAMPLE_BYTES:
+                few = self._first(_FEW_ROWS)
+                if few is not None and data_bytes(few) * some > _MOST_SAMPLE_BYTES * few.num_rows:
+                    return few
+            return self._first(some)
         return None
+
+    def _first(self, rows: int) -> pa.RecordBatch | None:
+        groups = list(self._split.row_groups[:1])
+        return next(self._file.iter_batches(rows, groups, list(self._types), use_threads=False), None)
 
 
 def _groups(file: pq.ParquetFile, split: Split) -> list[pq.RowGroupMetaData]:

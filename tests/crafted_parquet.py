@@ -117,3 +117,35 @@ def parquet(
     every = [root, *({k: v for k, v in one.items() if k != 9} for one in schema)]
     footer = thrift({1: I32(1), 2: every, 3: rows, 4: [group] * groups})
     return content + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
+def run(value: int, count: int, width_bytes: int = 1) -> bytes:
+    """So many equal values, run-length encoded."""
+    return _varint(count << 1) + value.to_bytes(width_bytes, "little")
+
+
+def levels(*runs: tuple[int, int]) -> bytes:
+    """Levels of a data page: values and how many of each."""
+    content = b"".join(run(value, count) for value, count in runs)
+    return struct.pack("<I", len(content)) + content
+
+
+def lists_of_ones(name: str, rows: int, values: int) -> tuple[list[dict[int, Any]], Chunk]:
+    """A list column of float32 in a few hundred bytes; the first row has nearly all of the values."""
+    schema = [
+        {**element(name, OPTIONAL, children=1), 6: I32(3)},
+        {**element("list", REPEATED, children=1), 9: b"inner"},
+        {**element("element", REQUIRED, FLOAT), 9: b"inner"},
+    ]
+    repetitions = levels((0, 1), (1, values - rows), (0, rows - 1))
+    body = repetitions + levels((2, values)) + b"\1" + run(0, values)
+    pages = page(1, floats(1.0), kind=2) + page(values, body, encoding=RLE_DICTIONARY)
+    path = (name, "list", "element")
+    return schema, Chunk(path, FLOAT, values, pages, has_dictionary=True)
+
+
+def one_text(name: str, rows: int, size_bytes: int) -> tuple[list[dict[int, Any]], Chunk]:
+    """A text column that has one value in every row, and holds it once."""
+    pages = page(1, struct.pack("<I", size_bytes) + b"x" * size_bytes, kind=2)
+    pages += page(rows, b"\1" + run(0, rows), encoding=RLE_DICTIONARY)
+    return [element(name, REQUIRED, BYTES)], Chunk((name,), BYTES, rows, pages, has_dictionary=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,11 +27,15 @@ from tests.crafted_parquet import (
     Chunk,
     element,
     floats,
+    lists_of_ones,
+    one_text,
     page,
     parquet,
+    run,
 )
 from tests.nights import Night, dense, features, matrix, saved
 
+ROOT = Path(__file__).parents[1]
 ROWS = 3
 FEATURES = ("f0", "f1", "f2", "f3")
 GOOD = features(50)
@@ -146,3 +153,65 @@ def test_a_small_file_that_claims_rows_without_end_costs_no_time(night: Night, m
     assert (entry["rows"], entry["file"]) == (claimed, False)
     assert not (night.output / "_rejected").exists()
     assert is_right(night)
+
+
+HUGE = 2**31 - 1
+# Whoever reads these as they stand takes 14 GB for the first one alone, and 2 GB for the text.
+BOMBS: dict[str, tuple[list[dict[int, Any]], Chunk]] = {
+    "a list of 10^9": lists_of_ones("odd", ROWS, 10**9),
+    "a list of 10^8": lists_of_ones("odd", ROWS, 10**8),
+    "a list of 10^6": lists_of_ones("odd", ROWS, 10**6),
+    "a page of 2 GB": (
+        [element("odd", REQUIRED, FLOAT)],
+        Chunk(["odd"], FLOAT, ROWS, page(ROWS, floats(1, 2, 3), claims=HUGE), codec=6),
+    ),
+    "a dictionary of 2 GB": (
+        [element("odd", REQUIRED, FLOAT)],
+        Chunk(
+            ["odd"],
+            FLOAT,
+            ROWS,
+            page(HUGE // 4, floats(1), kind=2, claims=HUGE) + page(ROWS, b"\1" + run(0, ROWS), encoding=8),
+            has_dictionary=True,
+        ),
+    ),
+}
+NIGHT = """
+import json, resource, sys
+from job import launch, options
+spec, beam = options.parse(sys.argv[1:])
+report = launch.score(spec, beam, announce=lambda line: None).report
+peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([report.rows_scored, report.rows_rejected, report.shards_rejected, peak_kib]))
+"""
+
+
+@pytest.mark.slow
+def test_a_night_of_many_bombs_keeps_within_the_memory_of_any_night(night: Night, model: Path) -> None:
+    """Fifty shards of a few hundred bytes each that stand for gigabytes, and one of 4 MB."""
+    for i in range(10):
+        for name, (schema, chunk) in BOMBS.items():
+            more = [(one, None) for one in schema[:-1]] + [(schema[-1], chunk)]
+            # Some do not fit the model, and the others have a row that it does not take.
+            content = shard(*more, bad=bool(i % 2))
+            put(night, f"{name}-{i}", content if i % 2 else content.replace(b"\x02f3", b"\x02g3"))
+    schema, chunk = one_text("odd", 500, 4 << 20)
+    ids = Chunk(["id"], INT64, 500, page(500, np.arange(500).tobytes()))
+    put(
+        night,
+        "text",
+        parquet([element("id", REQUIRED, INT64), *schema], [ids, chunk], rows=500, group_rows=500),
+    )
+    tables = [features(50, seed=i, first_id=100 * i) for i in range(3)]
+    for i, table in enumerate(tables):
+        night.shard(f"good-{i}", table)
+    command = [sys.executable, "-c", NIGHT, *night.args(model, *FLAGS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    scored, rejected, shards, peak_kib = json.loads(done.stdout.splitlines()[-1])
+    assert scored + rejected == 3 * 50 + 5 * 10 * ROWS + 500
+    assert shards >= 5 * 5
+    for i, table in enumerate(tables):
+        found = pq.read_table(night.output / f"good-{i}.parquet")["prediction"].to_numpy()
+        np.testing.assert_allclose(found, dense().predict(matrix(table), verbose=0)[:, 0], rtol=1e-6)
+    assert peak_kib < 2 << 20, f"{peak_kib >> 10} MiB"
