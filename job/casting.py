@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import types
 
-from job.columns import FLOATS, INTEGERS, kind
+from job.columns import FLOATS, INTEGERS, kind, stored
 from job.rounding import Faults, Numbers, convert, faults_at, numpy_type
 from job.signature import CodedStrings
 
@@ -45,6 +45,7 @@ def numbers(values: Any, dtype: str, cast: str | None = None) -> tuple[Numbers, 
     ``cast`` is what ``--cast`` asks for: the values become that type first, and integers may
     then round to its nearest float. The result may share memory with ``values``.
     """
+    values = stored(values)
     if types.is_dictionary(values.type):
         if len(values.dictionary) <= len(values) and not values.indices.null_count:
             distinct, faults = numbers(values.dictionary, dtype, cast)
@@ -67,6 +68,7 @@ def strings(values: Any) -> tuple[CodedStrings, Faults]:
     column keeps its dictionary unless that is longer than the column.
     """
     faults: Faults = ()
+    values = stored(values)
     if types.is_dictionary(values.type):
         if len(values.dictionary) > len(values) or values.dictionary.null_count:
             values = _decoded(values)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
@@ -76,13 +77,14 @@ class Layout:
 def layout(column_type: Any) -> Layout:
     """Return the cells of a column of ``column_type``.
 
-    Other extension types, and a tensor inside a list, are left as the leaf, which then is of
-    kind ``other``: what they mean, or their order of axes, would be lost.
+    Other extension types are what they store, and a UUID is text. Those that store lists, and a tensor inside
+    a list, are left as the leaf, which then is of kind ``other``: what they mean, or their order of axes,
+    would be lost.
     """
     if isinstance(column_type, pa.FixedShapeTensorType):
         stored = tuple(column_type.shape)
         order = tuple(column_type.permutation or range(len(stored)))
-        leaf = _decoded(column_type.value_type)
+        leaf = plain_type(column_type.value_type)
         return Layout(tuple(stored[axis] for axis in order), leaf, stored, order)
     extents: list[int | None] = []
     while True:
@@ -91,12 +93,95 @@ def layout(column_type: Any) -> Layout:
         elif types.is_list(column_type) or types.is_large_list(column_type):
             extents.append(None)
         else:
-            return Layout(tuple(extents), _decoded(column_type))
+            return Layout(tuple(extents), plain_type(column_type))
         column_type = column_type.value_type
 
 
-def _decoded(leaf: Any) -> Any:
-    return leaf.value_type if types.is_dictionary(leaf) else leaf
+def plain_type(leaf: Any) -> Any:
+    """Return the type of a leaf's values: of a dictionary, or of what a type of somebody's own stores."""
+    if types.is_dictionary(leaf):
+        return plain_type(leaf.value_type)
+    if isinstance(leaf, pa.UuidType):
+        # Sixteen bytes, which people know as text.
+        return pa.string()
+    if isinstance(leaf, pa.BaseExtensionType) and not types.is_nested(leaf.storage_type):
+        return leaf.storage_type
+    return leaf
+
+
+def empty_table(schema: Any) -> Any:
+    """Return a table without rows, also of types of which Arrow itself makes none."""
+    arrays = [
+        pa.ExtensionArray.from_storage(field.type, pa.array([], field.type.storage_type))
+        if isinstance(field.type, pa.BaseExtensionType)
+        else pa.array([], field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def without_views(kind: Any) -> Any:
+    """Return the type without views, whose rows Arrow cannot pick: of a column of text or of bytes."""
+    return pa.string() if types.is_string_view(kind) else pa.binary() if types.is_binary_view(kind) else kind
+
+
+def cast_views(batch: Any) -> Any:
+    """Return a record batch in which columns that are views are text or bytes, so that rows can be picked."""
+    kinds = [without_views(kind) for kind in batch.schema.types]
+    if kinds == batch.schema.types:
+        return batch
+    columns = [column.cast(kind) for column, kind in zip(batch.columns, kinds, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def stored(values: Any) -> Any:
+    """Return Arrow ``values`` without a type of somebody's own: what is stored, a UUID as its usual text."""
+    if not isinstance(values, pa.ExtensionArray) or types.is_nested(values.type.storage_type):
+        return values
+    return _uuid_text(values.storage) if isinstance(values.type, pa.UuidType) else values.storage
+
+
+def as_type(values: Any, kind: Any) -> Any:
+    """Return Arrow ``values`` of any form of text, or of a dictionary, as ``kind``; raises as Arrow does."""
+    if values.type == kind:
+        return values
+    values = stored(values)
+    return (values.cast(values.type.value_type) if types.is_dictionary(values.type) else values).cast(kind)
+
+
+def _uuid_text(values: Any) -> Any:
+    """Return 16 bytes a value as text of 8, 4, 4, 4 and 12 digits (RFC 9562, section 4)."""
+    plain = values.fill_null(bytes(16)) if values.null_count else values
+    start, stop = 16 * plain.offset, 16 * (plain.offset + len(plain))
+    digits = np.frombuffer(plain.buffers()[1], np.uint8)[start:stop].reshape(-1, 16)
+    text = np.full((len(plain), 36), ord("-"), np.uint8)
+    places = [i for i in range(36) if i not in (8, 13, 18, 23)]
+    hexadecimal = np.frombuffer(b"0123456789abcdef", np.uint8)
+    text[:, places] = hexadecimal[np.stack([digits >> 4, digits & 15], axis=2).reshape(-1, 32)]
+    offsets = np.arange(0, 36 * len(plain) + 1, 36, dtype=np.int32)
+    valid = pc.is_valid(values).buffers()[1] if values.null_count else None
+    return pa.StringArray.from_buffers(len(plain), pa.py_buffer(offsets), pa.py_buffer(text), valid)
+
+
+def nested_type(schema: Any, name: str) -> Any | None:
+    """Return the type of a struct's field, as ``address.city`` names it; ``None`` where there is none.
+
+    A column that has this very name comes first, and is no field.
+    """
+    first, *rest = name.split(".")
+    if not rest or name in schema.names or len(schema.get_all_field_indices(first)) != 1:
+        return None
+    found = schema.field(first).type
+    for step in rest:
+        if not types.is_struct(found) or found.get_field_index(step) < 0:
+            return None
+        found = found.field(found.get_field_index(step)).type
+    return found
+
+
+def nested_values(column: Any, name: str) -> Any:
+    """Return the values of a struct's field, null where the struct is; ``column`` is the whole one."""
+    return pc.struct_field(column, name.split(".")[1:])
 
 
 def kind(leaf: Any) -> Kind:

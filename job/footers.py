@@ -103,7 +103,7 @@ class FootersOf:
             number = next((i for i, schema in enumerate(schemas) if schema is footer.schema), len(schemas))
             if number == len(schemas):
                 schemas.append(footer.schema)
-            found[shard.path] = [number, footer.group_rows, footer.error, footer.index_columns]
+            found[shard.path] = [number, footer.group_rows, footer.error, footer.index_columns, footer.int96]
         encoded = [base64.b64encode(schema.serialize()).decode() for schema in schemas]
         return {"schemas": encoded, "footers": found}
 
@@ -124,9 +124,9 @@ def _decoded(answers: list[dict[str, Any]], shards: Sequence[Shard]) -> list[Foo
     known: dict[str, pa.Schema] = {}
     found = {}
     for answer in answers:
-        for path, (number, group_rows, error, index) in answer["footers"].items():
+        for path, (number, group_rows, error, index, int96) in answer["footers"].items():
             text = answer["schemas"][number]
             if text not in known:
                 known[text] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
-            found[path] = planning.Footer(known[text], tuple(group_rows), error, tuple(index))
+            found[path] = planning.Footer(known[text], tuple(group_rows), error, tuple(index), tuple(int96))
     return [found[shard.path] for shard in shards]

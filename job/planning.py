@@ -36,13 +36,15 @@ class Footer:
     """What a shard says of itself: its columns and the rows of each row group.
 
     ``error`` says why it cannot be read, where it cannot; then it has no columns and no rows.
-    ``index_columns`` are those that hold the index of a data frame, see ``columns.index_columns``.
+    ``index_columns`` are those that hold the index of a data frame, see ``columns.index_columns``, and
+    ``int96`` those with timestamps of Parquet's oldest form, see :func:`int96_columns`.
     """
 
     schema: pa.Schema
     group_rows: tuple[int, ...]
     error: str = ""
     index_columns: tuple[str, ...] = ()
+    int96: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -74,7 +76,9 @@ def read_footer(shard: Shard) -> Footer:
                 )
             # The file's own Arrow schema, when it has one, names dictionaries, fixed sizes and tensors.
             schema = file.schema_arrow
-            return Footer(schema, groups, index_columns=index_columns(schema))
+            return Footer(
+                schema, groups, index_columns=index_columns(schema), int96=int96_columns(file, schema)
+            )
     except FileNotFoundError as e:
         raise ShardChangedError(
             f"{shard.path}: was listed and is gone; run again when the input is complete"
@@ -100,6 +104,20 @@ def _check_unchanged(shard: Shard) -> None:
 def is_utf8(path: str) -> bool:
     """Say whether a path is text; Python makes lone surrogates of a name's bytes that are none."""
     return not any("\ud800" <= letter <= "\udfff" for letter in path)
+
+
+def int96_columns(file: pq.ParquetFile, schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns of a file that hold timestamps as INT96, be it within lists or structs.
+
+    Spark and Impala write them, of any year from 1 to 9999 and further. Arrow reads them as nanoseconds,
+    which reach from 1677 to 2262: other years come out as one of these, without an error.
+    """
+    if "timestamp[ns]" not in str(schema.types):
+        return ()
+    leaves = (file.schema.column(i) for i in range(len(file.schema)))
+    found = {leaf.path.partition(".")[0] for leaf in leaves if leaf.physical_type == "INT96"}
+    # A name may hold a dot itself.
+    return tuple(name for name in schema.names if name.partition(".")[0] in found)
 
 
 def shard_of(info: FileInfo) -> Shard:

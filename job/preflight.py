@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from job import gates, planning
 from job.binding import Binding, bind, closest, disagreement, mismatches
-from job.columns import is_null, layout
+from job.columns import is_null, layout, nested_type, plain_type
 from job.errors import DataError, GateError, SchemaError, ShardError, as_flag
 from job.planning import Footer
 from job.predictions import check_names, prediction_fields
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from job.model import LoadedModel
 
 _MOST_MISMATCHES = 20
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class Ready:
     told: str
     golden: Golden | None
     loaded: LoadedModel
+    key_types: tuple[tuple[str, pa.DataType], ...] = ()
 
 
 def check(
@@ -73,25 +76,45 @@ def check(
     wrong, schemas = _readable(shards, footers)
     beside = champion.loaded if champion else None
     loaded = acquired(spec, reference, threads, machine, here=here, beside=beside)
-    spare = champion is not None
-    _check_ignored(spec, schemas, loaded.signature)
-    bound, binding, unbound = _bound(spec, shards, footers, schemas, loaded.signature, wrong, spare)
+    signature = loaded.signature
+    schemas = _as_read(spec, footers, schemas, signature)
+    _check_ignored(spec, schemas, signature)
+    bound, binding, unbound = _bound(spec, shards, footers, schemas, signature, wrong, bool(champion))
     where = "the first shard" if bound == 0 else shards[bound].path
     wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec)}
     _check_order(spec, shards, footers, schemas, bound, binding, wrong)
-    # The shard that was bound fits the model: what is wrong with it is the flag's fault, and no bad shard's.
-    if wrong and (spec.on_bad_shard == "fail" or bound in wrong):
-        kind = ShardError if all(footers[i].error for i in wrong) else SchemaError
-        raise kind(_grouped(wrong, shards))
+    _check_rejectable(spec, shards, footers, bound, wrong)
     loaded.build([feed.input for feed in binding.feeds])
     fields = prediction_fields(loaded.signature.outputs, spec.prediction_columns)
     # A challenger's columns get other names yet.
     check_names(fields, () if champion else spec.keys)
-    known = golden.checked(spec, binding, fields, loaded)
-    refused = {shards[i].path: "; ".join(lines) for i, lines in wrong.items()}
-    told = _grouped(wrong, shards)
-    text = describe(loaded.signature)
-    return Ready(binding, fields, text, loaded.weights_digest, refused, told, known, loaded)
+    return Ready(
+        binding=binding,
+        predictions=fields,
+        signature=describe(loaded.signature),
+        weights_digest=loaded.weights_digest,
+        refused={shards[i].path: "; ".join(lines) for i, lines in wrong.items()},
+        told=_grouped(wrong, shards),
+        golden=golden.checked(spec, binding, fields, loaded),
+        loaded=loaded,
+        key_types=_key_types_of(spec, schemas, wrong),
+    )
+
+
+def _check_rejectable(
+    spec: ScoringSpec,
+    shards: Sequence[Shard],
+    footers: Sequence[Footer],
+    bound: int,
+    wrong: Mapping[int, Sequence[str]],
+) -> None:
+    """Raise what is ``wrong`` with shards, unless they are to be rejected.
+
+    The shard that was bound fits the model: what is wrong with it is the flag's fault, and no bad shard's.
+    """
+    if wrong and (spec.on_bad_shard == "fail" or bound in wrong):
+        kind = ShardError if all(footers[i].error for i in wrong) else SchemaError
+        raise kind(_grouped(wrong, shards))
 
 
 def acquired(
@@ -128,6 +151,38 @@ def _readable(
         for i, (shard, footer) in enumerate(zip(shards, footers, strict=True))
         if not footer.error
     }
+
+
+def _as_read(
+    spec: ScoringSpec,
+    footers: Sequence[Footer],
+    schemas: Mapping[int, pa.Schema],
+    signature: Signature,
+) -> dict[int, pa.Schema]:
+    """Return the schemas as rows will be read by them: with fields of structs, and the units of keys."""
+    named = (*spec.features, *signature.columns)
+    return {i: _with_nested(_as_published(one, footers[i], spec), named) for i, one in schemas.items()}
+
+
+def _as_published(schema: pa.Schema, footer: Footer, spec: ScoringSpec) -> pa.Schema:
+    """Return a schema in which keys of INT96 timestamps have the unit in which they are read and published.
+
+    See ``SplitReader``: microseconds, unless such a column feeds the model, which takes a ``--cast``.
+    """
+    if not footer.int96 or any(name.partition(".")[0] in footer.int96 for name, _ in spec.casts):
+        return schema
+    for name in spec.keys:
+        if name in footer.int96 and schema.field(name).type == pa.timestamp("ns"):
+            schema = schema.set(schema.get_field_index(name), pa.field(name, pa.timestamp("us")))
+    return schema
+
+
+def _with_nested(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
+    """Return a schema with the fields of structs that are asked for, as columns of their dotted names."""
+    found = {name: kind for name in names if (kind := nested_type(schema, name)) is not None}
+    for name, kind in found.items():
+        schema = schema.append(pa.field(name, kind))
+    return schema
 
 
 def check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callable[[str], None]) -> None:
@@ -341,8 +396,41 @@ def _key_types(schema: pa.Schema, bound: pa.Schema, where: str, keys: Sequence[s
     return tuple(
         f"key {key}: {schema.field(key).type}, but {bound.field(key).type} in {where}"
         for key in keys
-        if key in names and key in others and schema.field(key).type != bound.field(key).type
+        if key in names
+        and key in others
+        and _one_type([schema.field(key).type, bound.field(key).type]) is None
     )
+
+
+def _one_type(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
+    """Return the type that values of these types are published with, ``None`` where there is none.
+
+    All forms of text are text, all forms of bytes are bytes, and nothing but nulls is of any type.
+    """
+    distinct = list(dict.fromkeys(kinds))
+    if len(distinct) == 1:
+        return distinct[0]
+    plain = {plain_type(kind) for kind in distinct if not pa.types.is_null(kind)}
+    for family, one in ((_TEXTS, pa.string()), (_BYTES, pa.binary())):
+        if all(any(test(kind) for test in family) for kind in plain):
+            return one
+    return plain.pop() if len(plain) == 1 else None
+
+
+def _key_types_of(
+    spec: ScoringSpec, schemas: Mapping[int, pa.Schema], wrong: Collection[int]
+) -> tuple[tuple[str, pa.DataType], ...]:
+    """Return the types that those keys are published with which have several in the shards.
+
+    Whoever reads the night as one data set needs one for each. Shards that are ``wrong`` have no say.
+    """
+    found = []
+    for key in spec.keys:
+        fitting = (schema for i, schema in schemas.items() if i not in wrong)
+        kinds = [schema.field(key).type for schema in fitting if key in schema.names]
+        if len(set(kinds)) > 1 and (one := _one_type(kinds)) is not None:
+            found.append((key, one))
+    return tuple(found)
 
 
 def _unwritable_keys(schema: pa.Schema, keys: Sequence[str]) -> tuple[str, ...]:

@@ -347,6 +347,7 @@ def task_of(
         machine=fit.machine,
         golden=ready.golden,
         challenger=rival,
+        key_types=ready.key_types,
     ), splits
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import fetching, planning, ranges, sizing, storage
+from job.columns import cast_views, nested_type, nested_values, without_views
 from job.errors import DataError, ShardChangedError, ShardError, check_not_passing, one_line
 from job.sizing import CHUNK_BYTES, data_bytes
 from job.spec import Split
+
+Unit = Literal["ns", "us"]
 
 # Held per column while a row group is read.
 COLUMN_BUFFER_BYTES = 128 << 10
@@ -54,9 +60,19 @@ class SplitReader:
         self._kept: ranges.RangeFile | None = None
         self._file = self._open()
         self._opened = [self._file]
-        self.schema: pa.Schema = self._file.schema_arrow
+        # Keys are published as the file has them.
+        self._in_file = self._file.schema_arrow
+        self.schema = _without_views(self._in_file)
         self._types = {field.name: field.type for field in self.schema}
+        self._int96 = frozenset(planning.int96_columns(self._file, self.schema))
         return self
+
+    def type_of(self, name: str, features: Sequence[str]) -> pa.DataType | None:
+        """Return the type that a key has when these features are read too; ``None`` of no column."""
+        kind = self._in_file.field(name).type if name in self._types else None
+        if name not in self._int96 or self._unit([name], features) == "ns":
+            return kind
+        return self._file_of(self._file.metadata, unit="us").schema_arrow.field(name).type
 
     @functools.cached_property
     def whole_schema(self) -> pa.Schema:
@@ -64,10 +80,13 @@ class SplitReader:
 
         Two columns ``n`` are ``n`` and ``n.2``, and so can be told apart by whoever reads them again.
         """
-        taken = set(self.schema.names)
+        schema, unit = self.schema, self._whole_unit[0]
+        if unit != "ns":
+            schema = _without_views(self._file_of(self._file.metadata, unit=unit).schema_arrow)
+        taken = set(schema.names)
         seen: set[str] = set()
         fields = []
-        for field in self.schema:
+        for field in schema:
             name, number = field.name, 1
             while name in seen or (number > 1 and name in taken):
                 number += 1
@@ -75,6 +94,19 @@ class SplitReader:
             seen.add(name)
             fields.append(field.with_name(name))
         return pa.schema(fields)
+
+    @functools.cached_property
+    def _whole_unit(self) -> tuple[Unit, frozenset[str]]:
+        """Return the unit of INT96 that holds all of the split's values, and the columns that it does not."""
+        faults = list(self._int96_faults(self.schema.names))
+        if any(fault.is_far for fault in faults):
+            return "us", frozenset(fault.column for fault in faults if not fault.is_far)
+        return ("ns" if faults or not self._int96 else "us"), frozenset()
+
+    @property
+    def inexact(self) -> frozenset[str]:
+        """Return the columns that :meth:`everything` cannot give as they are: INT96 of no one unit."""
+        return self._whole_unit[1]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -111,7 +143,9 @@ class SplitReader:
         """
         # Keys are left alone: they are published as the shard has them.
         repeating = self._sample(features, keys).repeating([name for name in features if name not in keys])
-        yield from self._ahead(self._read(repeating, features, keys, chunk_rows), chunk_rows)
+        unit = self._unit(keys, features)
+        self._check_int96(keys, features)
+        yield from self._ahead(self._read(repeating, features, keys, chunk_rows, unit), chunk_rows)
 
     def _ahead(self, chunks: Iterator[pa.RecordBatch], chunk_rows: int) -> Iterator[pa.RecordBatch]:
         if self._split.rows <= chunk_rows:
@@ -126,8 +160,8 @@ class SplitReader:
 
     def everything(self) -> Iterator[pa.RecordBatch]:
         """Yield the split's rows again, in order, with every column of the file: :attr:`whole_schema`."""
-        names = self.schema.names
-        for batch in self._read((), (), names, sizing.chunk_rows((), 0, self.row_bytes((), names))):
+        names, unit = self.schema.names, self._whole_unit[0]
+        for batch in self._read((), (), names, sizing.chunk_rows((), 0, self.row_bytes((), names)), unit):
             # Arrow finds columns by their leaves, and a struct without fields has none.
             found, fields = iter(batch.columns), list(self.whole_schema)
             columns = [next(found) if _has_leaf(f.type) else pa.nulls(batch.num_rows, f.type) for f in fields]
@@ -166,8 +200,12 @@ class SplitReader:
         *,
         source: Any = None,
         fetched_bytes: int = 0,
+        unit: Unit = "ns",
     ) -> pq.ParquetFile:
-        """Open the shard; with ``fetched_bytes``, what is read of it at once, it is in a bucket."""
+        """Open the shard; with ``fetched_bytes``, what is read of it at once, it is in a bucket.
+
+        ``unit`` is that of INT96 timestamps.
+        """
         shard = self._split.shard
         # Without coalescing a whole row group's compressed columns are not held at once: 840 MB for a row
         # group of 300,000 images of 28 × 28, where this way 30 MB are. Local reading is no slower.
@@ -181,7 +219,67 @@ class SplitReader:
             buffer_size=0 if coalesced else buffer_bytes,
             # Costs nothing where the writer left no checksums.
             page_checksum_verification=True,
+            coerce_int96_timestamp_unit=None if unit == "ns" else unit,
         )
+
+    def _unit(self, keys: Iterable[str], features: Iterable[str]) -> Unit:
+        """Return the unit in which INT96 is read: micros reach all years, a model is fed nanoseconds."""
+        fed = {name.partition(".")[0] if name not in self._types else name for name in features}
+        return "us" if self._int96.intersection(keys) and self._int96.isdisjoint(fed) else "ns"
+
+    def _check_int96(self, keys: Sequence[str], features: Sequence[str]) -> None:
+        """Refuse timestamps that would come out as others: beyond the unit's years, or with finer digits.
+
+        Raises:
+            ShardError: there is one.
+        """
+        if not self._int96:
+            return
+        unit = self._unit(keys, features)
+        names = [name if name in self._types else name.partition(".")[0] for name in (*keys, *features)]
+        for fault in self._int96_faults(names):
+            if fault.is_far == (unit == "ns"):
+                reason = (
+                    f"{fault.value} lies beyond the years 1677 to 2262 that nanoseconds reach"
+                    if fault.is_far
+                    else f"{fault.value} has digits below a microsecond, in which such keys are written"
+                )
+                raise ShardError(
+                    f"{self.path}: column {fault.column!r}, row group {fault.group}: INT96 timestamp "
+                    f"{reason}; write the column as a timestamp of microseconds (INT64)"
+                )
+
+    def _int96_faults(self, names: Iterable[str]) -> Iterator[_Unlike]:
+        """Yield of each INT96 column and row group the first values that one of the two units cannot hold.
+
+        Raises:
+            ShardError: they cannot be read.
+        """
+        wanted = sorted(self._int96.intersection(names))
+        if not wanted:
+            return
+        with self._told(), contextlib.ExitStack() as opened:
+            fine, coarse = (
+                opened.enter_context(self._file_of(self._file.metadata, unit=unit)) for unit in ("ns", "us")
+            )
+            for group in self._split.row_groups:
+                tables = [f.read_row_group(group, columns=wanted, use_threads=False) for f in (fine, coarse)]
+                for name in wanted:
+                    yield from _unlike(name, group, *(table.column(name) for table in tables))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell what Arrow cannot read as the shard's fault, and what the disk or the store does as theirs."""
+        split = self._split
+        try:
+            yield
+        except (pa.ArrowException, OSError) as e:
+            check_not_passing(e, split.shard.path)
+            known = next((advice for says, advice in _UNREADABLE.items() if says in str(e)), "")
+            raise ShardError(
+                f"{split.shard.path}: row groups {split.row_groups[0]} to {split.row_groups[-1]} cannot be "
+                f"read ({one_line(e)}); {known or 'write the shard again'}"
+            ) from e
 
     def _sample(self, features: Sequence[str], keys: Sequence[str]) -> sizing.Sample:
         names = (*features, *keys)
@@ -215,25 +313,36 @@ class SplitReader:
                     )
 
     def _read(
-        self, repeating: Sequence[str], features: Sequence[str], keys: Sequence[str], chunk_rows: int
+        self,
+        repeating: Sequence[str],
+        features: Sequence[str],
+        keys: Sequence[str],
+        chunk_rows: int,
+        unit: Unit = "ns",
     ) -> Iterator[pa.RecordBatch]:
         split, present = self._split, set(self.schema.names)
-        wanted = [name for name in dict.fromkeys((*features, *keys)) if name in present]
+        names = tuple(dict.fromkeys((*features, *keys)))
+        fields = [name for name in features if name not in present and nested_type(self.schema, name)]
+        wanted = [name for name in names if name in present or name in fields]
         folders = [
             (name, planning.partition_scalar(value))
             for name, value in split.shard.partition
             if name in features and name not in present
         ]
         begin = time.perf_counter()
-        try:
-            batches = self._batches(self._read_at_once(wanted), wanted, repeating, chunk_rows)
+        with self._told():
+            batches = self._batches(self._read_at_once(wanted), wanted, repeating, chunk_rows, unit)
             rows = 0
             for batch in _whole(batches, chunk_rows):
                 rows += batch.num_rows
+                batch = cast_views(batch)
                 for column in batch.columns:
                     # Arrow trusts the codes in a file; those of a damaged one lead out of the dictionary.
                     if _holds_dictionary(pa.struct([("", column.type)])):
                         column.validate(full=True)
+                for name in fields:
+                    of = batch.column(name.partition(".")[0])
+                    batch = batch.append_column(name, nested_values(of, name))
                 for name, scalar in folders:
                     batch = batch.append_column(name, pa.repeat(scalar, batch.num_rows))
                 self.read_s += time.perf_counter() - begin
@@ -244,16 +353,14 @@ class SplitReader:
                     f"{split.shard.path}: row groups {split.row_groups[0]} to {split.row_groups[-1]} hold "
                     f"{rows} rows, and the footer says {split.rows}; write the shard again"
                 )
-        except (pa.ArrowException, OSError) as e:
-            check_not_passing(e, split.shard.path)
-            known = next((advice for says, advice in _UNREADABLE.items() if says in str(e)), "")
-            raise ShardError(
-                f"{split.shard.path}: row groups {split.row_groups[0]} to {split.row_groups[-1]} cannot be "
-                f"read ({one_line(e)}); {known or 'write the shard again'}"
-            ) from e
 
     def _batches(
-        self, runs: list[list[int]], wanted: Sequence[str], repeating: Sequence[str], chunk_rows: int
+        self,
+        runs: list[list[int]],
+        wanted: Sequence[str],
+        repeating: Sequence[str],
+        chunk_rows: int,
+        unit: Unit,
     ) -> Iterator[pa.RecordBatch]:
         # By name, ``n`` would be the column ``n.2`` as well, which Arrow takes for a part of it.
         is_all = {*wanted} == {*self.schema.names}
@@ -261,8 +368,8 @@ class SplitReader:
         # Threads of Arrow's own would compete with the scoring threads for the same cores.
         if self._kept is None:
             file = self._file
-            if repeating:
-                file = self._file_of(self._file.metadata, repeating)
+            if repeating or unit != "ns":
+                file = self._file_of(self._file.metadata, repeating, unit=unit)
                 self._opened.append(file)
             for run in runs:
                 yield from file.iter_batches(chunk_rows, run, columns, use_threads=False)
@@ -283,6 +390,7 @@ class SplitReader:
                 repeating,
                 source=kept if is_first else None,
                 fetched_bytes=bytes_of(piece),
+                unit=unit,
             )
             batches = file.iter_batches(chunk_rows, piece, columns, use_threads=False)
             return file, _then(batches, kept.forget) if is_first else batches
@@ -295,8 +403,52 @@ class SplitReader:
         Arrow has no way of reading those across the border of two row groups.
         """
         groups = list(self._split.row_groups)
-        nested = any(_holds_dictionary(self._types[name]) for name in wanted)
+        kinds = [self._types[n] if n in self._types else nested_type(self.schema, n) for n in wanted]
+        nested = any(map(_holds_dictionary, kinds))
         return [[group] for group in groups] if nested else [groups]
+
+
+def _without_views(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_type(without_views(field.type)) for field in schema], schema.metadata)
+
+
+@dataclass(frozen=True)
+class _Unlike:
+    """An INT96 timestamp that one unit cannot hold: it ``is_far`` beyond nanos, or too fine for micros."""
+
+    column: str
+    group: int
+    is_far: bool
+    value: str
+
+
+def _unlike(name: str, group: int, fine: pa.ChunkedArray, coarse: pa.ChunkedArray) -> Iterator[_Unlike]:
+    """Yield the first value of a column that each unit cannot hold, read in nano- and in microseconds."""
+    for in_ns, in_us in zip(_timestamps(fine), _timestamps(coarse), strict=True):
+        ns, us = (np.asarray(one.cast(pa.int64()).fill_null(0)) for one in (in_ns, in_us))
+        far = us != ns // 1000
+        for is_far, bad in ((True, far), (False, ~far & (ns % 1000 != 0))):
+            if bad.any():
+                first = int(np.argmax(bad))
+                value = in_us[first] if is_far else in_ns[first]
+                yield _Unlike(name, group, is_far, str(value.cast(pa.string())))
+
+
+def _timestamps(values: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
+    """Yield the flat timestamps of an array, whatever they are nested in."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    kind = values.type
+    if pa.types.is_timestamp(kind):
+        yield values
+    elif pa.types.is_struct(kind):
+        for child in values.flatten():
+            yield from _timestamps(child)
+    elif pa.types.is_map(kind):
+        for child in (values.keys, values.items):
+            yield from _timestamps(child)
+    elif pa.types.is_nested(kind):
+        yield from _timestamps(values.flatten())
 
 
 def _group_bytes(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from job.columns import empty_table
 from job.errors import ShardChangedError, ShardError, UnwritableError
 from job.reading import SplitReader
 from job.rejects import EXTRA_COLUMNS, Rejects, with_extras
@@ -41,7 +42,7 @@ def write_rows(attempt: str, reader: SplitReader, rejects: Rejects, options: Fil
     """
     if not rejects.rows:
         return {}
-    stem, columns = attempt.removesuffix(ATTEMPT_SUFFIX), _Columns.of(reader.whole_schema)
+    stem, columns = attempt.removesuffix(ATTEMPT_SUFFIX), _Columns.of(reader)
     try:
         tables = rejects.tables(columns.only(reader.everything()))
         return _write(f"{stem}{REJECTED_SUFFIX}", columns.schema, tables, columns.told(options))
@@ -62,7 +63,7 @@ def write_split(attempt: str, split: Split, error: str, options: FileOptions) ->
     stem = attempt.removesuffix(ATTEMPT_SUFFIX)
     try:
         with SplitReader(split) as reader:
-            columns = _Columns.of(reader.whole_schema)
+            columns = _Columns.of(reader)
             tables = _whole(split, columns.only(reader.everything()), error)
             return _write(f"{stem}.refused", columns.schema, tables, columns.told(options))
     except ShardChangedError:
@@ -83,11 +84,12 @@ class _Columns:
     schema: pa.Schema
 
     @classmethod
-    def of(cls, schema: pa.Schema) -> _Columns:
-        bad = unwritable(schema)
+    def of(cls, reader: SplitReader) -> _Columns:
+        schema, inexact = reader.whole_schema, reader.inexact
+        bad = sorted({*unwritable(schema), *(i for i, name in enumerate(schema.names) if name in inexact)})
         kept = tuple(i for i in range(len(schema)) if i not in bad)
         fields = pa.schema([schema.field(i) for i in kept], schema.metadata)
-        whole = with_extras(fields.empty_table(), []).schema
+        whole = with_extras(empty_table(fields), []).schema
         return cls(kept, tuple(schema.field(i).name for i in bad), whole)
 
     def only(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

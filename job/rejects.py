@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from job.binding import Binding, Places, to_tensors
-from job.columns import is_null
+from job.columns import is_null, plain_type, stored
 from job.errors import DataError, JobError, one_line
 from job.finite import (
     NONFINITE,
@@ -228,7 +228,9 @@ def _filled(name: str, column: pa.Array, on_null: str, fed: pa.DataType) -> pa.A
     """Return a column with a value in the place of its nulls; ``fed`` is the type that the model gets."""
     if not column.null_count or _has_cells_of_many(column.type):
         return column
-    filled = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    filled = stored(column)
+    if pa.types.is_dictionary(filled.type):
+        filled = filled.cast(filled.type.value_type)
     try:
         if is_null(filled.type):
             filled = filled.cast(fed)
@@ -246,7 +248,7 @@ def unfillable(schema: pa.Schema, binding: Binding, on_null: str) -> tuple[str, 
     for name, fed in _types_fed(binding).items() if on_null.startswith("fill=") else ():
         if name not in types or _has_cells_of_many(types[name]):
             continue
-        kind = fed if is_null(types[name]) else types[name]
+        kind = fed if is_null(types[name]) else plain_type(types[name])
         try:
             _filling(on_null, kind.value_type if pa.types.is_dictionary(kind) else kind)
         except (pa.ArrowException, ValueError) as e:
@@ -256,7 +258,7 @@ def unfillable(schema: pa.Schema, binding: Binding, on_null: str) -> tuple[str, 
 
 def _has_cells_of_many(kind: pa.DataType) -> bool:
     """Say whether a null of such a column stands for more than one value: it is not filled, but rejected."""
-    return bool(pa.types.is_nested(kind)) or isinstance(kind, pa.BaseExtensionType)
+    return bool(pa.types.is_nested(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind))
 
 
 def _filling(on_null: str, kind: pa.DataType) -> pa.Scalar:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from job import artifact, model, provenance, storage
 from job.binding import Binding, Places, pieces
 from job.challenging import failed_rows
+from job.columns import as_type, cast_views
 from job.errors import DataError, JobError, ModelError
 from job.nightfiles import NightFiles
 from job.planning import read_footer
@@ -131,7 +132,7 @@ class Rescorer:
         fields = [published.schema.field(name) for name in names]
         again = self._predicted(wanted, fields, entry)
         columns = {
-            name: (published.column(name), wanted.column(name))
+            name: (published.column(name), _alike(wanted.column(name), published.column(name).type))
             for name in self._scoring["keys"]
             if name in published.schema.names
         }
@@ -246,6 +247,14 @@ def _check_reads(reference: ModelReference, reads: Mapping[str, str]) -> None:
             )
 
 
+def _alike(keys: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return a shard's keys in the type that is published, as far as they are such values."""
+    try:
+        return as_type(keys, kind)
+    except pa.ArrowException:
+        return keys
+
+
 def _groups_with(shard: Shard, shard_rows: NDArray[np.int64]) -> Iterator[Split]:
     """Yield a split for each row group of a shard that holds any of these rows."""
     first_row = 0
@@ -261,7 +270,7 @@ def _taken(batches: Iterator[pa.RecordBatch], rows: NDArray[np.int64]) -> Iterat
     for batch in batches:
         here = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
         if len(here):
-            taken = batch.take(pa.array(here))
+            taken = cast_views(batch).take(pa.array(here))
             # Codes of one batch mean nothing beside those of another.
             plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in taken.columns]
             yield pa.RecordBatch.from_arrays(plain, names=taken.schema.names)

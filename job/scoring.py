@@ -32,6 +32,7 @@ from job import model, progress, rejected, staging, storage
 from job.binding import Places, pieces
 from job.binning import Counting
 from job.challenging import Contest, Rival
+from job.columns import as_type
 from job.errors import DataError, ShardChangedError, ShardError
 from job.predictions import in_order, to_arrow
 from job.reading import SplitReader
@@ -129,18 +130,18 @@ def _score(
     rejects = Rejects(split, task.policy)
     with SplitReader(split) as reader:
         rows_at_once = chunk_rows(task.binding.feeds, task.batch_rows, reader.row_bytes(columns, task.keys))
-        kept = [name for name in task.keys if name in reader.schema.names]
-        fields = [*(reader.schema.field(name) for name in kept), *task.predictions, *contest.fields]
+        keys = _key_fields(reader, task, columns)
+        fields = [*keys, *task.predictions, *contest.fields]
         counting = Counting(task.predictions)
         with (
             _writer(attempt, fields, task, split, counting, overlap=split.rows > rows_at_once) as writer,
             # On an error the thread that reads ahead must end before the file is closed.
             closing(_in_turn(reader.chunks(columns, task.keys, rows_at_once), turn)) as chunks,
         ):
-            scoring = _Scoring(split, task, loaded, tally, contest, rejects, kept)
+            scoring = _Scoring(split, task, loaded, tally, contest, rejects, keys)
             for chunk in chunks:
                 for some in scoring.columns(chunk):
-                    writer.append(some)
+                    writer.append(_published(some, keys))
                 if rejects.too_many:
                     break
             if not rejects.too_many:
@@ -164,6 +165,21 @@ def _score(
         **set_aside,
         **_circumstances(split, task, loaded, tally),
     )
+
+
+def _key_fields(reader: SplitReader, task: ScoringTask, columns: Sequence[str]) -> list[pa.Field]:
+    """Return the keys that a shard has, of the types that they are published with."""
+    asked = dict(task.key_types)
+    present = {field.name: field for field in reader.schema}
+    kept = [present[name] for name in task.keys if name in present]
+    kinds = [asked[f.name] if f.name in asked else reader.type_of(f.name, columns) for f in kept]
+    return [field.with_type(kind) for field, kind in zip(kept, kinds, strict=True)]
+
+
+def _published(columns: Sequence[pa.Array], keys: Sequence[pa.Field]) -> list[pa.Array]:
+    """Return an output's columns, of which the first are keys, with the keys in their published types."""
+    cast = [as_type(column, field.type) for column, field in zip(columns, keys, strict=False)]
+    return [*cast, *columns[len(keys) :]]
 
 
 def _writer(
@@ -233,7 +249,7 @@ def _give_up(
 
 @dataclass(frozen=True)
 class _Scoring:
-    """One split's rows on their way through the model; ``kept`` are the keys that the shard has."""
+    """One split's rows on their way through the model; ``keys`` are the shard's, as published."""
 
     split: Split
     task: ScoringTask
@@ -241,7 +257,7 @@ class _Scoring:
     tally: _Tally
     contest: Contest
     rejects: Rejects
-    kept: Sequence[str]
+    keys: Sequence[pa.Field]
 
     def columns(self, chunk: pa.RecordBatch) -> Iterator[list[pa.Array]]:
         """Yield the output's columns of a chunk's rows, in their order; none once too many are rejected."""
@@ -277,7 +293,7 @@ class _Scoring:
         if not scored:
             return good, []
         places = None if good is None else pa.array(good)
-        keys = [piece.column(name) for name in self.kept]
+        keys = [piece.column(field.name) for field in self.keys]
         keys = keys if places is None else [key.take(places) for key in keys]
         return good, [*keys, *scored, *self.contest.predict(piece, places)]
 

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from job import model
 from job.binding import Binding, open_axes, to_tensors
+from job.columns import nested_type
 from job.predictions import cell_bytes
 from job.signature import Feed
 from job.spec import Split
@@ -107,8 +108,10 @@ class Sample:
         # One number per row group, over all columns of the file, as encoded and not yet compressed.
         self._sizes = [(group.num_rows, group.total_byte_size) for group in _groups(file, split)]
         # Asked of the file once: it makes a schema of all its columns anew each time.
-        types = {field.name: field.type for field in file.schema_arrow}
-        self._types = {name: types[name] for name in names if name in types}
+        schema = file.schema_arrow
+        types = {field.name: field.type for field in schema}
+        found = {name: types[name] if name in types else nested_type(schema, name) for name in names}
+        self._types = {name: kind for name, kind in found.items() if kind is not None}
 
     def row_bytes(self) -> int:
         """Return about how many bytes a row takes up once it is read; 0 of no rows."""

@@ -24,7 +24,8 @@ class ScoringTask:
     ``machine`` is not empty where all workers of a machine share one model, see ``model.acquire``.
     ``stop_mark`` is the file that tells workers to stop, empty where the engine stops them by itself.
     ``golden`` are rows that each loaded model must predict rightly before it scores. ``challenger`` is the
-    second model, where there is one.
+    second model, where there is one. ``key_types`` are of those keys that have
+    several in the shards.
     """
 
     run: Run
@@ -44,6 +45,7 @@ class ScoringTask:
     stop_mark: str = ""
     golden: Golden | None = None
     challenger: Challenger | None = None
+    key_types: tuple[tuple[str, pa.DataType], ...] = ()
 
     @property
     def files(self) -> FileOptions:

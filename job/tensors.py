@@ -156,7 +156,7 @@ class _Block:
 def _cells(column: Any, wanted: InputSpec, cast: str | None) -> tuple[Tensor, Faults]:
     rows, cells = len(column), layout(column.type)
     counts = align(cells.extents, wanted.shape) or ()
-    if isinstance(column, pa.ExtensionArray):
+    if isinstance(column.type, pa.FixedShapeTensorType):
         column = column.storage
     block = _take_apart(column, (math.prod(cells.tensor),) if cells.tensor else counts)
     seen = tuple(cells.tensor[axis] for axis in cells.order)

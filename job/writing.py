@@ -11,6 +11,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from job.columns import empty_table
 from job.errors import JobError, StorageError, UnwritableError, one_line
 from job.hashing import HashingSink
 from job.sizing import data_bytes
@@ -164,7 +165,7 @@ def _can_write(schema: pa.Schema) -> bool:
         return False
     try:
         with pq.ParquetWriter(pa.BufferOutputStream(), schema) as writer:
-            writer.write_table(schema.empty_table())
+            writer.write_table(empty_table(schema))
     except (pa.ArrowException, OSError, ValueError, TypeError):
         return False
     return True

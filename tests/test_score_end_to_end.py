@@ -257,7 +257,8 @@ def test_a_killed_run_resumes_and_keeps_what_it_had(night: Night, warm: Zygote) 
     said: list[str] = []
     spec, beam_args = options.parse(args)
     report = launch.score(spec, beam_args, announce=said.append).report
-    assert said == [
+    assert said[0].startswith("model inputs: f0, f1, f2, f3 → ")
+    assert said[1:] == [
         f"resuming run {report.run_id[:12]}: {report.splits_reused} of 400 splits have their receipt"
     ]
     assert 5 <= report.splits_reused <= len(receipts)
@@ -286,7 +287,8 @@ def test_processes_load_once_each_are_silent_and_make_the_same_night(night: Nigh
     done = launcher.done
     assert done.code == 0, done.text
     # Under a load the run may take long enough for lines of progress.
-    assert [line for line in done.text.splitlines() if " rows (" not in line] == []
+    (fed,) = [line for line in done.text.splitlines() if " rows (" not in line]
+    assert fed.startswith("model inputs: f0, f1, f2, f3 → ")
     report = json.loads((night.output / "_report.json").read_text())
     assert report["splits"] == 40
     assert 1 <= len(report["loads"]) == len(report["workers"]) <= 2

@@ -148,7 +148,7 @@ def test_a_row_is_bad_by_itself_whatever_its_neighbours_are(night: Night) -> Non
     for batch_size in (1, 2, 3, 100):
         other = night.beside(f"of-{batch_size}")
         other.score(path, "--keys=id", "--max_rejected=0.5", f"--batch_size={batch_size}")
-        (rejected,) = (other.output / "_rejected").rglob("*.parquet")
+        (rejected,) = (other.output / "_rejected").rglob("*.rejected")
         table = pq.ParquetFile(rejected).read()
         told[batch_size] = [
             *zip(*(table.column(name).to_pylist() for name in ("_row", "_reason", "_error")), strict=True),
