@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Final
 
 from job import private, storage
-from job.errors import JobError
+from job.errors import JobError, StorageError
 
 _LOCK: Final = "lock"
 _TOLD: Final = "copy.json"
@@ -138,11 +138,17 @@ def making() -> Iterator[Making]:
     Raises:
         StorageError: there is no room for it.
     """
-    top = _top()
-    with private.turn(_TURN):
-        _sweep(top)
-        folder = tempfile.mkdtemp(suffix=_UNFINISHED, dir=top)
-        lock = _Lock(folder)
+    try:
+        top = _top()
+        with private.turn(_TURN):
+            _sweep(top)
+            folder = tempfile.mkdtemp(suffix=_UNFINISHED, dir=top)
+            lock = _Lock(folder)
+    except OSError as e:
+        raise StorageError(
+            f"{tempfile.gettempdir()}: no copy of the model can be made there: {e.strerror or e}; make "
+            f"room or set TMPDIR to another folder"
+        ) from e
     try:
         yield Making(folder, lock)
     finally:
@@ -152,8 +158,10 @@ def making() -> Iterator[Making]:
 
 def found(key: str) -> Copy | None:
     """Return the copy that some process of this user has kept under a key, ``None`` where there is none."""
-    with private.turn(_TURN):
+    # Where none can be made there is none, and whoever makes one is told why.
+    with contextlib.suppress(OSError), private.turn(_TURN):
         return _taken(os.path.join(_top(), key))
+    return None
 
 
 def _taken(folder: str) -> Copy | None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import objects
+from job import artifact, objects
 from job.errors import JobError
 from job.report import RunReport
 from tests.nights import dense, features, matrix, saved
@@ -220,9 +220,13 @@ def store_night(scheme: str, folder: Path) -> Iterator[StoreNight]:
 
 @contextlib.contextmanager
 def own_clients() -> Iterator[None]:
-    """In the body, the job in this process asks the stores by new clients, which are closed afterwards."""
+    """In the body, the job in this process asks the stores by new clients, which are closed afterwards.
+
+    They know nothing of what was copied before.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objects, "_stores", {})
+        patch.setattr(artifact, "_known", {})
         yield
         for store in objects._stores.values():
             client: Any = store._client

@@ -324,3 +324,17 @@ def test_a_link_in_a_saved_model_may_lead_anywhere(tmp_path: Path) -> None:
     (tmp_path / "m" / "assets").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ModelError, match=r"its 'assets' is a link to a folder; .*\(cp -rL\)"):
         artifact.resolve(str(tmp_path / "m"), None, trusted=True, sha256=None)
+
+
+def test_a_temporary_folder_that_takes_no_copy_is_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.h5"
+    path.write_bytes(b"weights")
+    # A file in the place of the folder: nobody can make one below it, not even root.
+    blocked = tmp_path / "tmp"
+    blocked.mkdir()
+    (blocked / f"scoring-job-{os.getuid()}").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(blocked))
+    with pytest.raises(StorageError, match=r"tmp: no copy of the model can be made there: .*set TMPDIR"):
+        artifact.resolve(str(path), None, trusted=True, sha256=None)

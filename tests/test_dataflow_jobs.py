@@ -124,7 +124,7 @@ def test_a_job_that_is_not_waited_for_publishes_the_night_of_the_embedded_engine
     published = night.check("alone")
     night.score("embedded")
     here = night.check("embedded")
-    rows = {path for path in here if path.endswith(".parquet")}
+    rows = {path for path in here if path.endswith((".parquet", ".rejected"))}
     assert len(rows) > 3
     assert {path: published[path] for path in rows} == {path: here[path] for path in rows}
     assert service.score("alone", "--no_wait").already_published

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apache_beam.utils import shared
@@ -119,8 +120,12 @@ def test_a_full_disk_is_told_in_one_line_and_the_next_try_goes_on(
 def test_a_disk_that_fails_is_no_wrong_flag(
     night: Night, path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[JobError]
 ) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number))
+    made = os.makedirs
+
+    def fails(folder: str, *more: Any, **named: Any) -> None:
+        if str(night.output) in str(folder):
+            raise OSError(number, os.strerror(number))
+        made(folder, *more, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "makedirs", fails)
