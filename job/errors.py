@@ -14,7 +14,7 @@
     ├── DataError                 5   the data's fault: rows that cannot be scored
     │   ├── GateError                 the night is scored, but not like the last good one
     │   └── GoldenError               a model does not predict what it is known to predict
-    ├── OutputConflictError       6   the output holds another run
+    ├── OutputConflictError       6   the output holds another run, or a night that somebody has changed
     ├── EngineError               7   the engine cannot be reached
     ├── StorageError              1   reading or writing failed; the same command may succeed
     │   └── DeniedError           1     a store does not allow it

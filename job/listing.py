@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from job import matching, storage
-from job.errors import NoInputError, StorageError, UsageError
+from job.errors import NoInputError, ShardError, StorageError, UsageError
 from job.tables import SeenFolders
 
 
@@ -27,7 +27,8 @@ def listing(pattern: str, seen: SeenFolders | None = None) -> list[storage.FileI
     Raises:
         NoInputError: nothing matches.
         UsageError: the list cannot be read, or names a list.
-        StorageError: a folder cannot be searched, or a link leads nowhere.
+        StorageError: a folder cannot be searched.
+        ShardError: a link leads nowhere.
     """
     if pattern.startswith("@"):
         return [info for line in _lines(pattern[1:]) for info in listing(line, seen)]
@@ -140,8 +141,8 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
         raise StorageError(f"{entry.path}: cannot be read: {storage.reason(e)}") from e
 
 
-def _dangling(path: str) -> StorageError:
-    return StorageError(f"{path}: a link to {os.readlink(path)}, which is not there; mend or remove the link")
+def _dangling(path: str) -> ShardError:
+    return ShardError(f"{path}: a link to {os.readlink(path)}, which is not there; mend or remove the link")
 
 
 def _info(path: str, status: os.stat_result, root: str) -> storage.FileInfo:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from job import buckets, objects, storage
-from job.errors import StorageError, UsageError
+from job.errors import ShardError, UsageError
 from job.files import FileInfo
 from job.tables import SeenFolders
 
@@ -23,7 +23,7 @@ def matches(pattern: str, seen: SeenFolders | None = None) -> list[FileInfo]:
 
     Raises:
         UsageError: the bucket's name is a glob.
-        StorageError: an object that is named has a name that no path leads to.
+        ShardError: an object that is named has a name that no path leads to.
     """
     path = storage.absolute(pattern)
     if glob.has_magic(buckets.bucket_and_key(path)[0]):
@@ -66,7 +66,7 @@ def _hides(names: Sequence[str]) -> bool:
 def _reachable(info: FileInfo) -> FileInfo:
     """Refuse an object with an empty name in its path: left out, its rows would be missed by nobody."""
     if storage.absolute(info.path) != info.path:
-        raise StorageError(
+        raise ShardError(
             f"{info.path}: a name in its path is empty, which no folder can have; rename the object"
         )
     return info

@@ -33,7 +33,7 @@ from job import (
     telling,
     waiting,
 )
-from job.errors import StateUnknownError, StorageError, UsageError
+from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
 from job.handover import Job
 from job.report import RunReport
 from job.signature import feeds_text
@@ -243,7 +243,8 @@ def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) ->
         if spec.if_exists == "replace" or not output.is_published(spec.output, there):
             return None
         which = "this run" if there == run_id else f"run {there[:12]}"
-        raise StateUnknownError(
+        # Running again would find the same, so it is no matter of chance.
+        raise OutputConflictError(
             f"{spec.output}: {which} is published, but {len(wrong)} of its files are gone or changed, first "
             f"{wrong[0]}; find out why, or score it anew with --if_exists=replace"
         )

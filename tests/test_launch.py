@@ -17,7 +17,6 @@ from job.errors import (
     DataError,
     JobError,
     OutputConflictError,
-    StateUnknownError,
     StorageError,
     UsageError,
 )
@@ -44,7 +43,7 @@ def test_a_published_night_whose_files_are_gone_is_not_called_done(night: Night,
     night.score(path, "--keys=id")
     assert again(night, path).already_published
     (night.output / "a.parquet").unlink()
-    with pytest.raises(StateUnknownError, match=r"1 of its files are gone or changed, first a\.parquet"):
+    with pytest.raises(OutputConflictError, match=r"1 of its files are gone or changed, first a\.parquet"):
         again(night, path)
     outcome = again(night, path, "--if_exists=replace")
     assert (outcome.already_published, outcome.report.rows_scored) == (False, 50)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from job import storage
-from job.errors import NoInputError, StorageError, UsageError
+from job.errors import NoInputError, ShardError, StorageError, UsageError
 from job.listing import listing
 
 
@@ -88,7 +88,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, pattern: str) -> Non
     (tmp_path / "gone").mkdir()
     for folder in (tmp_path, tmp_path / "gone"):
         (folder / "link.parquet").symlink_to("absent.parquet")
-    with pytest.raises(StorageError, match=r"link\.parquet: a link to absent\.parquet, which is not there"):
+    with pytest.raises(ShardError, match=r"link\.parquet: a link to absent\.parquet, which is not there"):
         listing(os.path.join(str(tmp_path), pattern))
 
 

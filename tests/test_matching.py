@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from job import objects, storage
 from job.buckets import Client, Found, Page
-from job.errors import NoInputError, StorageError, UsageError
+from job.errors import NoInputError, ShardError, StorageError, UsageError
 from job.listing import listing
 from job.together import parallel
 from tests.servers import stores
@@ -122,7 +122,7 @@ def shown(top: str, pattern: str) -> Shown | None:
     """
     try:
         found = listing(storage.absolute(f"{top}/{pattern}"))
-    except (NoInputError, StorageError):
+    except (NoInputError, ShardError, StorageError):
         return None
     relative = [(info.path, info.root.rstrip("/")) for info in found]
     sizes = [info.size_bytes for info in found]
@@ -201,7 +201,7 @@ def test_an_object_that_no_path_leads_to_is_not_left_out_in_silence(top: str) ->
     storage.write_atomic(path, b"rows")
     try:
         for pattern in ("-other", "-other/*", "-other/**/a.parquet"):
-            with pytest.raises(StorageError, match="a name in its path is empty, which no folder"):
+            with pytest.raises(ShardError, match="a name in its path is empty, which no folder"):
                 listing(f"{top}{pattern}")
     finally:
         storage.remove(path)

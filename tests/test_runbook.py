@@ -170,7 +170,7 @@ def unreachable(site: Site) -> None:
 def damaged(site: Site) -> None:
     site.score(0)
     visible(site.output)[0].unlink()
-    assert "are gone or changed" in site.score(1)
+    assert "are gone or changed" in site.score(6)
 
 
 def missing(site: Site) -> None:
