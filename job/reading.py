@@ -26,11 +26,6 @@ Unit = Literal["ns", "us"]
 # Held per column while a row group is read.
 COLUMN_BUFFER_BYTES = 128 << 10
 
-# Of a row as it is read, unless the file holds at least a part of that.
-MOST_ROW_BYTES = CHUNK_BYTES
-MOST_EXPANSION = 1000
-_LEAF_BYTES = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}
-
 # What Arrow says of things that the format allows and Arrow cannot read back, and what a person can do.
 _UNREADABLE = {
     "Nested data conversions not implemented": "Arrow cannot read this form of dictionary within a list or "
@@ -284,33 +279,8 @@ class SplitReader:
     def _sample(self, features: Sequence[str], keys: Sequence[str]) -> sizing.Sample:
         names = (*features, *keys)
         if names not in self._samples:
-            self._check_claims(names)
             self._samples[names] = sizing.Sample(self._file, self._split, names)
         return self._samples[names]
-
-    def _check_claims(self, names: Sequence[str]) -> None:
-        """Refuse lists of which a row would take up more memory than the file can have in it.
-
-        A few bytes can stand for as many equal values as a page may claim, all of them in one row; flat
-        columns have one value a row, and are read some rows at a time.
-        """
-        wanted = {*names}
-        of_many = (field.name for field in self.schema if pa.types.is_nested(field.type))
-        nested = [f"{name}." for name in of_many if name in wanted]
-        leaves = self._file.schema if nested else ()
-        for number, leaf in enumerate(leaves):
-            if not leaf.max_repetition_level or not leaf.path.startswith(tuple(nested)):
-                continue
-            width = _LEAF_BYTES.get(leaf.physical_type, 1)
-            for group in map(self._file.metadata.row_group, self._split.row_groups):
-                chunk = group.column(number)
-                row_bytes = chunk.num_values * width / max(1, group.num_rows)
-                if row_bytes > max(MOST_ROW_BYTES, MOST_EXPANSION * chunk.total_compressed_size):
-                    raise ShardError(
-                        f"{self.path}: column {leaf.path} claims {chunk.num_values} values in "
-                        f"{group.num_rows} row(s), out of {chunk.total_compressed_size} bytes; write the "
-                        f"shard again"
-                    )
 
     def _read(
         self,

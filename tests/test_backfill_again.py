@@ -38,7 +38,7 @@ def test_nights_of_another_run_are_kept_unless_they_are_to_be_replaced(
     saved(dense(seed=6), nights.folder / "m.keras")
     # A night that is damaged is none to keep.
     code, _, err = run_cli(capfd, "score", *flags(nights, "--if_exists=keep"), f"--ds={DAYS[1]}")
-    assert (code, "is published, but 1 of its files are gone" in err) == (1, True)
+    assert (code, "is published, but 1 of its files are gone" in err) == (6, True)
 
 
 def test_what_has_ended_is_told_also_where_the_rest_was_stopped(
