@@ -21,7 +21,10 @@ from job.errors import DataError, ShardChangedError, ShardError, check_not_passi
 from job.sizing import CHUNK_BYTES, data_bytes
 from job.spec import Split
 
-Unit = Literal["ns", "us"]
+Unit = Literal["ns", "us", "s"]
+
+# INT96 timestamps that are compared at once in several units.
+_INT96_ROWS = 1 << 16
 
 # Held per column while a row group is read.
 COLUMN_BUFFER_BYTES = 128 << 10
@@ -95,7 +98,7 @@ class SplitReader:
         """Return the unit of INT96 that holds all of the split's values, and the columns that it does not."""
         faults = list(self._int96_faults(self.schema.names))
         if any(fault.is_far for fault in faults):
-            return "us", frozenset(fault.column for fault in faults if not fault.is_far)
+            return "us", frozenset(fault.column for fault in faults if not fault.is_far or fault.is_lost)
         return ("ns" if faults or not self._int96 else "us"), frozenset()
 
     @property
@@ -233,19 +236,23 @@ class SplitReader:
         unit = self._unit(keys, features)
         names = [name if name in self._types else name.partition(".")[0] for name in (*keys, *features)]
         for fault in self._int96_faults(names):
-            if fault.is_far == (unit == "ns"):
+            if fault.is_lost or fault.is_far == (unit == "ns"):
                 reason = (
-                    f"{fault.value} lies beyond the years 1677 to 2262 that nanoseconds reach"
+                    "lies beyond the 290,000 years that microseconds reach"
+                    if fault.is_lost
+                    else "lies beyond the years 1677 to 2262 that nanoseconds reach"
                     if fault.is_far
-                    else f"{fault.value} has digits below a microsecond, in which such keys are written"
+                    else "has digits below a microsecond, in which such keys are written"
                 )
                 raise ShardError(
                     f"{self.path}: column {fault.column!r}, row group {fault.group}: INT96 timestamp "
-                    f"{reason}; write the column as a timestamp of microseconds (INT64)"
+                    f"{fault.value} {reason}; write the column as a timestamp of microseconds (INT64)"
                 )
 
     def _int96_faults(self, names: Iterable[str]) -> Iterator[_Unlike]:
-        """Yield of each INT96 column and row group the first values that one of the two units cannot hold.
+        """Yield of each INT96 column and batch the first values that one of the two units cannot hold.
+
+        What neither holds is known by the seconds, which reach all days of INT96.
 
         Raises:
             ShardError: they cannot be read.
@@ -254,13 +261,15 @@ class SplitReader:
         if not wanted:
             return
         with self._told(), contextlib.ExitStack() as opened:
-            fine, coarse = (
-                opened.enter_context(self._file_of(self._file.metadata, unit=unit)) for unit in ("ns", "us")
-            )
+            files = [
+                opened.enter_context(self._file_of(self._file.metadata, unit=unit))
+                for unit in ("ns", "us", "s")
+            ]
             for group in self._split.row_groups:
-                tables = [f.read_row_group(group, columns=wanted, use_threads=False) for f in (fine, coarse)]
-                for name in wanted:
-                    yield from _unlike(name, group, *(table.column(name) for table in tables))
+                read = [f.iter_batches(_INT96_ROWS, [group], wanted, use_threads=False) for f in files]
+                for batches in zip(*read, strict=True):
+                    for name in wanted:
+                        yield from _unlike(name, group, *(batch.column(name) for batch in batches))
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -384,24 +393,31 @@ def _without_views(schema: pa.Schema) -> pa.Schema:
 
 @dataclass(frozen=True)
 class _Unlike:
-    """An INT96 timestamp that one unit cannot hold: it ``is_far`` beyond nanos, or too fine for micros."""
+    """An INT96 timestamp that one unit cannot hold: it ``is_far`` beyond nanos, or too fine for micros.
+
+    One that ``is_lost`` is far beyond micros as well.
+    """
 
     column: str
     group: int
     is_far: bool
     value: str
+    is_lost: bool = False
 
 
-def _unlike(name: str, group: int, fine: pa.ChunkedArray, coarse: pa.ChunkedArray) -> Iterator[_Unlike]:
-    """Yield the first value of a column that each unit cannot hold, read in nano- and in microseconds."""
-    for in_ns, in_us in zip(_timestamps(fine), _timestamps(coarse), strict=True):
-        ns, us = (np.asarray(one.cast(pa.int64()).fill_null(0)) for one in (in_ns, in_us))
-        far = us != ns // 1000
-        for is_far, bad in ((True, far), (False, ~far & (ns % 1000 != 0))):
+def _unlike(name: str, group: int, fine: pa.Array, coarse: pa.Array, whole: pa.Array) -> Iterator[_Unlike]:
+    """Yield the first value of a column that each unit cannot hold, read in nanos, micros and seconds."""
+    for arrays in zip(*map(_timestamps, (fine, coarse, whole)), strict=True):
+        in_ns, in_us, _ = arrays
+        ns, us, s = (np.asarray(one.cast(pa.int64()).fill_null(0)) for one in arrays)
+        far, lost = us != ns // 1000, us // 1_000_000 != s
+        faults = ((True, far & ~lost, in_us), (False, ~far & (ns % 1000 != 0), in_ns))
+        for is_far, bad, shown in faults:
             if bad.any():
-                first = int(np.argmax(bad))
-                value = in_us[first] if is_far else in_ns[first]
-                yield _Unlike(name, group, is_far, str(value.cast(pa.string())))
+                yield _Unlike(name, group, is_far, str(shown[int(np.argmax(bad))].cast(pa.string())))
+        if lost.any():
+            value = f"{s[int(np.argmax(lost))]} seconds after 1970"
+            yield _Unlike(name, group, True, value, is_lost=True)
 
 
 def _timestamps(values: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:

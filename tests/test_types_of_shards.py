@@ -89,6 +89,30 @@ def test_an_int96_key_with_finer_digits_is_refused_and_not_rounded(night: Night,
         night.score(model, "--keys=t", "--features=x")
 
 
+@pytest.mark.parametrize("day", [2**31 - 1, -1])
+@pytest.mark.parametrize("flags", [("--keys=t",), ()], ids=["key", "rejected"])
+def test_an_int96_day_that_no_unit_of_microseconds_reaches_is_never_another(
+    night: Night, model: Path, day: int, flags: tuple[str, ...]
+) -> None:
+    path = night.input / "a.parquet"
+    path.parent.mkdir(parents=True)
+    table = pa.table({"t": micros(datetime.datetime(2024, 1, 2)), "x": pa.array([None], pa.float64())})
+    plain = {"compression": "none", "use_dictionary": False, "store_schema": False, "write_statistics": False}
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True, **plain)
+    julian = (datetime.date(2024, 1, 2) - datetime.date(1970, 1, 1)).days + 2_440_588
+    content = path.read_bytes()
+    assert content.count(struct.pack("<qi", 0, julian)) == 1
+    path.write_bytes(content.replace(struct.pack("<qi", 0, julian), struct.pack("<qi", 0, day)))
+    if flags:
+        with pytest.raises(ShardError, match=r"column 't', row group 0: .* lies beyond the 290,000 years"):
+            night.score(model, *flags, "--features=x", "--max_rejected=1")
+        return
+    night.score(model, "--features=x", "--max_rejected=1")
+    (rest,) = rejected(night)
+    assert "t" not in rest.column_names
+    assert json.loads(rest.schema.metadata[b"scoring_job.left_out"]) == ["t"]
+
+
 def test_int96_that_feeds_a_model_is_nanoseconds_or_refused(night: Night) -> None:
     whole = keras.Input((1,), dtype="int64", name="t")
     path = saved(keras.Model({"t": whole}, whole + 1), night.folder / "t.keras")
