@@ -24,7 +24,7 @@ FETCHED_COLUMN_BYTES = 4 << 20
 Begun = tuple[pq.ParquetFile, Iterator[pa.RecordBatch]]
 
 
-def runs(
+def group_runs(
     groups: Sequence[int], bytes_of: Callable[[list[int]], int], *, side_by_side: bool, first_alone: bool
 ) -> list[list[int]]:
     """Return row groups in runs that are small enough to be fetched at once.

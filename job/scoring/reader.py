@@ -359,7 +359,7 @@ class SplitReader:
         kept.keep(False)
         alone = {"side_by_side": is_all, "first_alone": kept.keeps}
         bytes_of = functools.partial(_group_bytes, self._file.metadata)
-        pieces = [piece for run in runs for piece in fetching.runs(run, bytes_of, **alone)]
+        pieces = [piece for run in runs for piece in fetching.group_runs(run, bytes_of, **alone)]
 
         def begin(piece: list[int]) -> fetching.Begun:
             # A file of its own for each: one has what it fetched until it is closed.
