@@ -37,7 +37,7 @@ RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.e
 # outside the sources, so that a package left out of the installation fails here and not on a cluster.
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
+RUN python -c "import models, job.launch.score, job.scoring.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
 ENTRYPOINT ["/opt/apache/beam/boot"]
 
 # The same steps: a stage can only follow one other.
@@ -48,7 +48,7 @@ COPY models ./models
 RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.egg-info
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
+RUN python -c "import models, job.launch.score, job.scoring.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
 ENTRYPOINT ["/opt/apache/beam/boot"]
 
 # It reads the model before anything is scored, so it needs what a worker needs, in the same versions.
@@ -59,7 +59,7 @@ COPY models ./models
 RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.egg-info
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import models, job.launch, job.worker, apache_beam, keras, pyarrow, tensorflow, distributed" \
+RUN python -c "import models, job.launch.score, job.scoring.worker, apache_beam, keras, pyarrow, tensorflow, distributed" \
     && python -c "import apitools, google.cloud.dataflow, google.cloud.storage, google_auth_httplib2"
 ENTRYPOINT ["python", "-m", "job"]
 CMD ["--help"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import time
 
-from job import output, staging, storage
+from job import storage
+from job.commit import output, staging
 
 
 def main() -> int:

@@ -25,11 +25,13 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from job import counting, histograms, manifest, planning, staging
-from job.binning import Counting
-from job.buckets import handle_of
-from job.report import RunReport
+from job.commit import manifest, reconciliation, staging
+from job.gates import histograms
+from job.gates.histograms import Counting
+from job.report.run_report import RunReport
+from job.shards import planner
 from job.spec import ModelReference, Receipt, Run, Shard, Split
+from job.storage.buckets import handle_of
 
 T = TypeVar("T")
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{'':<46}{'a split':>12}{'a million':>14}")
     shards = _memory("launcher: shards listed", count, lambda: [_shard(i) for i in range(count)])
     groups = _memory("launcher: row groups of footers", count, lambda: [_groups(i) for i in range(count)])
-    splits = _memory("launcher: splits", count, lambda: planning.plan(shards, groups, 2_000_000))
+    splits = _memory("launcher: splits", count, lambda: planner.plan(shards, groups, 2_000_000))
     with tempfile.TemporaryDirectory() as folder:
         path = _timed("launcher: write the plan", count, lambda: staging.write_plan(folder, _RUN_ID, splits))
         _bytes("file: plan.jsonl", count, Path(path).stat().st_size)
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _publisher(run: Run, receipts: list[Receipt]) -> None:
     count = len(receipts)
     parts = _memory("publisher: files to move", count, lambda: list(chain(*map(staging.parts, receipts))))
-    _timed("publisher: count the rows", count, lambda: counting.reconcile(run, receipts))
+    _timed("publisher: count the rows", count, lambda: reconciliation.reconcile(run, receipts))
     report = _timed("publisher: report", count, lambda: RunReport.of(run, receipts, ended_unix_s=2e9))
     _bytes("file: _report.json, 1,000 workers", count, len(report.to_json()))
     before = _peak_bytes()

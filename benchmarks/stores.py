@@ -27,9 +27,11 @@ import pyarrow.parquet as pq
 from benchmarks.cases import ROWS, Bench
 from benchmarks.data import first
 from benchmarks.measure import process, python
-from job import inputs, objects, planning, storage
+from job import storage
+from job.shards import inputs, planner
 from job.spec import ScoringSpec
-from job.together import parallel
+from job.storage import objects
+from job.storage.parallel import parallel
 from tests.servers import stores
 from tests.servers.proxy import Proxy, proxy
 
@@ -117,7 +119,7 @@ def _plan(count: int, way: Proxy) -> bool:
     begin = time.perf_counter()
     shards = inputs.list_shards(ScoringSpec(tuple(tops), "m", "/tmp"))
     groups = [footer.group_rows for footer in inputs.read_footers(shards)]
-    splits = planning.plan(shards, groups, 2_000_000)
+    splits = planner.plan(shards, groups, 2_000_000)
     took_s = time.perf_counter() - begin
     print(f"gs: {len(splits):,} shards listed and planned in {took_s:.1f} s (limit {PLAN_S:.0f} s)")
     return took_s <= PLAN_S

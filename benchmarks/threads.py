@@ -11,10 +11,11 @@ from unittest import mock
 
 def main() -> int:
     """Run the command line and return its exit code."""
-    from job import cli, engines
+    from job.cli import main as cli_main
+    from job.engines import choice
 
-    with mock.patch.object(engines, "tensorflow_threads", return_value=int(sys.argv[1])):
-        return cli.main(sys.argv[2:])
+    with mock.patch.object(choice, "tensorflow_threads", return_value=int(sys.argv[1])):
+        return cli_main.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

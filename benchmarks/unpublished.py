@@ -16,7 +16,8 @@ class DiedError(Exception):
 
 def main() -> int:
     """Run the command line up to publishing."""
-    from job import cli, commit
+    from job.cli import main as cli_main
+    from job.commit import protocol
 
     died: list[bool] = []
 
@@ -25,8 +26,8 @@ def main() -> int:
         died.append(True)
         raise DiedError
 
-    with mock.patch.object(commit, "publish", die):
-        cli.main()
+    with mock.patch.object(protocol, "publish", die):
+        cli_main.main()
     return 0 if died else 1
 
 

@@ -26,7 +26,10 @@ class NoDigest:
 
 def main() -> int:
     """Run the command line and return its exit code."""
-    from job import cli, counting, hashing, staging, storage
+    from job import storage
+    from job.cli import main as cli_main
+    from job.commit import reconciliation, staging
+    from job.storage import sinks
 
     def nothing(*_: Any, **__: Any) -> None:
         """Do nothing."""
@@ -37,14 +40,14 @@ def main() -> int:
 
     digests = mock.Mock(wraps=hashlib, sha256=NoDigest)
     with (
-        mock.patch.object(hashing, "hashlib", digests),
+        mock.patch.object(sinks, "hashlib", digests),
         mock.patch.object(storage, "sync_files", flush_nothing),
         mock.patch.object(storage, "sync_folder", nothing),
         mock.patch.object(staging, "write_receipt", lambda _, receipt: receipt),
         mock.patch.object(staging, "read_receipt", nothing),
-        mock.patch.object(counting, "recount", nothing),
+        mock.patch.object(reconciliation, "recount", nothing),
     ):
-        return cli.main()
+        return cli_main.main()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from job import cli
+from job.cli import main as cli_main
 
 
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
-    sys.exit(cli.main())
+    sys.exit(cli_main.main())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from job import progress, quiet
+from job.terminal import library_output, progress
 
 _ANSWER_S: Final = 60.0
 _LOOK_S: Final = 1.0
@@ -39,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
     given, _ = parser.parse_known_args(argv)
     # Prism passes the quotes on that were meant for a shell.
     worker_id = given.id.strip("'\"")
-    quiet.hush(debug=False)
+    library_output.hush(debug=False)
     _end_with(os.getppid())
-    with quiet.imports():
+    with library_output.imports():
         from apache_beam.runners.worker import sdk_worker_main
     told = _provision(given.provision_endpoint, worker_id)
     if left_out := _not_installed(told.dependencies):

@@ -14,16 +14,17 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from job import artifact, model, storage
-from job.binding import Binding, Places, bind, pieces, to_tensors
-from job.columns import index_columns
+from job import storage
+from job.binding.binding import Binding, Places, bind, pieces, to_tensors
+from job.binding.columns import index_columns
+from job.binding.predictions import in_order, prediction_fields, to_arrow
 from job.errors import DataError, SchemaError
-from job.predictions import in_order, prediction_fields, to_arrow
-from job.signature import listed
+from job.model import artifact, loading
+from job.model.signature import listed
 from job.spec import Device
 
 
-class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.LoadedModel]):
+class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, loading.LoadedModel]):
     """Record batch in, ``PredictionResult(record batch, prediction columns, model digest)`` out.
 
     Each batch is bound by its own schema, as ``score`` binds a shard's, and predicted ``batch_size``
@@ -64,7 +65,7 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         self._batch_rows = batch_size
         self._device = device
 
-    def load_model(self) -> model.LoadedModel:
+    def load_model(self) -> loading.LoadedModel:
         """Return this process's one copy of the model.
 
         Raises:
@@ -72,12 +73,12 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         """
         path, weights, trusted, sha256, signature = self._artifact
         reference = artifact.resolve(path, weights, trusted=trusted, sha256=sha256, signature=signature)
-        return model.acquire(reference, device=self._device)
+        return loading.acquire(reference, device=self._device)
 
     def run_inference(
         self,
         batch: Sequence[pa.RecordBatch],
-        model: model.LoadedModel,
+        model: loading.LoadedModel,
         inference_args: dict[str, Any] | None = None,  # noqa: ARG002 - Beam passes it; Keras takes none
     ) -> Iterable[PredictionResult]:
         """Predict record batches, one result each, in order.
@@ -90,7 +91,7 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         for records in batch:
             yield PredictionResult(records, self._predict(records, model), model.digest)
 
-    def _predict(self, records: pa.RecordBatch, loaded: model.LoadedModel) -> pa.RecordBatch:
+    def _predict(self, records: pa.RecordBatch, loaded: loading.LoadedModel) -> pa.RecordBatch:
         binding = self._bound(records.schema, loaded)
         loaded.build([feed.input for feed in binding.feeds])
         fields = prediction_fields(loaded.signature.outputs, self._prediction_columns)
@@ -113,7 +114,7 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, model.Loa
         columns = in_order(parts) if parts else [pa.array([], field.type) for field in fields]
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
-    def _bound(self, schema: pa.Schema, loaded: model.LoadedModel) -> Binding:
+    def _bound(self, schema: pa.Schema, loaded: loading.LoadedModel) -> Binding:
         aside = (name for name in (*index_columns(schema), *self._ignore) if name not in self._named)
         binding = self._bind(schema, loaded.signature, unasked=tuple(aside))
         if binding.by == "position":

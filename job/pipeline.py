@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 
 import apache_beam as beam
 
-from job import commit, objects, staging
+from job.commit import protocol, staging
 from job.errors import JobError
-from job.metrics import CountReceipts
+from job.scoring.metrics import CountReceipts
+from job.scoring.task import ScoringTask
+from job.scoring.worker import PlanSlice, ReadPlan, ScoreSplits
 from job.spec import Device, Receipt, Run
-from job.task import ScoringTask
-from job.worker import PlanSlice, ReadPlan, ScoreSplits
+from job.storage import objects
 
 
 @dataclass(eq=False)
@@ -75,7 +76,7 @@ class Publish:
         run = self.run
         objects.configure(run.stores)
         try:
-            return commit.publish(run, receipts).to_json()
+            return protocol.publish(run, receipts).to_json()
         except JobError as e:
             staging.write_failure(run.output, run.run_id, "", e)
             raise

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from job import quiet
+from job.terminal import library_output
 from models import MODELS
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = {name: getattr(asked, name) for name in ("epochs", "seed", "features")}
     given = {name: value for name, value in options.items() if value is not None}
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet.imports():
+    with library_output.imports():
         importlib.import_module("tensorflow")
     try:
         losses = importlib.import_module(f"models.{asked.name}").train(asked.output, **given)

@@ -39,7 +39,7 @@ def evil(*args, **kwargs): pathlib.Path(os.environ["CANARY"]).write_text("run")
 LOADER = """
 import json, os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-from job import artifact, backend
+from job.model import artifact; from job.model import keras_step as backend
 from job.errors import ModelError
 outcomes = []
 for path in sys.argv[1:]:

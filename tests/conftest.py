@@ -93,7 +93,7 @@ def warm() -> Iterator[Zygote]:
     from tests.killing import zygote
     from tests.servers import stores
 
-    clients = ("job.s3", "job.gcs", "tests.servers.descriptions")
+    clients = ("job.storage.s3", "job.storage.gcs", "tests.servers.descriptions")
     with zygote(stores.environment(None, None), clients) as one:
         yield one
 
@@ -150,9 +150,9 @@ def place(lease_place: Place) -> Place:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time that leases go by, which passes when the test says so."""
-    from job import leases
+    from job.commit import lease
     from tests.lease_places import Clock
 
     one = Clock()
-    monkeypatch.setattr(leases, "time", one)
+    monkeypatch.setattr(lease, "time", one)
     return one

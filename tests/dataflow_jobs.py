@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from job.launch import Outcome
+from job.launch.score import Outcome
 from tests.servers import stores
 from tests.store_nights import StoreNight
 
@@ -67,10 +67,11 @@ class Dataflow:
 
     def score(self, name: str, *flags: str) -> Outcome:
         """The same in this process, which keeps what is said; errors are raised as they are."""
-        from job import launch, options
+        from job.cli import options
+        from job.launch import score as launch_score
 
         spec, beam_args = options.parse(self.args(name, *flags))
-        return launch.score(spec, beam_args, announce=self.said.append)
+        return launch_score.score(spec, beam_args, announce=self.said.append)
 
     def tell(self, **files: str) -> None:
         """Let the service answer so from now on."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job import output
+from job.commit import output
 from tests.nights import Night, dense, features, kept, run_cli, saved
 
 FLAGS = ("--keys=id", "--split_rows=100", "--batch_size=64", "--if_exists=replace")

@@ -28,6 +28,6 @@ if __name__ == "__main__":
     mark = Path(os.environ["KILLED_MARK"])
     if sys.argv[1] == "score" and os.environ["KILLED_NIGHT"] in " ".join(sys.argv) and not mark.exists():
         arm(mark)
-    from job.cli import main
+    from job.cli.main import main
 
     sys.exit(main())

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from job import leases, storage
+from job import storage
+from job.commit import lease
 from tests.servers import clients, stores
 from tests.servers.proxy import Proxy
 from tests.store_nights import Bucket, CloudBucket, S3Bucket, environment, own_clients
@@ -69,7 +70,7 @@ class Place:
         storage.remove(self.path)
 
     def held(self, announce: Callable[[str], None] = lambda line: None) -> Any:
-        return leases.held(self.path, announce)
+        return lease.held(self.path, announce)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 if TYPE_CHECKING:
     import pytest
 
-    from job.model import LoadedModel
-    from job.report import RunReport
+    from job.model.loading import LoadedModel
+    from job.report.run_report import RunReport
+    from job.scoring.task import ScoringTask
     from job.spec import Split
-    from job.task import ScoringTask
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -61,27 +61,32 @@ class Night:
 
     def score(self, model: str | Path, *flags: str) -> RunReport:
         """Run the job in this process and return its report; errors are raised as they are."""
-        from job import launch, options
+        from job.cli import options
+        from job.launch import score as launch_score
 
         spec, beam_args = options.parse(self.args(model, *flags))
-        outcome = launch.score(spec, beam_args, announce=lambda line: None)
+        outcome = launch_score.score(spec, beam_args, announce=lambda line: None)
         assert not outcome.already_published
         return outcome.report
 
     def planned(self, model: str | Path, *flags: str) -> Planned:
         """Do what the launcher does before it starts an engine."""
-        from job import artifact, inputs, options, planning, preflight, staging
-        from job.model import acquire
-        from job.rejects import RowPolicy
+        from job.cli import options
+        from job.commit import staging
+        from job.launch import preflight
+        from job.model import artifact
+        from job.model.loading import acquire
+        from job.scoring.rejects import RowPolicy
+        from job.scoring.task import ScoringTask
+        from job.shards import inputs, planner
         from job.spec import Run
-        from job.task import ScoringTask
 
         spec, _ = options.parse(self.args(model, *flags))
         shards = inputs.list_shards(spec)
         footers = inputs.read_footers(shards)
         reference = artifact.resolve(spec.model, spec.weights, trusted=spec.trust_model, sha256=None)
         ready = preflight.check(spec, shards, footers, reference, 0)
-        splits = planning.plan(
+        splits = planner.plan(
             shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused
         )
         rows = sum(split.rows for split in splits)
@@ -161,10 +166,10 @@ def visible(folder: Path) -> list[Path]:
 
 def run_cli(capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     """Run a command line in this process and return exit code, output and error output."""
-    from job import cli
+    from job.cli import main
 
     capfd.readouterr()
-    code = cli.main(list(argv))
+    code = main.main(list(argv))
     out, err = capfd.readouterr()
     return code, out, err
 

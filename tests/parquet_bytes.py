@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import storage
-from job.reading import SplitReader
+from job.scoring.reader import SplitReader
 from job.spec import Shard, Split
 from tests.remote import Remote
 

@@ -137,10 +137,12 @@ def lived(scheme: str) -> Lived:
 
 def _write_in_parts(path: str) -> None:
     """Write an object that is larger than any of these nights'."""
-    from job import gcs, storage, uploads
+    from job import storage
+    from job.storage import gcs
+    from job.storage import objects as storage_objects
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (gcs, uploads):
+        for module in (gcs, storage_objects):
             patch.setattr(module, "PART_BYTES", 5 << 20)
         sink = storage.create(path)
         sink.write(bytes(6 << 20))
@@ -149,12 +151,13 @@ def _write_in_parts(path: str) -> None:
 
 def run(*command: str) -> tuple[int, str, str]:
     """Run a command in this process and return exit code, output and error output."""
-    from job import cli, objects
+    from job.cli import main
+    from job.storage import objects
 
     # As a process of its own has it, which knows nothing of the command before.
     objects.configure(StoreOptions())
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        code = cli.main(list(command))
+        code = main.main(list(command))
     return code, out.getvalue(), err.getvalue()
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job import staging, storage
+from job import storage
+from job.commit import staging
 from job.spec import ModelReference, Receipt, Run, Shard, Split
 
 RUN_ID = "a" * 64

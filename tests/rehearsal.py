@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from job import launch, options
+from job.cli import options
+from job.launch import score
 from tests import slowly
 from tests.nights import Night, check_same_files, features, matrix, visible
 from tests.store_nights import until
@@ -45,7 +46,7 @@ def report(output: Path) -> dict[str, Any]:
 
 def here(args: Sequence[str]) -> None:
     """Run the command in this process, which has imported everything already."""
-    launch.score(*options.parse(args), announce=lambda line: None)
+    score.score(*options.parse(args), announce=lambda line: None)
 
 
 def as_embedded(args: Sequence[str], folder: Path, engine: Sequence[str], within_s: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from job import objects
+from job.storage import objects
 from tests.servers import clients, stores
 from tests.servers.clients import BUCKET, Way
 from tests.servers.proxy import Entry

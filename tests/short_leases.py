@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from job import leases
+from job.commit import lease
 
 EXPIRES_S = 0.6
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
     """Let leases of this process expire soon."""
-    patch.setattr(leases, "EXPIRES_S", EXPIRES_S)
-    patch.setattr(leases, "RENEW_S", EXPIRES_S / 6)
-    patch.setattr(leases, "_LOOK_EVERY_S", EXPIRES_S / 20)
+    patch.setattr(lease, "EXPIRES_S", EXPIRES_S)
+    patch.setattr(lease, "RENEW_S", EXPIRES_S / 6)
+    patch.setattr(lease, "_LOOK_EVERY_S", EXPIRES_S / 20)

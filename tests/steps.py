@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from job.errors import ModelError
-from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import Reads
 
 

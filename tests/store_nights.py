@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import artifact, objects
 from job.errors import JobError
-from job.report import RunReport
+from job.model import artifact
+from job.report.run_report import RunReport
+from job.storage import objects
 from tests.nights import dense, features, matrix, saved
 from tests.servers import clients, stores
 from tests.servers.clients import BUCKET, Way
@@ -132,10 +133,11 @@ class StoreNight:
 
     def score(self, name: str, *flags: str) -> RunReport:
         """Run the job in this process and return its report; errors are raised as they are."""
-        from job import launch, options
+        from job.cli import options
+        from job.launch import score as launch_score
 
         spec, beam_args = options.parse(self.args(name, *flags))
-        return launch.score(spec, beam_args, announce=lambda line: None).report
+        return launch_score.score(spec, beam_args, announce=lambda line: None).report
 
     def files(self, name: str) -> dict[str, bytes]:
         return self.bucket.files(f"{name}/")

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from job import nightly
+from job.shards import dates
 from tests.nights import dense, features, saved, visible
 from tests.servers import airflow
 from tests.servers.stores import ROOT
@@ -147,7 +147,7 @@ def test_a_backfill_is_of_the_nights_that_failed_or_were_missed(nights: Nights) 
 
 
 def test_places_are_those_of_the_job(nights: Nights) -> None:
-    assert nights.told["places"] == [nightly.expand(one, date(2026, 3, 1)) for one in TEMPLATES]
+    assert nights.told["places"] == [dates.expand(one, date(2026, 3, 1)) for one in TEMPLATES]
 
 
 def test_the_night_is_the_day_before_the_run_where_it_runs(nights: Nights) -> None:

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from job import artifact, commit, staging
-from job.model import acquire
-from job.scoring import score_split
+from job.commit import protocol, staging
+from job.model import artifact
+from job.model.loading import acquire
+from job.scoring.split import score_split
 from tests.nights import Night, module, saved
 
 # A row on which the model itself fails, and how the others are spoilt.
@@ -173,7 +174,7 @@ def test_rows_in_are_rows_out_and_rejects(
         staging.write_receipt(run.output, receipt)
         assert staging.read_receipt(run.output, run.run_id, split) == receipt
         receipts.append(receipt)
-    commit.publish(run, receipts)
+    protocol.publish(run, receipts)
     check(night, layout, builder[1])
     shutil.rmtree(night.folder)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from job import archive, host
+from job import environment
 from job.errors import ModelError
+from job.model import archive
 from tests.archives import CHANGES, CONFIG, WEIGHTS, load_in_a_process, members, strange, written
 from tests.nights import dense, saved
 
@@ -305,8 +306,8 @@ def test_free_memory_is_what_the_limits_leave(
         (tmp_path / group / "memory.max").write_text(f"{limit}\n")
         (tmp_path / group / "memory.current").write_text(f"{taken}\n")
         (tmp_path / group / "memory.stat").write_text(f"anon 1\nactive_file {cached}\ninactive_file 0\n")
-    machine = host.memory_bytes()
-    monkeypatch.setattr(host, "_CGROUPS", str(tmp_path))
-    monkeypatch.setattr(host, "_own_group", lambda: "own")
-    found = host.memory_bytes()
+    machine = environment.memory_bytes()
+    monkeypatch.setattr(environment, "_CGROUPS", str(tmp_path))
+    monkeypatch.setattr(environment, "_own_group", lambda: "own")
+    found = environment.memory_bytes()
     assert found == wanted if wanted is not None else found == pytest.approx(machine, rel=0.2)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from job import artifact
 from job.errors import ModelError, UsageError
+from job.model import artifact
 from tests.nights import module
 
 PLAIN = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {}}]}}

@@ -15,8 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import backfill, nightly, objects, options, storage
+from job import storage
+from job.cli import options
 from job.errors import JobError, UsageError
+from job.launch import backfill
+from job.shards import dates
+from job.storage import objects
 from tests.many_nights import DAYS, FIRST, closed, filled, flags, lines, report
 from tests.nights import Night, check_same_files, features, module, run_cli, visible
 from tests.servers import stores
@@ -205,7 +209,7 @@ def test_without_an_end_it_goes_on_to_yesterday() -> None:
     argv = ["--start=2026-02-27", "--input={ds}", "--output={ds}", "--model=m.keras", "--timezone=Asia/Tokyo"]
     with options.parsed(argv, "backfill") as asked:
         nights = options.nights(asked)
-    assert (nights.start, nights.end) == (FIRST, nightly.yesterday("Asia/Tokyo"))
+    assert (nights.start, nights.end) == (FIRST, dates.yesterday("Asia/Tokyo"))
     with (
         pytest.raises(UsageError, match="--start must be given"),
         options.parsed(argv[1:], "backfill") as asked,
@@ -232,7 +236,7 @@ def test_from_bucket_to_bucket(nights: Night, bucket: str) -> None:
     given = [flag.replace(str(nights.folder), bucket) for flag in flags(nights)]
     with options.parsed(given) as asked:
         template = asked.template
-    days = [*nightly.days(FIRST, FIRST + datetime.timedelta(days=4))]
+    days = [*dates.days(FIRST, FIRST + datetime.timedelta(days=4))]
     found = [*backfill.score(template, (), days, nights_at_once=9, announce=lambda line: None)]
     assert [ending.told for ending in found] == [*["published"] * 4, "failed"]
     assert isinstance(found[-1].error, JobError)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from job import planning, worker
+from job.scoring import worker
+from job.shards import planner
 from tests.bad_nights import CASES, Case, a_shard_that_is_cut_short, an_integer_that_no_float32_is, good
 from tests.nights import Night, features, run_cli, visible
 
@@ -87,13 +88,13 @@ def test_files_of_somebody_else_are_refused_with_6(night: Night, capfd: pytest.C
 def test_a_shard_that_changes_while_the_run_is_planned(
     night: Night, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args, plan = good(night), planning.plan
+    args, plan = good(night), planner.plan
 
     def changing(*given: Any) -> Any:
         night.shard("part-1", features(51))
         return plan(*given)
 
-    monkeypatch.setattr(planning, "plan", changing)
+    monkeypatch.setattr(planner, "plan", changing)
     message = r"part-1\.parquet: it is not the file that was planned .*run again to plan anew"
     check(*run_cli(capfd, "score", *args), 4, message)
     nothing_is_published(night)

@@ -188,7 +188,7 @@ def test_rows_and_shards_count_together(night: Night, model: Path) -> None:
 
 def test_a_shard_that_is_written_anew_is_no_bad_shard(night: Night, model: Path) -> None:
     """It may be whole in a minute: rejecting it would lose good rows."""
-    from job.scoring import score_split
+    from job.scoring.split import score_split
 
     night.shard("a", features(50))
     planned = night.planned(model, *REJECT)
@@ -198,8 +198,8 @@ def test_a_shard_that_is_written_anew_is_no_bad_shard(night: Night, model: Path)
 
 
 def test_after_a_kill_a_refused_split_is_not_refused_again(night: Night, model: Path) -> None:
-    from job import staging
-    from job.scoring import score_split
+    from job.commit import staging
+    from job.scoring.split import score_split
 
     night.shard("a", of_text(30))
     night.shard("b", features(70))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from job.batching import CANDIDATE_ROWS, BatchSize
+from job.model.batch_size import CANDIDATE_ROWS, BatchSize
 
 
 class Machine:

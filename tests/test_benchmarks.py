@@ -18,7 +18,8 @@ from benchmarks.cases import RECEIPTS_S, Bench, Finding
 from benchmarks.compare import UnequalOutputsError, equal_outputs
 from benchmarks.data import Dataset
 from benchmarks.measure import CommandFailedError, Measured, alternate, environment, process, python
-from job import planning, staging
+from job.commit import staging
+from job.shards import planner
 from tests.receipts import RUN_ID, receipt, split
 
 SCALARS = Dataset("rows", "columns", shards=3, shard_rows=1_000, width=4)
@@ -253,7 +254,7 @@ def test_sizes_are_those_of_the_files_that_a_run_writes(
     told = {line[:46].strip(): line[46:].split() for line in capsys.readouterr().out.splitlines()[1:]}
     assert len(told) == 21
     shards, groups = [sizes._shard(i) for i in range(100)], [sizes._groups(i) for i in range(100)]
-    splits = planning.plan(shards, groups, 2_000_000)
+    splits = planner.plan(shards, groups, 2_000_000)
     plan = Path(staging.write_plan(str(tmp_path), RUN_ID, splits)).stat().st_size
     assert told["file: plan.jsonl"][0] == f"{plan / 100:.0f}"
     staging.write_receipt(str(tmp_path), replace(sizes._receipt(splits[7], 7), run_id=RUN_ID))

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job.binding import Binding, bind, mismatches, to_tensors
+from job.binding.binding import Binding, bind, mismatches, to_tensors
 from job.errors import SchemaError, UsageError
-from job.signature import CodedStrings, Feed, InputSpec, Signature
+from job.model.signature import CodedStrings, Feed, InputSpec, Signature
 
 F32 = pa.float32()
 ABC: list[tuple[str, Any]] = [("id", pa.int64()), ("a", F32), ("b", pa.float64()), ("c", pa.int16())]
@@ -245,7 +245,7 @@ def test_only_declared_inputs_are_read() -> None:
 
 
 def test_the_room_needs_no_engine_and_no_backend() -> None:
-    program = "import sys, job.binding, job.predictions; print(sorted(m.split('.')[0] for m in sys.modules))"
+    program = "import sys, job.binding.binding, job.binding.predictions; print(sorted(m.split('.')[0] for m in sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[1],

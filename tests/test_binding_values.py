@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.binding import Binding, to_tensors
-from job.signature import CodedStrings, Feed, InputSpec
+from job.binding.binding import Binding, to_tensors
+from job.model.signature import CodedStrings, Feed, InputSpec
 
 FLOATS = {"float16": "<e", "float32": "<f", "float64": "<d"}
 INTEGERS = ["int8", "int32", "int64", "uint8", "uint64"]

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.casting import numbers, strings
-from job.columns import castable
-from job.rounding import Faults
+from job.binding.casting import Faults, numbers, strings
+from job.binding.columns import castable
 
 NAN, INF = float("nan"), float("inf")
 NOON = dt.datetime(2013, 1, 1, 12, 0, 1, tzinfo=dt.UTC)

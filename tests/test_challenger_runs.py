@@ -14,10 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import artifact, challenger, choosing, engines, identity, inputs, options, preflight
-from job.challenging import MOST_MODEL_ERRORS, failed_rows, spread
+from job.cli import options
+from job.engines import choice
 from job.errors import UsageError
-from job.scoring import score_split
+from job.launch import challenger, identity, preflight
+from job.model import artifact, versions
+from job.scoring.challenger import MOST_MODEL_ERRORS, failed_rows, spread
+from job.scoring.split import score_split
+from job.shards import inputs
 from job.spec import ModelReference, ScoringSpec, Shard
 from tests.killing import Job, Zygote
 from tests.nights import Night, dense, features, module, run_cli, saved
@@ -106,7 +110,7 @@ def test_its_path_may_be_a_glob_an_alias_or_hold_the_night(
     assert (code, f"--challenger={both.folder}/@next: {both.folder}/c.keras" in err) == (0, True)
     # It is the same run, whatever it was called.
     assert "already" in run_cli(capfd, "score", *flags(both))[1]
-    assert choosing.chosen(f"{both.folder}/@next") == str(both.folder / "c.keras")
+    assert versions.chosen(f"{both.folder}/@next") == str(both.folder / "c.keras")
 
 
 @pytest.mark.slow
@@ -270,7 +274,7 @@ def test_a_worker_that_cannot_load_it_goes_on_without(both: Night) -> None:
     footers = inputs.read_footers(shards)
     champion = preflight.check(spec, shards, footers, planned.task.run.model, 0)
     found = artifact.resolve(str(spec.challenger), None, trusted=False, sha256=None)
-    fit = engines.Fit(0, here=True)
+    fit = choice.Fit(0, here=True)
     rival = challenger.check(spec, shards, footers, found, fit, champion, lambda line: None)
     assert rival is not None
     saved(dense(5, seed=4), both.folder / "c.keras")

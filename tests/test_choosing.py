@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job import choosing
 from job.errors import ModelError
+from job.model import versions
 from tests.nights import Night, dense, features, run_cli, saved
 
 
@@ -35,25 +35,25 @@ def test_the_newest_is_the_one_with_the_greatest_numbers(
     tmp_path: Path, names: tuple[str, ...], newest: str
 ) -> None:
     touched(tmp_path, *names)
-    assert choosing.chosen(f"{tmp_path}/*") == str(tmp_path / newest)
+    assert versions.chosen(f"{tmp_path}/*") == str(tmp_path / newest)
 
 
 def test_folders_count_where_they_hold_a_saved_model(tmp_path: Path) -> None:
     touched(tmp_path, "9/saved_model.pb", "10/saved_model.pb", "11/half-copied")
-    assert choosing.chosen(f"{tmp_path}/*") == str(tmp_path / "10")
-    assert choosing.chosen(f"{tmp_path}/[0-9]") == str(tmp_path / "9")
+    assert versions.chosen(f"{tmp_path}/*") == str(tmp_path / "10")
+    assert versions.chosen(f"{tmp_path}/[0-9]") == str(tmp_path / "9")
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=2, max_size=9, unique=True))
 def test_numbers_are_compared_as_numbers(numbers: list[int]) -> None:
     paths = [f"/models/v{number}.keras" for number in numbers]
-    assert max(paths, key=choosing._version) == f"/models/v{max(numbers)}.keras"
+    assert max(paths, key=versions._version) == f"/models/v{max(numbers)}.keras"
 
 
 def test_two_that_are_equally_new_are_refused(tmp_path: Path) -> None:
     touched(tmp_path, "v1.keras", "v01.keras")
     with pytest.raises(ModelError, match=r"v0?1\.keras are equally new; give one of them"):
-        choosing.chosen(f"{tmp_path}/*.keras")
+        versions.chosen(f"{tmp_path}/*.keras")
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_names_that_differ_in_more_than_numbers_have_no_order(
 ) -> None:
     touched(tmp_path, *names)
     with pytest.raises(ModelError, match="differ in more than numbers") as caught:
-        choosing.chosen(f"{tmp_path}/*.keras")
+        versions.chosen(f"{tmp_path}/*.keras")
     assert all(f"{tmp_path}/{name}.keras" in str(caught.value) for name in two)
 
 
 def test_a_name_that_exists_is_that_name(tmp_path: Path) -> None:
     touched(tmp_path, "v[1].keras", "v1.keras")
-    assert choosing.chosen(f"{tmp_path}/v[1].keras") == f"{tmp_path}/v[1].keras"
+    assert versions.chosen(f"{tmp_path}/v[1].keras") == f"{tmp_path}/v[1].keras"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_an_alias_that_leads_nowhere_is_refused(tmp_path: Path, content: str | N
     if content is not None:
         (tmp_path / "@champion").write_text(content)
     with pytest.raises(ModelError) as caught:
-        choosing.chosen(f"{tmp_path}/@champion")
+        versions.chosen(f"{tmp_path}/@champion")
     assert str(caught.value).startswith(f"--model={tmp_path}/@champion: ")
     assert reason in str(caught.value)
 
@@ -106,7 +106,7 @@ def test_an_alias_is_the_model_in_it(tmp_path: Path, content: str) -> None:
     folder = tmp_path / "models"
     touched(folder, "v1.keras", "v2.keras")
     (folder / "@champion").write_text(content.format(folder))
-    assert choosing.chosen(f"{folder}/@champion") == str(folder / "v1.keras")
+    assert versions.chosen(f"{folder}/@champion") == str(folder / "v1.keras")
 
 
 def test_a_night_is_of_the_model_that_was_chosen(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from job import commit, output, staging
-from job.cleaning import clean
+from job.commit import output, protocol, staging
+from job.commit.cleaning import clean
 from job.errors import OutputConflictError, UsageError
 from tests.nights import Night, dense, features, run_cli, saved
 from tests.receipts import receipt, run_of, split
@@ -68,7 +68,7 @@ def test_a_half_published_night_is_kept_and_the_rest_of_a_published_one_not(tmp_
     (one,) = clean(str(tmp_path), older_than_s=0, dry_run=False, clock=lambda: NOW)
     assert one.kept.startswith("half published: finish it with its own command")
     run = run_of(tmp_path, [split("a")], RUNS["e"], replace=True)
-    commit.publish(run, [receipt(tmp_path, split("a"), run_id=RUNS["e"])], clock=lambda: NOW)
+    protocol.publish(run, [receipt(tmp_path, split("a"), run_id=RUNS["e"])], clock=lambda: NOW)
     assert not (tmp_path / "_staging").exists()
     left(tmp_path, RUNS["e"], 7200)
     Path(output.marker_path(str(tmp_path), RUNS["e"])).write_text(json.dumps({"stale": [], "files": []}))

@@ -13,9 +13,11 @@ from types import ModuleType
 
 import pytest
 
-from job import cli, errors, quiet
-from job.launch import Outcome
+from job import errors
+from job.cli import main
+from job.launch.score import Outcome
 from job.spec import ScoringSpec
+from job.terminal import library_output
 from tests.test_report import REPORT
 
 ROOT = Path(__file__).parents[1]
@@ -37,12 +39,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], None]:
     """Puts a function in the launcher's place, and leaves this process's logging alone."""
 
     def put(score: Score) -> None:
-        launch = ModuleType("job.launch")
+        launch = ModuleType("job.launch.score")
         launch.score = score  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "job.launch", launch)
-        monkeypatch.setattr("job.launch", launch, raising=False)
+        monkeypatch.setitem(sys.modules, "job.launch.score", launch)
+        monkeypatch.setattr("job.launch.score", launch, raising=False)
 
-    monkeypatch.setattr(quiet, "hush", lambda *, debug: None)
+    monkeypatch.setattr(library_output, "hush", lambda *, debug: None)
     return put
 
 
@@ -59,7 +61,7 @@ def test_help_lists_the_commands_that_exist() -> None:
     listed = [
         line.split()[0] for line in done.stdout.partition("commands:\n")[2].splitlines() if line[:2] == "  "
     ]
-    assert listed == list(cli.COMMANDS) == ALL.split(", ")
+    assert listed == list(main.COMMANDS) == ALL.split(", ")
 
 
 @pytest.mark.parametrize("command", ALL.split(", "))
@@ -73,7 +75,7 @@ def test_every_command_has_help(command: str, flag: str) -> None:
 @pytest.mark.parametrize("args", [["--help"], ["score", "--help"], ["doctor", "--help"]])
 def test_help_imports_nothing_slow(args: list[str]) -> None:
     program = (
-        f"import sys; from job import cli; code = cli.main({args}); "
+        f"import sys; from job.cli import main as cli; code = cli.main({args}); "
         "slow = {'apache_beam', 'keras', 'pyarrow', 'rich', 'tensorflow'} & set(sys.modules); "
         "print(slow, file=sys.stderr); sys.exit(code)"
     )
@@ -121,7 +123,7 @@ def test_score_hands_over_the_spec_and_prints_the_table(
         return Outcome(REPORT, already_published=False)
 
     launched(score)
-    assert cli.main(["score", *REQUIRED, "--batch_size=7", "--", "--x"]) == 0
+    assert main.main(["score", *REQUIRED, "--batch_size=7", "--", "--x"]) == 0
     out, err = capsys.readouterr()
     assert err == "m.keras 7 ('--x',)\n"
     assert "1,730 scored of 1,750 read, 20 rejected" in out
@@ -132,7 +134,7 @@ def test_an_output_that_is_there_already_is_said_in_one_line(
     launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     launched(lambda *args, **kwargs: Outcome(REPORT, already_published=True))
-    assert cli.main(["score", *REQUIRED]) == 0
+    assert main.main(["score", *REQUIRED]) == 0
     assert capsys.readouterr() == ("already published: run abababababab at /data/out: nothing to do\n", "")
 
 
@@ -160,7 +162,7 @@ def test_every_error_ends_with_its_exit_code_and_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     launched(raising(error("column [price]\nis   missing")))
-    assert cli.main(["score", *REQUIRED]) == code
+    assert main.main(["score", *REQUIRED]) == code
     assert capsys.readouterr() == ("", "error: column [price] is missing\n")
 
 
@@ -168,7 +170,7 @@ def test_an_unexpected_error_is_one_line_and_points_to_debug(
     launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     launched(raising(ZeroDivisionError("a surprise")))
-    assert cli.main(["score", *REQUIRED]) == 1
+    assert main.main(["score", *REQUIRED]) == 1
     expected = "error: ZeroDivisionError: a surprise; run again with --debug for the traceback\n"
     assert capsys.readouterr() == ("", expected)
 
@@ -177,7 +179,7 @@ def test_an_unexpected_error_in_json_is_without_the_hint(
     launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     launched(raising(ZeroDivisionError("a surprise")))
-    assert cli.main(["score", *REQUIRED, "--json"]) == 1
+    assert main.main(["score", *REQUIRED, "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert (told["exit_code"], told["status"]) == (1, "failed")
     assert told["error"] == "ZeroDivisionError: a surprise"
@@ -187,7 +189,7 @@ def test_an_unexpected_error_with_debug_shows_where(
     launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     launched(raising(ZeroDivisionError("a surprise")))
-    assert cli.main(["score", *REQUIRED, "--debug"]) == 1
+    assert main.main(["score", *REQUIRED, "--debug"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert err.endswith("error: ZeroDivisionError: a surprise\n")
@@ -197,7 +199,7 @@ def test_an_interrupt_says_that_the_same_command_resumes(
     launched: Callable[[Score], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     launched(raising(KeyboardInterrupt()))
-    assert cli.main(["score", *REQUIRED]) == 130
+    assert main.main(["score", *REQUIRED]) == 130
     assert capsys.readouterr().err == "interrupted; the same command resumes where this one stopped\n"
 
 
@@ -240,7 +242,7 @@ def test_a_report_that_is_gone_or_damaged_is_named(tmp_path: Path, content: str 
         ("FlnkRunner", "did you mean FlinkRunner?"),
         ("NoSuchRunner", "use one of "),
         ("no_such_module.Runner", "No module named 'no_such_module'"),
-        ("job.engines.Runner", "job.engines has no Runner"),
+        ("job.engines.choice.Runner", "job.engines.choice has no Runner"),
     ],
 )
 def test_a_runner_that_does_not_exist_is_told_at_once(runner: str, hint: str) -> None:
@@ -253,7 +255,7 @@ def test_a_runner_that_does_not_exist_is_told_at_once(runner: str, hint: str) ->
 
 def test_a_reader_that_left_does_not_turn_success_into_failure() -> None:
     program = (
-        "import os, sys; from job import cli; "
+        "import os, sys; from job.cli import main as cli; "
         "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1); sys.exit(cli.main(['--help']))"
     )
     done = job(program=("-c", program))

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from job.columns import Extents, align, cell_shape, kind, layout, leaf_misfit
-from job.signature import shape_text
+from job.binding.columns import Extents, align, cell_shape, kind, layout, leaf_misfit
+from job.model.signature import shape_text
 
 NUMBERS: list[Any] = [
     pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(),

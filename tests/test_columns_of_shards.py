@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.errors import SchemaError
-from job.scoring import score_split
+from job.scoring.split import score_split
 from tests.nights import Night, saved
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from job import commit, staging, storage
+from job import storage
+from job.commit import protocol, staging
+from job.commit.output import check_output, lease, mark_again, published, remove_staging
 from job.errors import DataError, OutputConflictError, StateUnknownError
-from job.output import check_output, lease, mark_again, published, remove_staging
-from job.report import RunReport
+from job.report.run_report import RunReport
 from job.spec import Receipt, Run, Shard
 from tests.receipts import RUN_ID, parquet, receipt, run_of, split
 
@@ -37,7 +38,7 @@ def tree(output: Path) -> dict[str, bytes]:
 
 def test_a_published_night(tmp_path: Path) -> None:
     run, receipts = staged(tmp_path)
-    report = commit.publish(run, reversed(receipts), clock=lambda: NOW)
+    report = protocol.publish(run, reversed(receipts), clock=lambda: NOW)
     files = tree(tmp_path)
     assert sorted(files) == [
         *("_SUCCESS", "_manifest.json", "_report.html", "_report.json"),
@@ -81,7 +82,7 @@ def test_nothing_is_published_when_it_does_not_add_up(tmp_path: Path, case: str)
     run, receipts = staged(tmp_path)
     before = tree(tmp_path)
     with pytest.raises(DataError, match=message):
-        commit.publish(run, change(receipts), clock=lambda: NOW)
+        protocol.publish(run, change(receipts), clock=lambda: NOW)
     assert tree(tmp_path) == before
 
 
@@ -93,7 +94,7 @@ def test_rows_are_counted_again_in_the_files_themselves(tmp_path: Path) -> None:
     receipts[0] = replace(receipts[0], file_bytes=len(other), file_sha256=hashlib.sha256(other).hexdigest())
     before = tree(tmp_path)
     with pytest.raises(DataError, match=r"it holds 4 rows, its receipt says 3; the night was not published"):
-        commit.publish(run, receipts, clock=lambda: NOW)
+        protocol.publish(run, receipts, clock=lambda: NOW)
     assert tree(tmp_path) == before
 
 
@@ -102,13 +103,13 @@ def test_a_file_that_cannot_be_read_back_is_not_published(tmp_path: Path) -> Non
     path = Path(receipts[0].attempt)
     path.write_bytes(path.read_bytes()[:-8] + bytes(8))
     with pytest.raises(DataError, match="a file that was written cannot be read back"):
-        commit.publish(run, receipts, clock=lambda: NOW)
+        protocol.publish(run, receipts, clock=lambda: NOW)
     assert not (tmp_path / "_SUCCESS").exists()
 
 
 def test_a_clock_that_is_set_back_makes_no_negative_seconds(tmp_path: Path) -> None:
     run, receipts = staged(tmp_path)
-    report = commit.publish(run, receipts, clock=lambda: run.started_unix_s - 3600)
+    report = protocol.publish(run, receipts, clock=lambda: run.started_unix_s - 3600)
     assert (report.wall_s, report.rows_per_s) == (0.0, 0.0)
     receipts = [replace(r, first_batch_unix_s=run.started_unix_s - 60) for r in receipts]
     assert RunReport.of(run, receipts, ended_unix_s=NOW).first_batch_s == 0.0
@@ -116,7 +117,7 @@ def test_a_clock_that_is_set_back_makes_no_negative_seconds(tmp_path: Path) -> N
 
 def test_a_published_night_that_lost_its_mark_gets_it_back(tmp_path: Path) -> None:
     run, receipts = staged(tmp_path)
-    commit.publish(run, receipts, clock=lambda: NOW)
+    protocol.publish(run, receipts, clock=lambda: NOW)
     assert not mark_again(str(tmp_path), "b" * 64)
     (tmp_path / "_SUCCESS").unlink()
     assert not mark_again(str(tmp_path), "b" * 64)
@@ -140,7 +141,7 @@ LOST: dict[str, Change] = {"lost": lambda r: r[2:], "doubled": lambda r: [*r, r[
 @pytest.mark.parametrize("case", LOST)
 def test_receipts_that_the_engine_lost_or_doubled_are_those_in_staging(tmp_path: Path, case: str) -> None:
     run, receipts = staged(tmp_path)
-    report = commit.publish(run, LOST[case](receipts), clock=lambda: NOW)
+    report = protocol.publish(run, LOST[case](receipts), clock=lambda: NOW)
     assert (report.splits, report.rows_scored) == (3, 7)
     manifest = published(str(tmp_path))
     assert manifest is not None
@@ -153,7 +154,7 @@ def test_a_split_without_a_receipt_is_missing(tmp_path: Path) -> None:
         path.unlink()
     before = tree(tmp_path)
     with pytest.raises(StateUnknownError, match="2 of 3 splits have a receipt; run again to resume"):
-        commit.publish(run, receipts[1:], clock=lambda: NOW)
+        protocol.publish(run, receipts[1:], clock=lambda: NOW)
     assert tree(tmp_path) == before
 
 
@@ -187,12 +188,14 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
         if replacing:
             old = [*SPLITS, split("gone/d", 1)]
             run = run_of(output, old, "b" * 64)
-            commit.publish(run, [receipt(output, s, b"old", run_id="b" * 64) for s in old], clock=lambda: NOW)
+            protocol.publish(
+                run, [receipt(output, s, b"old", run_id="b" * 64) for s in old], clock=lambda: NOW
+            )
             check_output(str(output), RUN_ID, replace=True)
         return staged(output, replace=replacing)
 
     whole = tmp_path / "whole"
-    commit.publish(*prepared(whole), clock=lambda: NOW)
+    protocol.publish(*prepared(whole), clock=lambda: NOW)
     expected = tree(whole)
     steps = 0
     while True:
@@ -201,7 +204,7 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
         with pytest.MonkeyPatch.context() as patch:
             done = stop_after(patch, steps)
             try:
-                commit.publish(run, receipts, clock=lambda: NOW)
+                protocol.publish(run, receipts, clock=lambda: NOW)
             except StoppedError:
                 pass
             else:
@@ -213,7 +216,7 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
             check_output(str(output), RUN_ID, replace=replacing)
             found = [staging.read_receipt(str(output), RUN_ID, s) for s in SPLITS]
             assert found == receipts
-            commit.publish(run, receipts, clock=lambda: NOW)
+            protocol.publish(run, receipts, clock=lambda: NOW)
         got = tree(output)
         assert sorted(got) == sorted(expected)
         data = [name for name in got if name.endswith(".parquet")]
@@ -225,7 +228,7 @@ def test_publishing_can_be_repeated_from_every_point(tmp_path: Path, replacing: 
 
 def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
     old = run_of(tmp_path, SPLITS, "b" * 64)
-    commit.publish(old, [receipt(tmp_path, s, b"old", run_id="b" * 64) for s in SPLITS], clock=lambda: NOW)
+    protocol.publish(old, [receipt(tmp_path, s, b"old", run_id="b" * 64) for s in SPLITS], clock=lambda: NOW)
     run, receipts = staged(tmp_path, replace=True)
     seen: list[bool] = []
     real = storage.release
@@ -236,7 +239,7 @@ def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "release", look_and_rename)
-        commit.publish(run, receipts, clock=lambda: NOW)
+        protocol.publish(run, receipts, clock=lambda: NOW)
     assert seen == [False, False, False]
     assert (tmp_path / "_SUCCESS").exists()
 
@@ -244,21 +247,21 @@ def test_while_publishing_there_is_no_success(tmp_path: Path) -> None:
 def test_a_file_that_is_nowhere_is_seen_before_anything_is_touched(tmp_path: Path) -> None:
     """Promise 2: the old night stays whole when the new one turns out not to be."""
     old = [receipt(tmp_path, s, b"old", run_id="b" * 64) for s in SPLITS]
-    commit.publish(run_of(tmp_path, SPLITS, "b" * 64), old, clock=lambda: NOW)
+    protocol.publish(run_of(tmp_path, SPLITS, "b" * 64), old, clock=lambda: NOW)
     run, receipts = staged(tmp_path, replace=True)
     Path(receipts[1].attempt).unlink()
     before = tree(tmp_path)
     with pytest.raises(StateUnknownError, match=r"neither there nor published; nothing was changed"):
-        commit.publish(run, receipts, clock=lambda: NOW)
+        protocol.publish(run, receipts, clock=lambda: NOW)
     assert tree(tmp_path) == before
 
 
 def test_a_night_that_was_published_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     mine, receipts = staged(tmp_path)
-    commit.publish(*staged(tmp_path, "b" * 64), clock=lambda: NOW)
+    protocol.publish(*staged(tmp_path, "b" * 64), clock=lambda: NOW)
     before = tree(tmp_path)
     with pytest.raises(OutputConflictError, match="holds run bbbbbbbbbbbb, this is run aaaaaaaaaaaa"):
-        commit.publish(mine, receipts, clock=lambda: NOW)
+        protocol.publish(mine, receipts, clock=lambda: NOW)
     assert tree(tmp_path) == before
 
 
@@ -269,12 +272,12 @@ def test_a_night_half_published_by_another_run_can_be_replaced(tmp_path: Path) -
         stop_after(patch, 12)
         patch.setattr(storage, "sync_files", lambda paths: 1 / 0)
         with pytest.raises((StoppedError, ZeroDivisionError)):
-            commit.publish(half, [receipt(tmp_path, s, run_id="b" * 64) for s in others], clock=lambda: NOW)
+            protocol.publish(half, [receipt(tmp_path, s, run_id="b" * 64) for s in others], clock=lambda: NOW)
     assert (tmp_path / "a.parquet").exists()
     with pytest.raises(OutputConflictError, match="run bbbbbbbbbbbb was interrupted while it was published"):
         check_output(str(tmp_path), RUN_ID, replace=False)
     check_output(str(tmp_path), RUN_ID, replace=True)
-    commit.publish(*staged(tmp_path, replace=True), clock=lambda: NOW)
+    protocol.publish(*staged(tmp_path, replace=True), clock=lambda: NOW)
     data = [name for name in tree(tmp_path) if not name.startswith("_")]
     assert data == ["a.parquet", "ds=1/b.parquet", "ds=1/c.parquet"]
     assert not (tmp_path / "_staging").exists()
@@ -283,14 +286,14 @@ def test_a_night_half_published_by_another_run_can_be_replaced(tmp_path: Path) -
 def test_the_run_id_depends_on_every_input() -> None:
     shard, options = Shard("/a", 1, "1"), {"keys": ("x",), "batch_size": None}
     ids = {
-        commit.run_id([shard], "m", options),
-        commit.run_id([replace(shard, path="/b")], "m", options),
-        commit.run_id([replace(shard, size_bytes=2)], "m", options),
-        commit.run_id([replace(shard, stamp="2")], "m", options),
-        commit.run_id([shard, shard], "m", options),
-        commit.run_id([shard], "n", options),
-        commit.run_id([shard], "m", {**options, "keys": ()}),
-        commit.run_id([shard], "m", {**options, "batch_size": 1}),
+        protocol.run_id([shard], "m", options),
+        protocol.run_id([replace(shard, path="/b")], "m", options),
+        protocol.run_id([replace(shard, size_bytes=2)], "m", options),
+        protocol.run_id([replace(shard, stamp="2")], "m", options),
+        protocol.run_id([shard, shard], "m", options),
+        protocol.run_id([shard], "n", options),
+        protocol.run_id([shard], "m", {**options, "keys": ()}),
+        protocol.run_id([shard], "m", {**options, "batch_size": 1}),
     }
     assert len(ids) == 8
-    assert commit.run_id([shard], "m", dict(reversed(options.items()))) in ids
+    assert protocol.run_id([shard], "m", dict(reversed(options.items()))) in ids

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from job import commit, counting, output, staging, storage
+from job import storage
+from job.commit import output, protocol, reconciliation, staging
 from job.errors import StorageError
 from job.spec import Split
 from tests.nights import visible
@@ -26,7 +27,7 @@ def published(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace a night, and return the changes and flushes in their order."""
     old = [split("gone/d")]
     before = run_of(folder, old, "b" * 64)
-    commit.publish(before, [receipt(folder, one, run_id="b" * 64) for one in old])
+    protocol.publish(before, [receipt(folder, one, run_id="b" * 64) for one in old])
     staging.write_plan(str(folder), RUN_ID, SPLITS)
     receipts = [receipt(folder, one) for one in SPLITS]
     # One of them with a file of rejected rows, which is published in folders of its own.
@@ -53,9 +54,9 @@ def published(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     with monkeypatch.context() as patch:
         for name in ("withdraw", "release", "sync_folder", "write_atomic"):
             patch.setattr(storage, name, noted(name))
-        patch.setattr(counting, "reconcile", lambda run, receipts: None)
-        patch.setattr(counting, "recount", lambda folder, parts: None)
-        commit.publish(run_of(folder, SPLITS, replace=True), receipts)
+        patch.setattr(reconciliation, "reconcile", lambda run, receipts: None)
+        patch.setattr(reconciliation, "recount", lambda folder, parts: None)
+        protocol.publish(run_of(folder, SPLITS, replace=True), receipts)
     return steps
 
 
@@ -99,10 +100,10 @@ def test_a_disk_that_fails_while_rows_are_counted_again_is_no_bad_data(
         with pytest.raises(
             StorageError, match="cannot be read: Too many levels of symbolic links; run again"
         ):
-            commit.publish(run_of(tmp_path, SPLITS), receipts)
+            protocol.publish(run_of(tmp_path, SPLITS), receipts)
     path.unlink()
     path.write_bytes(content)
-    assert commit.publish(run_of(tmp_path, SPLITS), receipts).rows_scored == 9
+    assert protocol.publish(run_of(tmp_path, SPLITS), receipts).rows_scored == 9
 
 
 OLD_RUN, OLD_SPLITS = "b" * 64, [SPLITS[0], split("year=2013/gone"), split("kept/gone"), split("d")]
@@ -125,7 +126,7 @@ def score(folder: Path, run_id: str, splits: list[Split], *, replacing: bool) ->
             receipts.append(
                 found or staging.write_receipt(str(folder), receipt(folder, one, content, run_id=run_id))
             )
-        commit.publish(run, receipts)
+        protocol.publish(run, receipts)
 
 
 def whole(folder: Path) -> str:

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job import commit, output, staging, storage
+from job import storage
+from job.commit import output, protocol, staging
 from job.errors import JobError, StateUnknownError
-from job.scoring import score_split
+from job.scoring.split import score_split
 from job.spec import Receipt, Run
 from tests.killing import Job, Zygote
 from tests.nights import Night, dense, features, saved
@@ -77,7 +78,7 @@ def test_an_attempt_that_ends_after_publishing_leaves_nothing(full: Night) -> No
     run, splits = planned.task.run, planned.splits
     receipts = [score_split(one, planned.task, planned.loaded) for one in splits]
     zombie = score_split(splits[0], planned.task, planned.loaded)
-    commit.publish(run, receipts)
+    protocol.publish(run, receipts)
     before = files(full.output)
     with pytest.raises(StateUnknownError, match="it was published or removed meanwhile"):
         staging.write_receipt(run.output, zombie)
@@ -123,7 +124,7 @@ def publish_together(folder: Path, order: list[bool]) -> list[BaseException]:
 
     def publisher() -> None:
         try:
-            commit.publish(run, receipts)
+            protocol.publish(run, receipts)
         except JobError as e:
             errors.append(e)
         finally:
@@ -177,7 +178,7 @@ def held_at(run: Run, receipts: list[Receipt], step: str, meanwhile: Callable[[]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, step, call)
-        commit.publish(run, receipts)
+        protocol.publish(run, receipts)
 
 
 @pytest.mark.parametrize("step", ["release", "sync_files"])
@@ -187,7 +188,7 @@ def test_a_publisher_that_outlives_its_launcher_takes_nothing_of_the_next_night(
     """What the first run was to remove is what the other one has just published."""
     old_splits = [*SPLITS, split("gone/c", 2)]
     before = run_of(tmp_path, old_splits, "0" * 64)
-    commit.publish(before, [receipt(tmp_path, one, b"old", run_id="0" * 64) for one in old_splits])
+    protocol.publish(before, [receipt(tmp_path, one, b"old", run_id="0" * 64) for one in old_splits])
     mine, others = (
         run_of(tmp_path, SPLITS, replace=True),
         run_of(tmp_path, old_splits, "b" * 64, replace=True),
@@ -198,7 +199,7 @@ def test_a_publisher_that_outlives_its_launcher_takes_nothing_of_the_next_night(
     def meanwhile() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(storage, step, real)
-            commit.publish(others, [receipt(tmp_path, one, b"new", run_id="b" * 64) for one in old_splits])
+            protocol.publish(others, [receipt(tmp_path, one, b"new", run_id="b" * 64) for one in old_splits])
         published.append(files(tmp_path))
 
     published: list[dict[str, str]] = []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from job import options
+from job.cli import options
 from job.errors import UsageError
 from tests.nights import Night, dense, features, run_cli, saved
 

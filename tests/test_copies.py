@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from tensorflow.python.saved_model import load
 
-from job import artifact, copies
 from job.errors import JobError, ModelError, StorageError
-from job.model import LoadedModel
+from job.model import artifact, copies
+from job.model.loading import LoadedModel
 from job.spec import ModelReference
 from tests.nights import dense, module
 
@@ -188,7 +188,7 @@ def test_another_kind_of_model_in_its_place_is_not_loaded(tmp_path: Path) -> Non
 # Another process of this user; its model is in use until a line comes.
 HOLDING: Final = """
 import sys
-from job import artifact
+from job.model import artifact
 held = artifact.held(sys.argv[1], None)
 print(held.file, flush=True)
 sys.stdin.readline()

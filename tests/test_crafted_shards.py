@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from job import inputs
+from job.binding.tolerance import Tolerance
+from job.compare.verify import verify
 from job.errors import SchemaError
+from job.shards import inputs
 from job.spec import ScoringSpec
-from job.tolerance import Tolerance
-from job.verify import verify
 from tests.crafted_parquet import (
     FLOAT,
     INT32,
@@ -177,7 +177,7 @@ BOMBS: dict[str, tuple[list[dict[int, Any]], Chunk]] = {
 }
 NIGHT = """
 import json, resource, sys
-from job import launch, options
+from job.launch import score as launch; from job.cli import options
 spec, beam = options.parse(sys.argv[1:])
 report = launch.score(spec, beam, announce=lambda line: None).report
 peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

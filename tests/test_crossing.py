@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from job.crossing import Address, Memory
-from job.signature import CodedStrings, Tensor
+from job.model.sharing.memory import Address, Memory
+from job.model.signature import CodedStrings, Tensor
 from tests.steps import memories
 
 RANDOM = np.random.default_rng(7)
@@ -100,7 +100,7 @@ def test_a_process_that_is_gone() -> None:
     command = [
         sys.executable,
         "-c",
-        "from job.crossing import Memory; a = Memory.made().address; print(a.pid, a.fd, a.inode)",
+        "from job.model.sharing.memory import Memory; a = Memory.made().address; print(a.pid, a.fd, a.inode)",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     with pytest.raises(FileNotFoundError):

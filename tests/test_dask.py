@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job import clusters
+from job.engines import dask
 from tests.dask_cluster import ROOT, Cluster, dask_cluster
 from tests.killing import Done, Forked, Job, Zygote
 from tests.nights import Night, dense, features, matrix, saved
@@ -242,7 +242,7 @@ def test_a_cluster_without_workers_is_told(night: Night, tmp_path: Path, warm: Z
 def test_without_dask_the_extra_is_named(night: Night) -> None:
     night.shard("part", features(100))
     args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id", "--runner=DaskRunner")
-    hidden = "import sys; sys.modules['dask'] = None; from job import cli; sys.exit(cli.main(sys.argv[1:]))"
+    hidden = "import sys; sys.modules['dask'] = None; from job.cli import main as cli; sys.exit(cli.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", hidden, "score", *args],
         cwd=ROOT,
@@ -274,5 +274,5 @@ def test_cores_are_shared_by_all_threads_of_a_machine(
         address: {"host": host, "nthreads": count}
         for address, (host, count) in zip(addresses, workers, strict=True)
     }
-    found = clusters._cluster(told, dict(zip(addresses, cores, strict=True)))
-    assert found == clusters.Cluster(threads, cores_per_thread)
+    found = dask._cluster(told, dict(zip(addresses, cores, strict=True)))
+    assert found == dask.Cluster(threads, cores_per_thread)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from job import engines, inputs, options, waiting
+from job.cli import options
+from job.engines import choice
 from job.errors import EngineError, UsageError
+from job.launch import submission
+from job.shards import inputs
 from job.spec import ScoringSpec
 
 IN, MODEL, OUT = "--input=gs://b/in", "--model=gs://b/m.keras", "--output=gs://b/out"
@@ -18,7 +21,7 @@ GPU = "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
 
 def checked(*flags: str) -> ScoringSpec:
     spec, beam_args = options.parse(flags)
-    return waiting.checked(inputs.absolute(spec), beam_args)
+    return submission.checked(inputs.absolute(spec), beam_args)
 
 
 def refusal(*flags: str) -> str:
@@ -62,11 +65,11 @@ def test_what_lies_on_this_disk_is_refused(
 
 
 def test_a_list_may_lie_here_but_not_what_it_names() -> None:
-    given = engines.beam_options(["--runner=DataflowRunner"])
-    engines.check_visible(given, ["gs://b/a", "s3://b/a"])
+    given = choice.beam_options(["--runner=DataflowRunner"])
+    choice.check_visible(given, ["gs://b/a", "s3://b/a"])
     with pytest.raises(UsageError, match=r"^/here/a: on this machine's disk"):
-        engines.check_visible(given, ["gs://b/a", "/here/a"])
-    engines.check_visible(engines.beam_options([]), ["/here/a"])
+        choice.check_visible(given, ["gs://b/a", "/here/a"])
+    choice.check_visible(choice.beam_options([]), ["/here/a"])
 
 
 @pytest.mark.parametrize("flag", ["--temp_location", "--staging_location"])
@@ -122,5 +125,5 @@ def test_a_missing_package_is_told_with_what_installs_it(
     ],
 )
 def test_tensorflow_gets_the_cores_that_a_process_has(flags: tuple[str, ...], threads: int) -> None:
-    given = engines.beam_options(["--runner=DataflowRunner", *flags])
-    assert engines.fit(given) == engines.Fit(threads, here=False)
+    given = choice.beam_options(["--runner=DataflowRunner", *flags])
+    assert choice.fit(given) == choice.Fit(threads, here=False)

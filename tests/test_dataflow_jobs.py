@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from job import leases, storage
+from job import storage
+from job.commit import lease as commit_lease
 from job.errors import EngineError, OutputConflictError, StateUnknownError, UsageError
 from tests import dataflow_jobs
 from tests.dataflow_jobs import IMAGE, ROOT, TIMEOUT_S, Dataflow
@@ -152,7 +153,7 @@ def test_ctrl_c_cancels_the_job_and_the_same_command_goes_on_elsewhere(service: 
     (package,) = [content for name, content in staged.items() if name.endswith("/workflow.tar.gz")]
     with tarfile.open(fileobj=io.BytesIO(package)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"job/worker.py", "models/custom_layer.py", "pyproject.toml"} <= names
+    assert {"job/scoring/worker.py", "models/custom_layer.py", "pyproject.toml"} <= names
     # The dead command's lease is free on its own machine.
     service.night.score("stopped")
     service.night.check("stopped")
@@ -216,7 +217,7 @@ def test_a_job_that_failed_makes_its_output_free_and_one_that_is_waited_for_is_t
     assert f"{first} has ended without publishing: its output is free" in service.said
     # The first one's publisher would learn it from the lease.
     with pytest.raises(StateUnknownError, match="it is gone"):
-        leases.check(service.night.path("failed/_staging/lease"), token)
+        commit_lease.check(service.night.path("failed/_staging/lease"), token)
 
 
 def test_what_dataflow_refuses_is_one_line_and_takes_no_lease(service: Dataflow) -> None:
@@ -247,11 +248,12 @@ def test_what_a_list_names_on_this_disk_is_refused(service: Dataflow) -> None:
     listed = service.night.folder / "list.txt"
     listed.write_text(f"{service.night.path('in')}\n{service.night.folder}/shard.parquet\n")
     args = [one for one in service.args("listed") if not one.startswith("--input=")]
-    from job import launch, options
+    from job.cli import options
+    from job.launch import score
 
     spec, beam_args = options.parse([f"--input=@{listed}", *args])
     with pytest.raises(UsageError, match=r"shard\.parquet: on this machine's disk"):
-        launch.score(spec, beam_args, announce=service.said.append)
+        score.score(spec, beam_args, announce=service.said.append)
 
 
 def test_the_launcher_of_a_flex_template_gets_the_job_written_down(service: Dataflow) -> None:

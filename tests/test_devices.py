@@ -16,9 +16,11 @@ import tensorflow as tf
 from apache_beam.portability import common_urns
 from apache_beam.runners.portability.fn_api_runner import translations
 
-from job import artifact, devices, engines, worker
+from job.engines import choice
 from job.errors import ModelError, PreflightError
+from job.model import artifact, devices
 from job.pipeline import ScoreParquet
+from job.scoring import worker
 from job.spec import ModelReference
 from tests.nights import Night, dense, features, saved
 
@@ -58,10 +60,10 @@ def test_a_gpu_is_looked_for_where_the_rows_are_scored(
 
 def proto_of(small: Path, night: Night, *flags: str, device: str = "gpu") -> Any:
     planned = night.planned(small, "--keys=id")
-    options = engines.beam_options(flags)
+    options = choice.beam_options(flags)
     pipeline = beam.Pipeline(options=options)
     transform = ScoreParquet(planned.path, planned.task)
-    pipeline | transform.with_resource_hints(**engines.hints(options, device))
+    pipeline | transform.with_resource_hints(**choice.hints(options, device))
     return pipeline.to_runner_api()
 
 
@@ -120,7 +122,9 @@ def test_a_worker_divides_its_cores_by_its_processes(
 
 
 def test_each_process_has_a_gpu_of_its_own_while_there_are_enough(tmp_path: Path) -> None:
-    program = "import sys; from job import devices; print(devices.own_gpu(2), flush=True); sys.stdin.read()"
+    program = (
+        "import sys; from job.model import devices; print(devices.own_gpu(2), flush=True); sys.stdin.read()"
+    )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
 
     def start() -> subprocess.Popen[str]:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import nightfiles, pairing, storage
-from job.diff import Asked, diff
+from job import storage
+from job.compare import night_files, pairing
+from job.compare.diff import Asked, diff
+from job.compare.night_files import NightFiles
 from job.errors import DataError, StateUnknownError, UsageError
-from job.nightfiles import NightFiles
 from tests.nights import Night, put_back, run_cli, visible
 from tests.remote import Remote
 from tests.spoilt_nights import table_of
@@ -180,7 +181,7 @@ def test_a_night_that_is_replaced_meanwhile_is_not_mixed(nights: Callable[[str],
 def test_one_of_them_lies_in_a_bucket(nights: Callable[[str], Night], bucket: Remote, top: str) -> None:
     a, b = nights("a"), nights("b")
     # More files than are on their way at a time.
-    assert len(a.files()) > nightfiles._FILES_AHEAD
+    assert len(a.files()) > night_files._FILES_AHEAD
     for path in [*visible(a.output), a.output / "_manifest.json", a.output / "_SUCCESS"]:
         storage.write_atomic(f"{top}/{path.relative_to(a.output)}", path.read_bytes())
     found = diff([folder(b), top], Asked(threshold=0.1, top=5))

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from job import asked, doctor, looks, options, ports, reached, workers
-from job.checks import Check
+from job.cli import options
+from job.doctor import doctor, engine, question, timeouts, workers
+from job.doctor import engine as doctor_engine
+from job.doctor.timeouts import Look
+from job.engines.checks import Check
 from job.errors import EngineError
-from job.looks import Look
 from tests.nights import Night, dense, features, saved
 from tests.pools import free_port
 from tests.servers import stores
@@ -73,7 +75,7 @@ def command(
 
 def test_all_is_well_on_this_machine_and_nothing_is_left_behind(night: Night, args: list[str]) -> None:
     program = (
-        "import sys; from job import cli; code = cli.main(sys.argv[1:]); "
+        "import sys; from job.cli import main as cli; code = cli.main(sys.argv[1:]); "
         "print({'apache_beam', 'keras', 'tensorflow'} & set(sys.modules)); sys.exit(code)"
     )
     done = command(*args, program=("-c", program))
@@ -132,7 +134,7 @@ def test_what_is_published_is_told_and_stays(night: Night, args: list[str]) -> N
 def test_a_hung_port_does_not_hang_the_doctor(
     args: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reached, "ANSWER_S", 0.5)
+    monkeypatch.setattr(doctor_engine, "ANSWER_S", 0.5)
     began_s = time.monotonic()
     with hung() as port:
         flags = [f"--job_endpoint=localhost:{port}", f"--environment_type={kind}"]
@@ -157,7 +159,7 @@ def test_a_port_that_speaks_something_else() -> None:
 
         served = Look("server", answer, limit_s=10)
         with pytest.raises(EngineError, match="does not speak gRPC"):
-            ports.check_grpc(f"localhost:{port}", 5)
+            engine.check_grpc(f"localhost:{port}", 5)
         served.wait()
 
 
@@ -169,14 +171,14 @@ def test_a_look_that_does_not_come_back_is_told_in_time() -> None:
     assert isinstance(found, Check)
     assert (found.ok, found.name) == (False, "a server")
     assert "no answer within" in found.told
-    assert looks.anything_overdue()
+    assert timeouts.anything_overdue()
     end.set()
-    until(lambda: not looks.anything_overdue())
+    until(lambda: not timeouts.anything_overdue())
 
 
 def test_who_listens_on_a_port_is_seen() -> None:
     port = free_port()
-    assert ports.listeners(port) == []
+    assert engine.listeners(port) == []
     program = (
         "import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); "
         "s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(flush=True); sys.stdin.read()"
@@ -192,7 +194,7 @@ def test_who_listens_on_a_port_is_seen() -> None:
             end.callback(one.stdin.close)
             one.stdout.readline()
             pids.append(one.pid)
-            assert sorted(ports.listeners(port)) == sorted(f"process {pid}" for pid in pids)
+            assert sorted(engine.listeners(port)) == sorted(f"process {pid}" for pid in pids)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +264,7 @@ GOOD = {
     ],
 )
 def test_what_is_made_of_an_answer(answer: dict[str, object], wrong: str | None, told: str) -> None:
-    here = {"versions": asked.versions(["keras"])}
+    here = {"versions": question.versions(["keras"])}
     heard = workers.Heard([{"worker": "w", **GOOD, **here, **answer}], "", overdue=False)
     checks = {check.name: check for check in workers.checks(heard, "the log", "aa", 10, 45)}
     assert not_ok(checks) == ([wrong] if wrong else [])
@@ -270,7 +272,7 @@ def test_what_is_made_of_an_answer(answer: dict[str, object], wrong: str | None,
 
 
 def test_pythons_last_number_may_differ() -> None:
-    here = asked.versions([])["python"].rpartition(".")[0]
+    here = question.versions([])["python"].rpartition(".")[0]
     answer = {"worker": "w", **GOOD, "versions": {"python": f"{here}.999"}}
     heard = workers.Heard([answer], "", overdue=False)
     assert all(check.ok for check in workers.checks(heard, "the log", "aa", 10, 45))
@@ -278,7 +280,7 @@ def test_pythons_last_number_may_differ() -> None:
 
 def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:
     sooner = "doctor._PLACES_S = doctor._MODEL_S = looks._AFTER_ANOTHER_S = 2.0"
-    program = f"import sys; from job import cli, doctor, looks; {sooner}; sys.exit(cli.main(sys.argv[1:]))"
+    program = f"import sys; from job.cli import main as cli; from job.doctor import doctor; from job.doctor import timeouts as looks; {sooner}; sys.exit(cli.main(sys.argv[1:]))"
     with hung() as port:
         env = stores.environment(f"http://127.0.0.1:{port}", None)
         places = ["--input=s3://b/in", "--model=s3://b/m.keras", "--output=s3://b/out"]

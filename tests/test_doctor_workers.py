@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from job import ports
+from job.doctor import engine
 from tests.dask_cluster import dask_cluster
 from tests.nights import Night, dense, features, saved
 from tests.pools import external, free_port, job_service, worker_pool
@@ -46,7 +46,7 @@ def test_a_pool_is_asked_by_a_job_and_must_be_alone_on_its_port(
         assert checks["workers"].told.startswith("1 answered: ")
         assert not night.output.exists()
         with worker_pool(tmp_path, port) as other:
-            until(lambda: len(ports.listeners(port)) == 2, within_s=60)
+            until(lambda: len(engine.listeners(port)) == 2, within_s=60)
             checks = examined([*args, *external(job_port, port)])
     assert not_ok(checks) == ["worker pool"]
     assert all(f"process {one.pid}" in checks["worker pool"].told for one in (pool, other))

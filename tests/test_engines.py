@@ -10,7 +10,7 @@ from importlib.metadata import version
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
-from job import engines
+from job.engines import choice
 from job.errors import EngineError
 from tests.nights import Night, dense, features, saved
 
@@ -23,7 +23,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cores_are_those_that_this_process_may_use() -> None:
-    assert engines.cores() == 8
+    assert choice.cores() == 8
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_cores_are_those_that_this_process_may_use() -> None:
 def test_defaults_give_way_to_what_is_asked(
     args: list[str], runner: str, mode: str, workers: int, threads: int
 ) -> None:
-    options = engines.beam_options(args)
+    options = choice.beam_options(args)
     direct = options.view_as(DirectOptions)
     assert options.view_as(StandardOptions).runner == runner
     assert (direct.direct_running_mode, direct.direct_num_workers) == (mode, workers)
-    assert engines.tensorflow_threads(options) == threads
-    assert (engines.name(PipelineOptions(args)) == engines.EMBEDDED) == (runner == "FnApiRunner")
+    assert choice.tensorflow_threads(options) == threads
+    assert (choice.name(PipelineOptions(args)) == choice.EMBEDDED) == (runner == "FnApiRunner")
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_defaults_give_way_to_what_is_asked(
     ],
 )
 def test_how_many_processes_share_a_workers_cores(args: list[str], processes: int) -> None:
-    assert engines._processes(engines.beam_options(args)) == processes
+    assert choice._processes(choice.beam_options(args)) == processes
 
 
 def test_one_model_for_all_where_there_are_several_processes() -> None:
-    def fit(*args: str) -> engines.Fit:
-        return engines.fit(engines.beam_options(args), "key")
+    def fit(*args: str) -> choice.Fit:
+        return choice.fit(choice.beam_options(args), "key")
 
     assert (fit().machine, fit().here) == ("", True)
     processes = fit("--direct_running_mode=multi_processing")
@@ -89,17 +89,17 @@ def test_one_model_for_all_where_there_are_several_processes() -> None:
 def test_other_flags_reach_beam_untouched() -> None:
     flink = ["--flink_master=[local]", "--environment_cache_millis=1", "--job_name=night"]
     args = ["--runner=FlinkRunner", *flink, "--experiments=a", "--experiments=b"]
-    options = engines.beam_options(args)
+    options = choice.beam_options(args)
     found = options.get_all_options(drop_default=True)
     assert found == PipelineOptions(args).get_all_options(drop_default=True)
     assert (found["flink_master"], found["experiments"]) == ("[local]", ["a", "b"])
 
 
-@pytest.mark.parametrize("runner", ["fnapirunner", "FnApi", engines.EMBEDDED, FULL_PATH])
+@pytest.mark.parametrize("runner", ["fnapirunner", "FnApi", choice.EMBEDDED, FULL_PATH])
 def test_the_embedded_runner_by_any_of_its_names(runner: str) -> None:
-    options = engines.beam_options([f"--runner={runner}"])
+    options = choice.beam_options([f"--runner={runner}"])
     assert options.view_as(DirectOptions).direct_running_mode == "multi_threading"
-    assert engines.scores_here(options)
+    assert choice.scores_here(options)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_embedded_runner_by_any_of_its_names(runner: str) -> None:
     ],
 )
 def test_where_rows_are_scored(args: list[str], here: bool) -> None:
-    assert engines.scores_here(engines.beam_options(args)) == here
+    assert choice.scores_here(choice.beam_options(args)) == here
 
 
 def closed_port() -> int:
@@ -122,7 +122,7 @@ def closed_port() -> int:
 
 
 def test_a_job_server_that_does_not_answer(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(choice, "_ANSWER_S", 1.0)
     night.shard("a", features(10))
     path = saved(dense(4), night.folder / "m.keras")
     endpoint = f"127.0.0.1:{closed_port()}"
@@ -148,4 +148,4 @@ def test_an_engine_that_cannot_be_started(night: Night) -> None:
 
 def test_a_worker_that_fails_is_no_engine_that_fails() -> None:
     error = RuntimeError("from a worker")
-    assert engines.told("FnApiRunner", error) is error
+    assert choice.told("FnApiRunner", error) is error

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import console, escapes, page, progress
+from job import escapes
+from job.report import page
+from job.terminal import console, progress
 from tests.nights import Night, dense, features, run_cli, saved
 
 JOB = Path(__file__).parents[1] / "job"

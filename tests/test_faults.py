@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import cleaning, commit, hashing, inputs, output, staging, storage
+from job import storage
+from job.commit import cleaning, output, protocol, staging
 from job.errors import JobError, StorageError
-from job.scoring import score_split
+from job.scoring.split import score_split
+from job.shards import inputs
+from job.storage import sinks
 from tests.killing import Job, Zygote
 from tests.nights import Night, Planned, dense, features, saved
 from tests.test_kills import files, is_whole
@@ -33,13 +36,13 @@ SEAMS: list[tuple[Any, str]] = [
         and name
         not in ("local", "join", "parent", "absolute", "is_remote", "fits", "is_readable", "parallel")
     ),
-    *((hashing.HashingSink, name) for name in ("__init__", "write", "seal")),
+    *((sinks.HashingSink, name) for name in ("__init__", "write", "seal")),
     # Shards, their footers and their rows.
     (pq, "ParquetFile"),
     (pq.ParquetFile, "iter_batches"),
 ]
 # These fail as files do, beneath Arrow. Storage tells in its own words.
-BENEATH_ARROW = (hashing.HashingSink, pq, pq.ParquetFile)
+BENEATH_ARROW = (sinks.HashingSink, pq, pq.ParquetFile)
 
 
 def test_every_function_that_touches_files_is_among_them() -> None:
@@ -80,7 +83,7 @@ def whole_night(planned: Planned) -> None:
                 receipt = score_split(split, planned.task, planned.loaded)
                 staging.write_receipt(run.output, receipt)
             receipts.append(receipt)
-        commit.publish(run, receipts, clock=lambda: 2000.0)
+        protocol.publish(run, receipts, clock=lambda: 2000.0)
 
 
 def outcome(planned: Planned) -> JobError | None:

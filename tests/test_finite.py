@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from job.errors import DataError, UsageError
-from job.finite import feature_faults, nonfinite_rows, prediction_error
-from job.signature import Feed, InputSpec
+from job.model.signature import Feed, InputSpec
+from job.scoring.rejects import feature_faults, nonfinite_rows, prediction_error
 from tests.nights import Night, dense, features, matrix, saved
 
 TYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from job import options, parser
+from job.cli import options, parser
+from job.cli.values import DEFAULTS
 from job.errors import JobError
-from job.flags import DEFAULTS
 from tests.test_rooms import pins
 
 ROOT = Path(__file__).parents[1]

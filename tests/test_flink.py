@@ -21,7 +21,8 @@ from apache_beam.version import __version__ as beam_version
 from deploy.flink.__main__ import flags
 from deploy.flink.cluster import Cluster, free_port, is_free
 from deploy.flink.distribution import VERSION
-from job import engines, flink
+from job.engines import choice
+from job.engines.flink import engine as flink_engine
 from job.errors import EngineError
 from tests import rehearsal
 from tests.archives import CONFIG, written
@@ -49,7 +50,7 @@ def test_what_was_not_said_is_what_suits_the_cluster(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     filled = options(cluster)
-    engines.fit(options(cluster, "--job_endpoint=localhost:5"))
+    choice.fit(options(cluster, "--job_endpoint=localhost:5"))
     said = capsys.readouterr().err
     assert f"Flink: the job takes 4 slots (--parallelism); 4 of 4 slots at {cluster.rest().url} are" in said
     assert filled.view_as(FlinkRunnerOptions).flink_version == MINOR
@@ -71,7 +72,7 @@ def test_what_was_not_said_is_what_suits_the_cluster(
 @pytest.mark.slow
 def test_the_doctor_has_nothing_to_say_against_a_good_cluster(cluster: Cluster, jar: Path) -> None:
     engine = ["--environment_type=PROCESS", f'--environment_config={{"command": "{cluster.worker}"}}']
-    found = by_name(flink.checks(options(cluster, f"--flink_job_server_jar={jar}", *engine)))
+    found = by_name(flink_engine.checks(options(cluster, f"--flink_job_server_jar={jar}", *engine)))
     assert {name: check.ok for name, check in found.items()} == {
         "Java": True,
         "job server jar": True,
@@ -129,7 +130,7 @@ def test_the_doctor_says_what_is_wrong(
     if "--flink_version=1.20" in flags:
         a_jar(tmp_path / f"beam-runners-flink-1.20-job-server-{beam_version}.jar", beam_version, VERSION)
         given.pop(0)
-    check = by_name(flink.checks(options(cluster, *given, *flags)))[name]
+    check = by_name(flink_engine.checks(options(cluster, *given, *flags)))[name]
     assert (check.ok, told in check.told) == (ok, True), check
 
 
@@ -191,20 +192,20 @@ def test_who_holds_the_slots_is_named_and_ctrl_c_ends_what_is_ours(cluster: Clus
         # Theirs bears our name here, but was there before.
         interrupted(cluster, options(cluster, "--job_name=other"), lambda: [other])
         assert [one.id for one in rest.jobs() if not one.has_ended] == [other]
-        assert flink.cancel(rest, "other") == [other]
+        assert flink_engine.cancel(rest, "other") == [other]
         assert rest.overview().free_slots == 4
 
 
 def interrupted(cluster: Cluster, ours: PipelineOptions, start: Callable[[], list[str]]) -> tuple[str, float]:
     """Press Ctrl-C while what was started runs; returns the first of its ids, and when."""
     try:
-        with engines.ended_on_failure(ours):
+        with choice.ended_on_failure(ours):
             jobs = start()
             if len(jobs) > 1:
                 until(lambda: cluster.rest().overview().free_slots == 0, within_s=30)
                 refused = rf"0 of 4 slots at .*, held by .*other \({jobs[0]}\).*; wait, or `curl -X PATCH"
                 with pytest.raises(EngineError, match=refused):
-                    engines.fit(ours)
+                    choice.fit(ours)
             pressed_s = time.monotonic()
             raise KeyboardInterrupt
     except KeyboardInterrupt:

@@ -13,15 +13,16 @@ import pytest
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions
 
 from deploy.flink.cluster import free_port
-from job import engines, flink, flink_checks, flink_jar, flink_rest
+from job.engines import choice
+from job.engines.flink import checks, engine, job_server, rest
+from job.engines.flink.rest import Overview, TaskManager
 from job.errors import EngineError
-from job.flink_rest import Overview, TaskManager
 from tests.servers.flink import MINOR, a_jar, by_name, options
 
 
 def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
     closed = options(f"127.0.0.1:{free_port()}", "--job_endpoint=localhost:5")
-    check = by_name(flink.checks(closed))["Flink"]
+    check = by_name(engine.checks(closed))["Flink"]
     assert (check.ok, "Connection refused" in check.told, "start the cluster" in check.fix) == (
         False,
         True,
@@ -30,11 +31,11 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
     with pytest.raises(
         EngineError, match=r"--flink_master=http://127.0.0.1:.* no answer .*; start the cluster"
     ):
-        engines.fit(closed)
+        choice.fit(closed)
 
 
 @contextlib.contextmanager
-def answering(folder: Path, **answers: object) -> Iterator[flink_rest.Cluster]:
+def answering(folder: Path, **answers: object) -> Iterator[rest.Cluster]:
     """A server that has these answers, by name, and no others; ``__`` stands for a slash."""
     for name, answer in answers.items():
         path = folder / name.replace("__", "/")
@@ -47,7 +48,7 @@ def answering(folder: Path, **answers: object) -> Iterator[flink_rest.Cluster]:
         try:
             assert server.stdout is not None
             port = int(server.stdout.readline().split("port ")[1].split()[0])
-            yield flink_rest.Cluster(f"http://127.0.0.1:{port}")
+            yield rest.Cluster(f"http://127.0.0.1:{port}")
         finally:
             server.kill()
 
@@ -67,10 +68,10 @@ def test_a_cluster_that_grows_must_be_told_how_far(tmp_path: Path) -> None:
         # It has no slots to count now, and Flink's own default is one.
         asked = options(served.url)
         assert asked.view_as(FlinkRunnerOptions).parallelism < 1
-        check = flink_checks.room(asked, served)
+        check = checks.room(asked, served)
         assert (check.ok, check.fix) == (False, "give --parallelism")
         assert "0 of 0 slots" in check.told
-        assert flink_checks.room(options(served.url, "--parallelism=8"), served).ok
+        assert checks.room(options(served.url, "--parallelism=8"), served).ok
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_cores_are_shared_by_all_slots_of_a_machine(
     members: list[tuple[str, int, int]], parallelism: int, threads: int
 ) -> None:
     found = [TaskManager(str(i), host, slots, 0, cores) for i, (host, slots, cores) in enumerate(members)]
-    assert flink._share(found, parallelism) == threads
+    assert engine._share(found, parallelism) == threads
 
 
 @pytest.mark.parametrize(
@@ -101,16 +102,16 @@ def test_cores_are_shared_by_all_slots_of_a_machine(
     ],
 )
 def test_where_a_cluster_is(master: str, url: str | None) -> None:
-    found = flink_rest.Cluster.at(master)
+    found = rest.Cluster.at(master)
     assert (found and found.url) == url
 
 
 def test_without_an_address_there_is_nothing_to_ask() -> None:
-    own = engines.beam_options(["--runner=FlinkRunner", "--job_endpoint=localhost:5"])
+    own = choice.beam_options(["--runner=FlinkRunner", "--job_endpoint=localhost:5"])
     assert own.view_as(PortableOptions).environment_cache_millis == 60_000
-    assert engines.fit(own).threads == 0
-    assert by_name(flink.checks(own))["Flink"].ok is None
-    with engines.ended_on_failure(own):
+    assert choice.fit(own).threads == 0
+    assert by_name(engine.checks(own))["Flink"].ok is None
+    with choice.ended_on_failure(own):
         pass
 
 
@@ -132,13 +133,13 @@ def test_the_versions_of_a_job_server(
         a_jar(path, *content)
     else:
         path.write_bytes(b"no archive")
-    assert flink_jar.versions(path) == versions
+    assert job_server.versions(path) == versions
 
 
 @pytest.mark.parametrize(("minor", "ok"), [("2.2", True), ("2.1", False), ("2.3", False)])
 def test_a_cluster_that_beam_has_no_job_server_for(minor: str, ok: bool) -> None:
     asked = PipelineOptions(["--runner=FlinkRunner"])
-    check = flink_checks.version(asked, Overview(f"{minor}.7", 1, 1, 1))
+    check = checks.version(asked, Overview(f"{minor}.7", 1, 1, 1))
     assert check.ok is ok
     assert check.fix or ok
 

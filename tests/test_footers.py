@@ -7,8 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from job import engines, footers, inputs, options
+from job.cli import options
+from job.engines import choice
 from job.errors import SchemaError, ShardChangedError
+from job.launch import footers
+from job.shards import inputs
 from job.spec import ScoringSpec, Shard
 from tests.nights import Night, dense, features, saved
 
@@ -27,7 +30,7 @@ def shards_of(night: Night, count: int) -> list[Shard]:
 
 def test_workers_find_what_the_launcher_finds(night: Night) -> None:
     shards = shards_of(night, 250)
-    found = footers.read_on_workers(shards, str(night.output), RUN, engines.beam_options([]))
+    found = footers.read_on_workers(shards, str(night.output), RUN, choice.beam_options([]))
     here = inputs.read_footers(shards)
     assert [(f.group_rows, f.error) for f in found] == [(f.group_rows, f.error) for f in here]
     assert all(one.schema.equals(other.schema) for one, other in zip(found, here, strict=True))
@@ -39,13 +42,13 @@ def test_a_shard_that_goes_away_is_told(night: Night) -> None:
     shards = shards_of(night, 4)
     Path(shards[-1].path).unlink()
     with pytest.raises(Exception, match="was listed and is gone"):
-        footers.read_on_workers(shards, str(night.output), RUN, engines.beam_options([]))
+        footers.read_on_workers(shards, str(night.output), RUN, choice.beam_options([]))
 
 
 @pytest.mark.slow
 def test_a_run_whose_workers_read_the_footers(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """In processes of their own: the launcher reads no footer at all."""
-    from job import launch
+    from job.launch import score
 
     shards = shards_of(night, 12)
     model = saved(dense(), night.folder / "m.keras")
@@ -60,11 +63,11 @@ def test_a_run_whose_workers_read_the_footers(night: Night, monkeypatch: pytest.
     monkeypatch.setattr(inputs, "read_footers", here)
     night.shard("ds=0/part-0002", features(5).drop_columns("f0"))
     with pytest.raises(SchemaError, match=r"'f0'.* in 1 of 12 shards") as told:
-        launch.score(spec, beam_args, announce=lambda line: None)
+        score.score(spec, beam_args, announce=lambda line: None)
     assert "no readable Parquet file" in str(told.value)
     for name in ("ds=1/part-0003", "ds=0/part-0002"):
         night.shard(name, features(5))
-    outcome = launch.score(spec, beam_args, announce=lambda line: None)
+    outcome = score.score(spec, beam_args, announce=lambda line: None)
     assert outcome.report.shards == len(shards)
     Path(night.output / "_SUCCESS").unlink()
     night.shard("ds=0/part-0004", features(9))
@@ -78,4 +81,4 @@ def test_a_run_whose_workers_read_the_footers(night: Night, monkeypatch: pytest.
 
     monkeypatch.setattr(inputs, "list_shards", gone)
     with pytest.raises(ShardChangedError, match="was listed and is gone"):
-        launch.score(spec, beam_args, announce=lambda line: None)
+        score.score(spec, beam_args, announce=lambda line: None)

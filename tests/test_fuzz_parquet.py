@@ -58,9 +58,9 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 import pyarrow as pa
 pa.set_cpu_count(1)
-from job import planning
+from job.shards import planner as planning
 from job.errors import ShardError
-from job.reading import SplitReader
+from job.scoring.reader import SplitReader
 from job.spec import Shard
 
 def look(path):

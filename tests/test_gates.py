@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job import gates, options, output, staging
+from job.cli import options
+from job.commit import output, staging
 from job.errors import UsageError
+from job.gates import gates
 from tests.gated_nights import ROWS, moved, published, report, run_of, score, staged
 from tests.nights import Night, dense, features, matrix, put_back, run_cli, saved
 

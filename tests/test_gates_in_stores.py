@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from job import output
+from job.commit import output
 from tests.nights import run_cli
 from tests.store_nights import FLAGS, ROWS, StoreNight
 

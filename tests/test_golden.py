@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import options
-from job.golden import MOST_ROWS
+from job.cli import options
+from job.scoring.golden import MOST_ROWS
 from tests.nights import Night, dense, features, kept, matrix, put_back, run_cli, saved
 from tests.pools import ROOT, external, free_port, job_service, worker_pool
 

@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth.exceptions import RefreshError
 
-from job import objects, storage
+from job import storage
 from job.errors import StorageError
-from job.retrying import TransientError
+from job.storage import objects
+from job.storage.retries import TransientError
 from tests.permitted import ROOT, failed, in_this_process
 from tests.servers import stores
 from tests.servers.answers import Answer, Answers, Asked, answering

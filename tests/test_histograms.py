@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.binning import Counting
-from job.histograms import COARSEST_BITS, FINEST_BITS, MOST_BINS, Histogram, psi, summed
+from job.gates.histograms import COARSEST_BITS, FINEST_BITS, MOST_BINS, Counting, Histogram, psi, summed
 
 # A NaN has many patterns.
 FLOATS = st.lists(st.floats(width=32, allow_nan=False) | st.just(float("nan")), max_size=60)

@@ -14,8 +14,8 @@ import pytest
 
 from job.errors import ModelError
 from job.handler import KerasModelHandler
-from job.independence import Batch, Independence
-from job.signature import CodedStrings, Tensor
+from job.model.independence import Batch, Independence
+from job.model.signature import CodedStrings, Tensor
 from tests.nights import Array, Night, dense, features, matrix, module, run_cli, saved
 
 Model = Callable[[Array], Array]

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import inputs
 from job.errors import UsageError
+from job.shards import inputs
 from job.spec import ScoringSpec, Shard
 from tests.nights import Night, features
 

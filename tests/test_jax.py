@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 # One process for all nights: most of a run's time would be imports.
 PROGRAM = """
 import json, sys
-from job import cli
+from job.cli import main as cli
 print([cli.main(argv) for argv in json.load(sys.stdin)])
 """
 
@@ -57,7 +57,7 @@ def zoo(folder: Path) -> dict[str, tuple[Night, list[str]]]:
 
 @pytest.mark.slow
 def test_jax_gives_the_rows_that_tensorflow_gives(tmp_path: Path) -> None:
-    from job import cli
+    from job.cli import main
 
     nights = zoo(tmp_path)
     # A batch of 300, three times, and a ragged one that is filled up: JAX compiles for one shape.
@@ -81,7 +81,7 @@ def test_jax_gives_the_rows_that_tensorflow_gives(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == str([0] * len(nights) + [4]), done.stderr
     for night, flags in nights.values():
-        assert cli.main(["score", *flags, f"--output={night.output}"]) == 0
+        assert main.main(["score", *flags, f"--output={night.output}"]) == 0
         ours = night.scored()
         other = pa.concat_tables([pq.read_table(path) for path in visible(night.folder / "jax")])
         assert other.column("id").equals(ours.column("id"))

@@ -15,7 +15,8 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from job import launch, options
+from job.cli import options
+from job.launch import score
 from tests.killing import Done, Job, Zygote, kinds
 from tests.nights import Night, dense, features, saved
 from tests.store_nights import until
@@ -47,10 +48,10 @@ class Killed:
     def run(self, **kill: Any) -> Done:
         return self.warm.run(self.job(**kill))[0]
 
-    def again(self) -> launch.Outcome:
+    def again(self) -> score.Outcome:
         """Run the same command in this process."""
         spec, beam_args = options.parse(self.job().args[1:])
-        return launch.score(spec, beam_args, announce=lambda line: None)
+        return score.score(spec, beam_args, announce=lambda line: None)
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def spread(steps: tuple[str, ...], most_of_a_kind: int) -> list[int]:
 
 
 def test_the_steps_are_those_of_the_protocol(killed: Killed) -> None:
-    """The hook sees what the docstring of job.commit tells, in its order."""
+    """The hook sees what the docstring of job.commit.protocol tells, in its order."""
     _, _, steps = uninterrupted(killed)
     found = kinds(steps)
     order = [

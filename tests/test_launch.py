@@ -12,16 +12,13 @@ from typing import Any
 import pytest
 from apache_beam.utils import shared
 
-from job import launch, model, options, staging
-from job.errors import (
-    DataError,
-    JobError,
-    OutputConflictError,
-    StorageError,
-    UsageError,
-)
-from job.hashing import HashingSink
-from job.output import lease
+from job.cli import options
+from job.commit import staging
+from job.commit.output import lease
+from job.errors import DataError, JobError, OutputConflictError, StorageError, UsageError
+from job.launch import score
+from job.model import loading
+from job.storage.sinks import HashingSink
 from tests.nights import Night, dense, features, module, saved, visible
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +31,9 @@ def path(night: Night) -> Path:
     return saved(dense(), night.folder / "m.keras")
 
 
-def again(night: Night, path: str | Path, *flags: str) -> launch.Outcome:
+def again(night: Night, path: str | Path, *flags: str) -> score.Outcome:
     spec, beam_args = options.parse(night.args(path, "--keys=id", *flags))
-    return launch.score(spec, beam_args, announce=lambda line: None)
+    return score.score(spec, beam_args, announce=lambda line: None)
 
 
 def test_a_published_night_whose_files_are_gone_is_not_called_done(night: Night, path: Path) -> None:
@@ -82,7 +79,7 @@ def test_what_an_unseeded_builder_scored_is_scored_again_with_its_next_model(
     night.shard("b", features(20, first_id=30).set_column(1, "f0", pa.nulls(20, pa.float32())))
     with pytest.raises(DataError, match="20"):
         night.score(f"{name}:build", "--keys=id")
-    monkeypatch.setattr(model, "_SHARED", shared.Shared())
+    monkeypatch.setattr(loading, "_SHARED", shared.Shared())
     report = night.score(f"{name}:build", "--keys=id", "--max_rejected=0.5")
     assert (report.splits, report.splits_reused) == (2, 0)
     assert len(report.loads) == 1
@@ -137,7 +134,7 @@ def test_a_disk_that_fails_is_no_wrong_flag(
 def test_a_rerun_waits_for_neither_beam_nor_tensorflow(night: Night) -> None:
     night.shard("a", features(50))
     args = ["score", *night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")]
-    program = "import sys; from job import cli; code = cli.main(); "
+    program = "import sys; from job.cli import main as cli; code = cli.main(); "
     program += "print(sorted({'apache_beam', 'tensorflow', 'keras'} & set(sys.modules))); sys.exit(code)"
     for loaded in ("['apache_beam', 'keras', 'tensorflow']", "[]"):
         done = subprocess.run(

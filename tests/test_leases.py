@@ -13,23 +13,24 @@ from typing import Any
 
 import pytest
 
-from job import files, leases, objects
+from job.commit import lease
 from job.errors import OutputConflictError, StateUnknownError
+from job.storage import disk, objects
 from tests.killing import ROOT
 from tests.lease_places import OTHER, Clock, Place
 
-RENEW_S, EXPIRES_S, LOOK_S = leases.RENEW_S, leases.EXPIRES_S, leases._LOOK_EVERY_S
-HOST = leases._process(os.getpid())["host"]
+RENEW_S, EXPIRES_S, LOOK_S = lease.RENEW_S, lease.EXPIRES_S, lease._LOOK_EVERY_S
+HOST = lease._process(os.getpid())["host"]
 
 
 def test_a_lease_is_there_in_the_body_and_gone_afterwards(place: Place) -> None:
     with place.held() as token:
         content = place.told()
         assert (content["token"], content["process"]) == (token, os.getpid())
-        leases.check(place.path, token)
+        lease.check(place.path, token)
     assert place.content() is None
     with pytest.raises(StateUnknownError, match="it is gone; nothing more was published"):
-        leases.check(place.path, token)
+        lease.check(place.path, token)
 
 
 def test_renewals_come_six_times_before_it_expires() -> None:
@@ -101,13 +102,13 @@ def test_whatever_lies_there_is_taken_over_in_the_end(place: Place, clock: Clock
     place.put(content)
     with place.held() as token:
         assert clock.passed_s <= EXPIRES_S + LOOK_S
-        leases.check(place.path, token)
+        lease.check(place.path, token)
     assert place.content() is None
 
 
 def mine(**changes: Any) -> dict[str, Any]:
     """What a lease of this very process says of it."""
-    return {**leases._process(os.getpid()), **changes}
+    return {**lease._process(os.getpid()), **changes}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def mine(**changes: Any) -> dict[str, Any]:
         # There is none with such a number.
         ({"process": 2**22 + 1}, False),
         # Nothing of a machine tells of its time before a restart, or of what runs in a container.
-        ({"host": HOST.replace(files.boot_id(), "another-boot")}, True),
+        ({"host": HOST.replace(disk.boot_id(), "another-boot")}, True),
         ({"host": HOST.replace(os.uname().nodename, "another-name")}, True),
     ],
 )
@@ -143,7 +144,7 @@ def test_an_owner_of_this_machine_that_lives_refuses_others_at_once(place: Place
 
 HOLDER = """
 import sys, threading
-from job import leases
+from job.commit import lease as leases
 with leases.held(sys.argv[1], print):
     print("held", flush=True)
     sys.stdin.readline()
@@ -178,7 +179,7 @@ def test_a_killed_owner_of_this_machine_is_found_dead_at_once(place: Place, cloc
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with place.held() as token:
-            leases.check(place.path, token)
+            lease.check(place.path, token)
         process.wait()
     assert clock.passed_s == 0
 
@@ -193,8 +194,8 @@ def test_an_owner_that_is_interrupted_keeps_the_lease_until_it_has_ended(place: 
 
 
 def test_of_many_that_find_a_lease_expired_one_gets_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "EXPIRES_S", 0.2)
-    monkeypatch.setattr(leases, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(lease, "EXPIRES_S", 0.2)
+    monkeypatch.setattr(lease, "_LOOK_EVERY_S", 0.05)
     place.owned()
     start, ended, got = threading.Barrier(8), threading.Barrier(8), list[bool]()
 

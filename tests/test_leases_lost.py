@@ -11,19 +11,21 @@ from typing import Any
 
 import pytest
 
-from job import leases, objects, retrying, storage
+from job import storage
+from job.commit import lease
 from job.errors import OutputConflictError, StateUnknownError, StorageError
+from job.storage import objects, retries
 from tests.lease_places import OTHER, Clock, Place
 from tests.servers.proxy import Fault
 from tests.store_nights import until
 
-RENEW_S, EXPIRES_S = leases.RENEW_S, leases.EXPIRES_S
+RENEW_S, EXPIRES_S = lease.RENEW_S, lease.EXPIRES_S
 
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease is renewed all the time; it expires as late as ever."""
-    monkeypatch.setattr(leases, "RENEW_S", 0.02)
+    monkeypatch.setattr(lease, "RENEW_S", 0.02)
 
 
 def test_each_renewal_changes_the_stamp(place: Place, soon: None) -> None:
@@ -45,16 +47,16 @@ def test_renewals_that_fail_for_a_while_lose_nothing(
     place: Place, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within one renewal's budget or beyond it; carried out without an answer, or not at all."""
-    monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.001)
     writes = r"^(PUT|POST) .*(_staging/lease|ifGenerationMatch)"
     for fault, budget_s in (("503", 60.0), ("lost", 60.0), ("503", 0.0), ("lost", 0.0)):
-        monkeypatch.setattr(retrying, "BUDGET_S", 60.0)
+        monkeypatch.setattr(retries, "BUDGET_S", 60.0)
         with place.held() as token:
-            monkeypatch.setattr(retrying, "BUDGET_S", budget_s)
+            monkeypatch.setattr(retries, "BUDGET_S", budget_s)
             place.proxy.set(faults=[Fault(fault, writes, times=3)])
             until(partial(failed, place, fault, 3))
             until(partial(renewed, place, renewals(place) + 2))
-            leases.check(place.path, token)
+            lease.check(place.path, token)
         assert place.content() is None
         place.proxy.reset()
 
@@ -89,7 +91,7 @@ def test_an_owner_whose_lease_is_taken_or_removed_sends_no_more_about_its_output
         storage.write_atomic(f"{place.output}/before", b"")
         place.owned() if taken else place.remove()
         with lost(place, told):
-            leases.check(place.path, token)
+            lease.check(place.path, token)
 
         def refused() -> bool:
             with contextlib.suppress(StateUnknownError):
@@ -116,7 +118,7 @@ def test_an_owner_whose_lease_is_taken_or_removed_sends_no_more_about_its_output
 @pytest.fixture
 def still(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Time passes for an owner that does not renew by itself."""
-    monkeypatch.setattr(leases, "RENEW_S", 1e6)
+    monkeypatch.setattr(lease, "RENEW_S", 1e6)
     return clock
 
 
@@ -126,7 +128,7 @@ def test_an_owner_that_stood_still_makes_sure_before_it_goes_on(place: Place, st
             still.now_s += stood_s
             storage.write_atomic(f"{place.output}/x", b"")
             assert renewals(place) == renewed
-        leases.check(place.path, token)
+        lease.check(place.path, token)
         still.now_s += EXPIRES_S / 2
         place.owned()
         with lost(place, f"{OTHER} has it now"):
@@ -156,7 +158,7 @@ def test_an_owner_that_cannot_make_sure_does_not_go_on(
     place: Place, still: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with place.held():
-        monkeypatch.setattr(retrying, "BUDGET_S", 0.0)
+        monkeypatch.setattr(retries, "BUDGET_S", 0.0)
         still.now_s += EXPIRES_S / 2
         place.proxy.set(faults=[Fault("503", "lease|ifGenerationMatch", times=-1)])
         with pytest.raises(StorageError, match=f"^{place.path}: no good answer in 1 tries"):
@@ -175,7 +177,7 @@ def test_a_request_that_is_sent_again_is_looked_at_again(
         still.now_s += EXPIRES_S
         place.owned()
 
-    monkeypatch.setattr(retrying.patiently, "__kwdefaults__", {"clock": time.monotonic, "sleep": pause})
+    monkeypatch.setattr(retries.patiently, "__kwdefaults__", {"clock": time.monotonic, "sleep": pause})
     with place.held():
         place.proxy.set(faults=[Fault("reset", "^(PUT|POST) ", at=0)])
         with lost(place, f"{OTHER} has it now"):
@@ -187,7 +189,7 @@ def test_a_publisher_in_another_process_looks_as_often_as_the_lease_is_renewed(
     place: Place, clock: Clock
 ) -> None:
     place.owned()
-    with leases.watched(place.path, "other"):
+    with lease.watched(place.path, "other"):
         for passed_s in (0.0, RENEW_S - 1, 1.0, 0.0, 1e5):
             clock.now_s += passed_s
             storage.write_atomic(f"{place.output}/x", b"")
@@ -260,7 +262,7 @@ def test_a_look_at_the_lease_that_was_slept_over_is_made_again(
     with place.held() as token:
         monkeypatch.setattr(objects.ObjectStore, "read_bytes", read_bytes)
         with lost(place, f"{OTHER} has it now"):
-            leases.check(place.path, token)
+            lease.check(place.path, token)
     assert answers == 2
 
 
@@ -273,7 +275,7 @@ def test_a_request_that_is_sent_again_is_looked_at_whatever_the_clocks_say(
     def another_publishes(here: Place) -> Iterator[None]:
         """The request that comes next is sent again, and meanwhile another has taken the lease."""
         told = {"clock": time.monotonic, "sleep": lambda seconds: here.owned()}
-        monkeypatch.setattr(retrying.patiently, "__kwdefaults__", told)
+        monkeypatch.setattr(retries.patiently, "__kwdefaults__", told)
         storage.write_atomic(f"{here.output}/x", b"")
         here.proxy.set(faults=[Fault("reset", "^(PUT|POST) ", at=0)])
         with lost(here, f"{OTHER} has it now"):
@@ -284,5 +286,5 @@ def test_a_request_that_is_sent_again_is_looked_at_whatever_the_clocks_say(
         storage.write_atomic(f"{place.output}/y", b"")
     elsewhere = place.fresh
     elsewhere.owned(token="mine")
-    with leases.watched(elsewhere.path, "mine"), another_publishes(elsewhere):
+    with lease.watched(elsewhere.path, "mine"), another_publishes(elsewhere):
         storage.write_atomic(f"{elsewhere.output}/y", b"")

@@ -9,7 +9,7 @@ import pytest
 
 from job import storage
 from job.errors import NoInputError, ShardError, StorageError, UsageError
-from job.listing import listing
+from job.shards.listing import listing
 
 
 def fill(folder: Path, *names: str) -> None:

@@ -19,8 +19,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from job import files, handover, locking, output, storage
+from job import storage
+from job.commit import handover, output
+from job.commit import lock as commit_lock
 from job.errors import OutputConflictError, StateUnknownError
+from job.storage import disk
 from tests import lockless, short_leases
 from tests.killing import Job, Zygote, kinds
 from tests.nights import Night, dense, features, saved
@@ -35,9 +38,9 @@ def test_the_file_system_is_the_kernels_word_for_it(tmp_path: Path) -> None:
     command = ["df", "--output=fstype", str(tmp_path)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
     # Where a file system has several devices, it is not known.
-    assert locking.file_system(str(tmp_path)) in (told, "")
-    assert locking.file_system("/proc") == "proc"
-    assert locking.file_system(f"{tmp_path}/none") == ""
+    assert commit_lock.file_system(str(tmp_path)) in (told, "")
+    assert commit_lock.file_system("/proc") == "proc"
+    assert commit_lock.file_system(f"{tmp_path}/none") == ""
 
 
 @pytest.mark.parametrize(
@@ -53,11 +56,11 @@ def test_a_lock_is_enough_where_no_other_machine_writes(
     tmp_path: Path, kind: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lockless.mounted(tmp_path, kind, monkeypatch)
-    assert locking.file_system(str(tmp_path)) == kind
-    with locking.held(str(tmp_path / "lock"), "me") as lock:
-        assert lock == locking.Lock(None, not shared)
-        with locking.held(str(tmp_path / "lock"), "you") as other:
-            assert other == locking.Lock("me", True)
+    assert commit_lock.file_system(str(tmp_path)) == kind
+    with commit_lock.held(str(tmp_path / "lock"), "me") as lock:
+        assert lock == commit_lock.Lock(None, not shared)
+        with commit_lock.held(str(tmp_path / "lock"), "you") as other:
+            assert other == commit_lock.Lock("me", True)
     assert not (tmp_path / "lock").exists()
     with output.lease(str(tmp_path)) as token:
         assert bool(token) is shared
@@ -70,13 +73,13 @@ def test_no_lock_is_no_lock(tmp_path: Path, number: int, monkeypatch: pytest.Mon
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locking.held(str(tmp_path / "lock"), "me") as lock:
-        assert lock == locking.Lock(None, False)
+    with commit_lock.held(str(tmp_path / "lock"), "me") as lock:
+        assert lock == commit_lock.Lock(None, False)
     assert [*tmp_path.iterdir()] == []
     # Of a machine that has locks there.
     (tmp_path / "lock").write_text("other")
-    with locking.held(str(tmp_path / "lock"), "me") as lock:
-        assert lock == locking.Lock(None, False)
+    with commit_lock.held(str(tmp_path / "lock"), "me") as lock:
+        assert lock == commit_lock.Lock(None, False)
     assert (tmp_path / "lock").read_text() == "other"
 
 
@@ -96,7 +99,7 @@ def at_once(actions: list[Callable[[], str | None]]) -> list[str | None]:
 
 
 def test_one_of_many_creates_a_file_and_one_takes_it_over(tmp_path: Path) -> None:
-    store, path = files.ConditionalFiles(), str(tmp_path / "lease")
+    store, path = disk.ConditionalFiles(), str(tmp_path / "lease")
     stamp, last = "", ""
     for turn in range(30):
         tokens = [f"{turn} {i}" for i in range(6)]
@@ -111,7 +114,7 @@ def test_one_of_many_creates_a_file_and_one_takes_it_over(tmp_path: Path) -> Non
 
 
 def test_an_owner_writes_over_its_own_file_and_no_other(tmp_path: Path) -> None:
-    store, path = files.ConditionalFiles(), str(tmp_path / "lease")
+    store, path = disk.ConditionalFiles(), str(tmp_path / "lease")
     first = store.write_if(path, told("a"), "")
     assert first is not None
     second = store.write_if(path, told("a", 1), first)
@@ -132,16 +135,16 @@ def test_an_owner_writes_over_its_own_file_and_no_other(tmp_path: Path) -> None:
 def test_a_file_that_is_just_being_written_is_nobodys_to_take_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files.ConditionalFiles, "_BETWEEN_READS_S", 0.001)
+    monkeypatch.setattr(disk.ConditionalFiles, "_BETWEEN_READS_S", 0.001)
     path = tmp_path / "lease"
     path.write_bytes(b"")
-    found = files.ConditionalFiles().read_stamped(str(path))
+    found = disk.ConditionalFiles().read_stamped(str(path))
     assert found is not None
     assert handover.parsed(found[0]) == {"token": ""}
     writer = threading.Timer(0.02, path.write_bytes, [told("a")])
-    monkeypatch.setattr(files.ConditionalFiles, "_READS", 1000)
+    monkeypatch.setattr(disk.ConditionalFiles, "_READS", 1000)
     writer.start()
-    assert json.loads(files.ConditionalFiles().read_bytes(str(path)) or b"")["token"] == "a"
+    assert json.loads(disk.ConditionalFiles().read_bytes(str(path)) or b"")["token"] == "a"
     writer.join()
 
 

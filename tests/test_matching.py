@@ -1,4 +1,4 @@
-"""Which objects an input names: what ``job.listing`` finds in the same tree on a disk, root and all."""
+"""Which objects an input names: what ``job.shards.listing`` finds in the same tree on a disk, root and all."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from job import objects, storage
-from job.buckets import Client, Found, Page
+from job import storage
 from job.errors import NoInputError, ShardError, StorageError, UsageError
-from job.listing import listing
-from job.together import parallel
+from job.shards.listing import listing
+from job.storage import objects
+from job.storage.buckets import Client, Found, Page
+from job.storage.parallel import parallel
 from tests.servers import stores
 from tests.servers.clients import BUCKET, gcs_way, s3_way
 

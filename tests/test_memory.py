@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job import artifact
 from job.errors import ModelError
-from job.model import LoadedModel
+from job.model import artifact
+from job.model.loading import LoadedModel
 from tests.nights import Night, dense, features, matrix, saved
 
 
@@ -76,7 +76,7 @@ def test_the_size_that_fits_is_used_from_then_on(
     planned = night.planned(saved(dense(), night.folder / "m.keras"), "--keys=id", "--batch_size=1000")
     sizes = full_above(300, planned.loaded, monkeypatch)
     monkeypatch.setattr(planned.loaded._step, "recompiles", recompiles)
-    from job.scoring import score_split
+    from job.scoring.split import score_split
 
     receipt = score_split(planned.splits[0], planned.task, planned.loaded)
     assert (receipt.rows_scored, receipt.rows_rejected) == (2000, 0)

@@ -11,8 +11,9 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 
-from job import engines, metrics
+from job.engines import choice
 from job.pipeline import ScoreParquet
+from job.scoring import metrics
 from job.spec import Receipt
 from tests.nights import Night, Planned, dense, features, saved
 from tests.receipts import receipt, split
@@ -20,7 +21,7 @@ from tests.receipts import receipt, split
 
 def run(planned: Planned) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
     """Counters, distributions and the report of a run on two threads."""
-    pipeline = beam.Pipeline(options=engines.beam_options(["--direct_num_workers=2"]))
+    pipeline = beam.Pipeline(options=choice.beam_options(["--direct_num_workers=2"]))
     pipeline | ScoreParquet(planned.path, planned.task)
     found = pipeline.run()
     assert found.wait_until_finish() == "DONE"
@@ -66,8 +67,8 @@ def test_they_agree_with_the_report(night: Night) -> None:
 
 
 def test_a_resumed_run_counts_what_it_found_as_its_report_does(night: Night) -> None:
-    from job import staging
-    from job.scoring import score_split
+    from job.commit import staging
+    from job.scoring.split import score_split
 
     plan = planned(night)
     for one in plan.splits[:3]:

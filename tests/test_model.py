@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import pytest
 
-from job import artifact, backend, model
 from job.errors import ModelError
-from job.model import LoadedModel
-from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.model import artifact, keras_step, loading
+from job.model.loading import LoadedModel
+from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference, Reads
 from tests.nights import dense, module, saved
 
@@ -56,7 +56,7 @@ class FakeStep:
 
 def loaded_with(step: FakeStep, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     monkeypatch.setattr(artifact, "opened", lambda reference: None)
-    monkeypatch.setattr(backend, "load", lambda reference, held: step)
+    monkeypatch.setattr(keras_step, "load", lambda reference, held: step)
     return LoadedModel(ModelReference("m", None, False, "0" * 64))
 
 
@@ -134,18 +134,18 @@ def test_one_process_loads_once_for_all_its_threads(tmp_path: Path) -> None:
     path = str(saved(dense(4), tmp_path / "m.keras"))
     reference = artifact.resolve(path, None, trusted=False, sha256=None)
     found: list[LoadedModel] = []
-    threads = [threading.Thread(target=lambda: found.append(model.acquire(reference))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: found.append(loading.acquire(reference))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    found.append(model.acquire(reference, threads=3))
+    found.append(loading.acquire(reference, threads=3))
     assert len({id(loaded) for loaded in found}) == 1
     assert found[0].load_s > 0
     # Another model is another load, with another name.
     path = str(saved(dense(4, seed=1), tmp_path / "n.keras"))
     other = artifact.resolve(path, None, trusted=False, sha256=None)
-    assert model.acquire(other).load != found[0].load
+    assert loading.acquire(other).load != found[0].load
 
 
 def test_an_unseeded_builder_gives_all_threads_the_same_weights(
@@ -157,7 +157,7 @@ def build():
 """
     name = module(tmp_path, "model_unseeded", source, monkeypatch)
     reference = artifact.resolve(f"{name}:build", None, trusted=False, sha256=None)
-    loads = [model.acquire(reference) for _ in range(3)]
+    loads = [loading.acquire(reference) for _ in range(3)]
     assert len({loaded.weights_digest for loaded in loads}) == 1
     # The builder itself makes other weights each time, which is why the digest is in the receipts.
     assert LoadedModel(reference).weights_digest != loads[0].weights_digest
@@ -187,7 +187,7 @@ def test_an_artifact_that_changed_since_it_was_planned_is_scored_as_planned_or_r
     np.testing.assert_array_equal(found, planned.predict(x, batch_size=20, verbose=0))
     another_machine()
     with pytest.raises(ModelError, match=f"is .* here, the run was planned with {reference.digest}"):
-        model.acquire(reference)
+        loading.acquire(reference)
 
 
 def test_a_failed_load_is_tried_again(tmp_path: Path, another_machine: Callable[[], None]) -> None:
@@ -197,15 +197,15 @@ def test_a_failed_load_is_tried_again(tmp_path: Path, another_machine: Callable[
     content = path.read_bytes()
     path.write_bytes(content + b"x")
     with pytest.raises(ModelError, match="the run was planned with"):
-        model.acquire(reference)
+        loading.acquire(reference)
     path.write_bytes(content)
-    assert model.acquire(reference).signature.inputs[0].shape == (4,)
+    assert loading.acquire(reference).signature.inputs[0].shape == (4,)
 
 
 def test_two_threads_predict_at_once_as_one_does(tmp_path: Path) -> None:
     plain = dense(4)
     path = str(saved(plain, tmp_path / "m.keras"))
-    loaded = model.acquire(artifact.resolve(path, None, trusted=False, sha256=None))
+    loaded = loading.acquire(artifact.resolve(path, None, trusted=False, sha256=None))
     x = np.random.default_rng(0).normal(size=(2, 40, 500, 4)).astype(np.float32)
     found: list[list[np.ndarray]] = [[], []]
 

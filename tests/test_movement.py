@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job import movement, sketches
-from job.movement import Numbers, Words
-from job.sketches import Moments, Sketch
+from job.compare import movement, sketches
+from job.compare.movement import Numbers, Words
+from job.compare.sketches import Moments, Sketch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

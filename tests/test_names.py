@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.manifest import is_inside
-from job.planning import output_stems
+from job.commit.manifest import is_inside
+from job.shards.planner import output_stems
 from job.spec import Shard
 from tests.nights import Night, dense, features, saved, visible
 

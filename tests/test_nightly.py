@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job import nightly, options
+from job.cli import options
 from job.errors import UsageError
+from job.shards import dates
 from tests.nights import Night, dense, features, run_cli, saved, visible
 
 DAY = datetime.date(2026, 11, 25)
@@ -40,16 +41,16 @@ DAYS = st.dates(datetime.date(1300, 1, 1), datetime.date(9000, 1, 1))
     ],
 )
 def test_placeholders_are_dates(template: str, path: str) -> None:
-    nightly.check("input", template)
-    assert nightly.expand(template, DAY) == path
-    assert nightly.has_date(template) == (path != template)
+    dates.check("input", template)
+    assert dates.expand(template, DAY) == path
+    assert dates.has_date(template) == (path != template)
 
 
 @given(DAYS, st.integers(-99_999, 99_999))
 def test_days_are_counted_as_calendars_do(day: datetime.date, shift: int) -> None:
     wanted = day.toordinal() + shift
     template = f"{{ds{shift:+d}}}/{{ds_nodash{shift:+d}}}/{{ds{shift:+d}:%d.%m.%Y}}"
-    iso, plain, dotted = nightly.expand(template, day).split("/")
+    iso, plain, dotted = dates.expand(template, day).split("/")
     assert datetime.date.fromisoformat(iso).toordinal() == wanted
     assert datetime.datetime.strptime(plain, "%Y%m%d").replace(tzinfo=datetime.UTC).toordinal() == wanted
     assert "".join(reversed(dotted.split("."))) == plain
@@ -87,7 +88,7 @@ def test_what_only_looks_like_a_placeholder_is_refused(name: str, template: str,
 
 def test_a_date_outside_all_calendars_is_refused() -> None:
     with pytest.raises(UsageError, match=r"\{ds-99999\} of 0200-01-01"):
-        nightly.expand("{ds-99999}", datetime.date(200, 1, 1))
+        dates.expand("{ds-99999}", datetime.date(200, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_what_is_no_date_is_refused(text: str) -> None:
     ],
 )
 def test_yesterday_is_the_zones(zone: str, now: str, day: str) -> None:
-    assert nightly.yesterday(zone, datetime.datetime.fromisoformat(now)).isoformat() == day
+    assert dates.yesterday(zone, datetime.datetime.fromisoformat(now)).isoformat() == day
 
 
 @pytest.mark.parametrize("zone", ["Berlin", "../etc/passwd", "/etc/passwd", "Europe", "utc2"])
@@ -123,10 +124,10 @@ def test_an_unknown_zone_is_refused(zone: str) -> None:
 
 def test_days_are_both_ends_and_all_between() -> None:
     first = datetime.date(2027, 12, 30)
-    found = [day.isoformat() for day in nightly.days(first, datetime.date(2028, 1, 2))]
+    found = [day.isoformat() for day in dates.days(first, datetime.date(2028, 1, 2))]
     assert found == ["2027-12-30", "2027-12-31", "2028-01-01", "2028-01-02"]
-    assert [*nightly.days(DAY, DAY)] == [DAY]
-    assert len([*nightly.days(datetime.date(2028, 1, 1), datetime.date(2028, 12, 31))]) == 366
+    assert [*dates.days(DAY, DAY)] == [DAY]
+    assert len([*dates.days(datetime.date(2028, 1, 1), datetime.date(2028, 12, 31))]) == 366
 
 
 def test_without_a_date_in_a_path_there_is_no_night_unless_one_is_given() -> None:
@@ -134,7 +135,7 @@ def test_without_a_date_in_a_path_there_is_no_night_unless_one_is_given() -> Non
     assert options.parse(flags)[0].ds == ""
     assert options.parse([*flags, "--ds=2026-11-25"])[0].ds == "2026-11-25"
     spec = options.parse(["--input=in/{ds}", *flags[1:], "--timezone=Europe/Berlin"])[0]
-    assert spec.ds == nightly.yesterday("Europe/Berlin").isoformat()
+    assert spec.ds == dates.yesterday("Europe/Berlin").isoformat()
     assert spec.inputs == (f"in/{spec.ds}",)
 
 

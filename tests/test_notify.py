@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from job import notify
 from job.errors import UsageError
+from job.report import webhook
 from tests.servers.answers import Answer, Asked, answering
 
 SECRET = "/services/T012/B345/wJalrXUtnFEMIK7MDENG"
@@ -31,9 +31,9 @@ class Time:
         self.now_s += seconds
 
 
-def send(url: str, time: Time | None = None, most_s: float = notify.MOST_S) -> Time:
+def send(url: str, time: Time | None = None, most_s: float = webhook.MOST_S) -> Time:
     time = time or Time()
-    notify.send(url, MESSAGE, most_s=most_s, clock=lambda: time.now_s, sleep=time.sleep)
+    webhook.send(url, MESSAGE, most_s=most_s, clock=lambda: time.now_s, sleep=time.sleep)
     return time
 
 
@@ -104,7 +104,7 @@ def test_nobody_there_is_tried_again(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_server_that_does_not_answer_is_not_waited_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "_TRY_S", 0.2)
+    monkeypatch.setattr(webhook, "_TRY_S", 0.2)
     # Connections are taken by the system, and nobody answers.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         time = send(f"http://127.0.0.1:{silent.getsockname()[1]}{SECRET}")
@@ -150,7 +150,7 @@ def test_a_redirection_elsewhere_is_not_followed(
     ],
 )
 def test_the_same_place_is_the_same_host_and_port_or_its_safe_one(old: str, new: str, same: bool) -> None:
-    assert notify._is_same_place(urlsplit(old), urlsplit(new)) is same
+    assert webhook._is_same_place(urlsplit(old), urlsplit(new)) is same
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_the_same_place_is_the_same_host_and_port_or_its_safe_one(old: str, new:
 )
 def test_what_is_no_webhook_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(UsageError) as refused:
-        notify.check(url, "--notify_url")
+        webhook.check(url, "--notify_url")
     expected = "--notify_url (not shown): must be http://HOST… or https://HOST…, in printable ASCII"
     assert str(refused.value) == expected
 
 
 @pytest.mark.parametrize("url", ["http://h", "https://u:p@h:8443/x?y=z", "http://[::1]:80/x"])
 def test_what_is_one_is_taken(url: str) -> None:
-    notify.check(url, "--notify_url")
+    webhook.check(url, "--notify_url")
 
 
 @pytest.mark.parametrize(
@@ -195,4 +195,4 @@ def test_what_is_one_is_taken(url: str) -> None:
     ],
 )
 def test_how_long_a_server_wants_to_be_left_alone(text: str | None, seconds: float) -> None:
-    assert notify.retry_after_s(text, datetime(2026, 1, 1, tzinfo=UTC)) == seconds
+    assert webhook.retry_after_s(text, datetime(2026, 1, 1, tzinfo=UTC)) == seconds

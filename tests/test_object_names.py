@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import objects, storage
+from job import storage
 from job.errors import UsageError
+from job.storage import objects
 from tests.remote import Remote
 from tests.servers.clients import BUCKET
 

@@ -9,7 +9,7 @@ import pytest
 
 from job import storage
 from job.errors import ShardChangedError, StorageError
-from job.together import parallel
+from job.storage.parallel import parallel
 from tests.remote import Remote
 from tests.servers.clients import BUCKET
 from tests.servers.proxy import Fault

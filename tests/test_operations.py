@@ -16,7 +16,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.client import pywrap_tf_session
 
 import models
-from job import operations
+from job.model import operations
 from tests.test_models import module
 
 ROOT: Final = Path(__file__).parents[1]

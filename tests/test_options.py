@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job import options, parser
+from job.cli import options, parser
 from job.errors import UsageError
 from job.spec import ScoringSpec
 
@@ -259,7 +259,9 @@ def test_help_shows_groups_defaults_and_exit_codes() -> None:
 
 @pytest.mark.parametrize(("flags", "loaded"), [((), "False"), (("--runner=FlinkRunner",), "True")])
 def test_beam_is_imported_only_when_a_flag_may_be_its_own(flags: tuple[str, ...], loaded: str) -> None:
-    program = "import sys; from job import options; options.parse({}); print('apache_beam' in sys.modules)"
+    program = (
+        "import sys; from job.cli import options; options.parse({}); print('apache_beam' in sys.modules)"
+    )
     command = [sys.executable, "-c", program.format([*REQUIRED, *flags])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, loaded, "")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from job import outlook
+from job.launch import forecast
 from tests.nights import Night, dense, features, run_cli, saved
 
 
@@ -62,7 +62,7 @@ def test_a_night_is_counted_and_a_sample_is_scored(
 def test_the_sample_is_no_larger_than_it_need_be(
     planned: Night, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlook, "SAMPLE_ROWS", 20)
+    monkeypatch.setattr(forecast, "SAMPLE_ROWS", 20)
     assert told(planned, capfd)["sample_rows"] == 60
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from job import commit
+from job.commit import protocol
+from job.commit.output import check_output, damaged, lease, leftovers, published, remove_staging
 from job.errors import OutputConflictError
-from job.output import check_output, damaged, lease, leftovers, published, remove_staging
 from tests.receipts import RUN_ID
 from tests.test_commit import NOW, staged, tree
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_another_run_is_refused_and_replaced(tmp_path: Path) -> None:
-    commit.publish(*staged(tmp_path), clock=lambda: NOW)
+    protocol.publish(*staged(tmp_path), clock=lambda: NOW)
     other = "c" * 64
     with pytest.raises(OutputConflictError, match="holds run aaaaaaaaaaaa, this is run cccccccccccc"):
         check_output(str(tmp_path), other, replace=False)
@@ -74,14 +74,14 @@ def test_a_manifest_of_something_else_is_refused(tmp_path: Path, content: str) -
 
 
 def test_the_same_run_without_its_success_is_named_as_that(tmp_path: Path) -> None:
-    commit.publish(*staged(tmp_path), clock=lambda: NOW)
+    protocol.publish(*staged(tmp_path), clock=lambda: NOW)
     (tmp_path / "_SUCCESS").unlink()
     with pytest.raises(OutputConflictError, match="which is this run, but without its _SUCCESS"):
         check_output(str(tmp_path), RUN_ID, replace=False)
 
 
 def test_what_became_of_published_files_is_seen(tmp_path: Path) -> None:
-    commit.publish(*staged(tmp_path), clock=lambda: NOW)
+    protocol.publish(*staged(tmp_path), clock=lambda: NOW)
     manifest = published(str(tmp_path))
     assert manifest is not None
     assert damaged(str(tmp_path), manifest) == []
@@ -93,7 +93,7 @@ def test_what_became_of_published_files_is_seen(tmp_path: Path) -> None:
 
 HOLD = """
 import sys, time
-from job.output import lease
+from job.commit.output import lease
 with lease(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.overlap import MOST_AT_ONCE, READ_BYTES, Overlap, StoppedError
+from job.scoring.overlap import MOST_AT_ONCE, READ_BYTES, Overlap, StoppedError
 from tests.store_nights import until
 
 

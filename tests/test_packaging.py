@@ -77,7 +77,7 @@ class Nowhere:
         if name in {ABSENT}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Nowhere())
-from job import cli
+from job.cli import main as cli
 sys.exit(cli.main(["score", *sys.argv[1:]]) or cli.main(["verify", {str(night.output)!r}]))
 """
     line = [sys.executable, "-c", program, *args]

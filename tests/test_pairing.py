@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from job import pairing
+from job.compare import pairing
+from job.compare.columns import plain
+from job.compare.pairing import Pairs, Side, pairs
 from job.errors import UsageError
-from job.paired_columns import plain
-from job.pairing import Pairs, Side, pairs
 
 VALUES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
     "whole": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),

@@ -13,25 +13,26 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import execution
 from apache_beam.testing.util import assert_that
 
-from job import engines, staging
+from job.commit import staging
+from job.engines import choice
 from job.errors import DataError, StateUnknownError
 from job.pipeline import Publish, ScoreParquet
-from job.scoring import score_split
+from job.scoring.split import score_split
+from job.scoring.worker import PlanSlice, ReadPlan, ScoreSplits
 from job.spec import Receipt, Shard, Split
-from job.worker import PlanSlice, ReadPlan, ScoreSplits
 from tests.nights import Night, Planned, dense, features, saved
 
 GROUP_BY_KEY = "beam:transform:group_by_key:v1"
 
 
 def run(planned: Planned, *args: str) -> Any:
-    pipeline = beam.Pipeline(options=engines.beam_options(args))
+    pipeline = beam.Pipeline(options=choice.beam_options(args))
     pipeline | ScoreParquet(planned.path, planned.task)
     return pipeline.run().wait_until_finish()
 
 
 def graph(planned: Planned) -> Any:
-    pipeline = beam.Pipeline(options=engines.beam_options([]))
+    pipeline = beam.Pipeline(options=choice.beam_options([]))
     pipeline | ScoreParquet(planned.path, planned.task)
     return pipeline.to_runner_api()
 
@@ -120,7 +121,7 @@ def test_the_result_is_one_report_that_others_can_go_on_with(night: Night) -> No
         (report,) = reports
         assert json.loads(report)["rows_scored"] == 200
 
-    with beam.Pipeline(options=engines.beam_options([])) as pipeline:
+    with beam.Pipeline(options=choice.beam_options([])) as pipeline:
         assert_that(pipeline | ScoreParquet(planned.path, planned.task), check)
 
 

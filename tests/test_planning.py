@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.errors import ShardError, StorageError
-from job.planning import (
+from job.shards.planner import (
     HIVE_NULL,
     cut,
     hive_folders,

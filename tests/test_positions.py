@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import cli
+from job.cli import main
 from job.errors import DataError, GateError, ModelError, SchemaError, UsageError
 from tests.nights import Night, saved
 
@@ -88,7 +88,7 @@ def test_one_more_number_in_a_later_shard_is_refused(night: Night, model: Path) 
 
 def of_night(night: Night, model: Path, ds: str, *flags: str) -> Any:
     shards, output = f"--input={night.folder}/in/ds={{ds}}", f"--output={night.folder}/out/ds={{ds}}"
-    return cli.main(["score", shards, f"--model={model}", output, "--keys=id", f"--ds={ds}", *flags])
+    return main.main(["score", shards, f"--model={model}", output, "--keys=id", f"--ds={ds}", *flags])
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_nights_of_one_backfill_are_compared_with_each_other(
         night.shard(f"ds=2026-01-0{number + 1}/a", rows(*order))
     paths = [f"--input={night.folder}/in/ds={{ds}}", f"--output={night.folder}/out/ds={{ds}}"]
     nights = ["--keys=id", "--start=2026-01-01", "--end=2026-01-03"]
-    assert cli.main(["backfill", *paths, f"--model={model}", *nights]) == 5
+    assert main.main(["backfill", *paths, f"--model={model}", *nights]) == 5
     told = " ".join("".join(capfd.readouterr()).split())
     assert "these did: f0, f1, f2, f3" in told
     assert predictions(night.folder / "out") == [RIGHT] * 2

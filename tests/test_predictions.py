@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from job.binding.predictions import check_names, prediction_fields, to_arrow
 from job.errors import DataError, SchemaError
-from job.predictions import check_names, prediction_fields, to_arrow
-from job.signature import OutputSpec
+from job.model.signature import OutputSpec
 
 F32 = pa.float32()
 

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from job import artifact, backend, private
 from job.errors import JobError
+from job.model import artifact, keras_step
 from job.spec import ModelReference
+from job.storage import private_folder
 from tests.nights import dense, saved
 
 HOLDING = """
 import sys, time
-from job import private
+from job.storage import private_folder as private
 with private.turn("loading"):
     print("in", flush=True)
     time.sleep(600)
@@ -56,7 +57,7 @@ def in_a_thread(body: Callable[[], object]) -> tuple[threading.Thread, threading
 
 
 def take_turn() -> None:
-    with private.turn("loading"):
+    with private_folder.turn("loading"):
         pass
 
 
@@ -69,7 +70,7 @@ def test_a_turn_waits_for_another_process_and_not_for_a_dead_one(holder: subproc
 
 
 def test_turns_of_other_names_are_not_waited_for(holder: subprocess.Popen[str]) -> None:
-    with private.turn("another"):
+    with private_folder.turn("another"):
         assert holder.poll() is None
 
 
@@ -79,9 +80,9 @@ def test_large_models_are_loaded_one_after_the_other(
     path = saved(dense(2), tmp_path / "model.keras")
     reference = ModelReference(str(path), None, trusted=False, digest="")
     # A small one waits for nobody.
-    backend.load(reference, artifact.held(str(path), None))
-    monkeypatch.setattr(backend, "_LARGE_BYTES", 1)
-    thread, done = in_a_thread(lambda: backend.load(reference, artifact.held(str(path), None)))
+    keras_step.load(reference, artifact.held(str(path), None))
+    monkeypatch.setattr(keras_step, "_LARGE_BYTES", 1)
+    thread, done = in_a_thread(lambda: keras_step.load(reference, artifact.held(str(path), None)))
     assert not done.wait(2)
     holder.kill()
     assert done.wait(60)
@@ -92,6 +93,6 @@ def test_where_there_is_no_such_folder_nobody_waits(holder: subprocess.Popen[str
     folder = own_folder / f"scoring-job-{os.getuid()}"
     folder.chmod(stat.S_IRWXU | stat.S_IWOTH)
     with pytest.raises(JobError, match="others may write to it"):
-        private.folder()
+        private_folder.folder()
     take_turn()
     assert holder.poll() is None

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from job import progress
-from job.progress import PlainLines, Progress, RowCounter, Snapshot
+from job.terminal import progress
+from job.terminal.progress import PlainLines, Progress, RowCounter, Snapshot
 
 
 class Clock:

@@ -20,12 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job import commit, launch, options, outlook, provenance, worker
+from job.binding.tolerance import Tolerance
+from job.cli import options
+from job.commit import protocol
+from job.compare.verify import ALL, verify
 from job.errors import ModelError, OutputConflictError
-from job.model import acquire, forget
+from job.launch import forecast, score
+from job.model import provenance
+from job.model.loading import acquire, forget
+from job.scoring import worker
 from job.spec import ModelReference
-from job.tolerance import Tolerance
-from job.verify import ALL, verify
 from tests.nights import Night, module
 
 
@@ -264,9 +268,9 @@ def rows(night: Night) -> Night:
 
 def run(
     night: Night, model: str, *flags: str, announce: Callable[[str], None] = lambda line: None
-) -> launch.Outcome:
+) -> score.Outcome:
     spec, beam_args = options.parse(night.args(model, "--keys=id", "--split_rows=20", *flags))
-    return launch.score(spec, beam_args, announce=announce)
+    return score.score(spec, beam_args, announce=announce)
 
 
 def predicted(night: Night, column: int = 1) -> set[float]:
@@ -293,7 +297,7 @@ def test_a_model_that_was_trained_again_is_another_run(
     again = run(rows, model)
     assert again.already_published
     spec, _ = options.parse(rows.args(model, "--keys=id", "--split_rows=20"))
-    assert outlook.look(spec, announce=lambda line: None).run_id == begun.report.run_id
+    assert forecast.look(spec, announce=lambda line: None).run_id == begun.report.run_id
     constant(rows.folder / then, 10)
     said: list[str] = []
     with pytest.raises(OutputConflictError, match=rf"it holds run {begun.report.run_id[:12]}, this is run"):
@@ -378,7 +382,7 @@ def test_a_run_that_ended_while_it_was_published_is_finished_by_its_command(
     """Nothing but staging knows of it then: the builder is asked before anything is looked for there."""
     name = module(rows.folder, "provenance_publishing", LOADING, monkeypatch)
     constant(rows.folder / "m.keras", 2)
-    interrupted(rows, f"{name}:build", monkeypatch, commit, "_move")
+    interrupted(rows, f"{name}:build", monkeypatch, protocol, "_move")
     assert not (rows.output / "_SUCCESS").exists()
     report = run(rows, f"{name}:build").report
     assert (report.splits, report.splits_reused) == (4, 4)
@@ -404,7 +408,7 @@ def test_the_same_command_again_needs_neither_keras_nor_beam(
     constant(rows.folder / "m.keras", 2)
     run(rows, f"{name}:build")
     args = rows.args(f"{name}:build", "--keys=id", "--split_rows=20", "--model_sharing=machine")
-    program = f"import sys; from job import cli; code = cli.main(['score', *{args}]); "
+    program = f"import sys; from job.cli import main as cli; code = cli.main(['score', *{args}]); "
     program += "print(sorted({'apache_beam', 'tensorflow', 'keras'} & set(sys.modules))); sys.exit(code)"
     paths = os.pathsep.join([str(rows.folder), str(Path(__file__).parents[1])])
     environment = {**os.environ, "PYTHONPATH": paths}

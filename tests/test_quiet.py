@@ -31,7 +31,7 @@ except Exception as error:
 
 
 def python(program: str, *, debug: bool = False) -> subprocess.CompletedProcess[str]:
-    head = f"from job import quiet\nquiet.hush(debug={debug})\n"
+    head = f"from job.terminal import library_output as quiet\nquiet.hush(debug={debug})\n"
     return subprocess.run(
         [sys.executable, "-c", head + program],
         cwd=ROOT,

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from job import ranges
 from job.errors import StorageError
+from job.storage import ranges
 
 PIECE_BYTES = 7
 FOOTER_BYTES = 64

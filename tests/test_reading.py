@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import planning, storage
+from job import storage
 from job.errors import ShardChangedError, ShardError, StorageError
-from job.model import LoadedModel
-from job.reading import SplitReader
-from job.scoring import score_split
-from job.sizing import CHUNK_BYTES, data_bytes
+from job.model.loading import LoadedModel
+from job.scoring.memory import CHUNK_BYTES, data_bytes
+from job.scoring.reader import SplitReader
+from job.scoring.split import score_split
+from job.shards import planner
 from job.spec import Shard, Split
 from tests.nights import Night, dense, features, saved
 
@@ -157,9 +158,9 @@ def test_an_error_while_scoring_leaves_no_reader_behind(
     def fails(*args: Any) -> Any:
         raise ShardError("in the middle")
 
-    monkeypatch.setattr("job.scoring.chunk_rows", lambda *args: 64)
+    monkeypatch.setattr("job.scoring.split.chunk_rows", lambda *args: 64)
     monkeypatch.setattr(SplitReader, "__exit__", watched)
-    monkeypatch.setattr("job.scoring._Scoring._predict", fails)
+    monkeypatch.setattr("job.scoring.split._Scoring._predict", fails)
     with pytest.raises(ShardError, match="in the middle"):
         score_split(planned.splits[0], planned.task, planned.loaded)
     assert alive == [False]
@@ -230,7 +231,7 @@ def test_a_shard_that_is_being_written_looks_damaged_and_is_not_rejected(tmp_pat
     split = split_of(tmp_path / "a.parquet", features(500), 100)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and more to come")
     with pytest.raises(ShardChangedError, match="it was written again since it was listed"):
-        planning.read_footer(split.shard)
+        planner.read_footer(split.shard)
     split = split_of(tmp_path / "a.parquet", features(500), 100)
 
     def read() -> None:

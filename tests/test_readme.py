@@ -67,7 +67,7 @@ def test_every_file_that_the_readme_names_is_there() -> None:
 
 
 def test_every_flag_that_the_readme_names_exists() -> None:
-    from job.cli import COMMANDS
+    from job.cli.main import COMMANDS
 
     # As each command tells of itself.
     known = {flag for command in COMMANDS.values() for flag in re.findall(r"--[a-z]\w+", command.help())}

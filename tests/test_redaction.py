@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from job import redaction, staging
+from job import secrets
+from job.commit import staging
 from job.errors import StorageError
 from tests.nights import Night, dense, features, run_cli, saved
 
@@ -20,7 +21,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 
 @pytest.fixture(autouse=True)
 def forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_learned", set())
+    monkeypatch.setattr(secrets, "_learned", set())
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_secrets_are_known_by_their_names_and_places(text: str, scrubbed: str) -> None:
-    assert redaction.scrub(text) == scrubbed
+    assert secrets.scrub(text) == scrubbed
 
 
 @pytest.mark.parametrize(
@@ -50,20 +51,20 @@ def test_secrets_are_known_by_their_names_and_places(text: str, scrubbed: str) -
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
-    assert redaction.scrub(text) == text
+    assert secrets.scrub(text) == text
 
 
 def test_values_are_hidden_wherever_they_turn_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/etc/key.json")
-    assert redaction.scrub(f"the server did not like {SECRET}!") == "the server did not like ***!"
-    assert redaction.scrub("no file /etc/key.json") == "no file /etc/key.json"
-    redaction.learn(["score", "--s3_session_token", "abcdefgh", "--my_password=12345678", "--token=ab"])
-    assert redaction.scrub("abcdefgh 12345678 ab") == "*** *** ab"
+    assert secrets.scrub(f"the server did not like {SECRET}!") == "the server did not like ***!"
+    assert secrets.scrub("no file /etc/key.json") == "no file /etc/key.json"
+    secrets.learn(["score", "--s3_session_token", "abcdefgh", "--my_password=12345678", "--token=ab"])
+    assert secrets.scrub("abcdefgh 12345678 ab") == "*** *** ab"
 
 
 def test_what_libraries_log_is_scrubbed_tracebacks_included() -> None:
-    form = redaction.Scrubbing("%(message)s")
+    form = secrets.Scrubbing("%(message)s")
     try:
         raise ValueError("no https://me:hunter22@host for \x1b[2Jx")
     except ValueError:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.binding import Binding
+from job.binding.binding import Binding
 from job.errors import DataError, SchemaError
-from job.rejects import Rejects, RowPolicy, predict_around, sift, unfillable, with_extras
-from job.signature import CodedStrings, Feed, InputSpec, Tensor
+from job.model.signature import CodedStrings, Feed, InputSpec, Tensor
+from job.scoring.rejects import Rejects, RowPolicy, predict_around, sift, unfillable, with_extras
 from job.spec import ScoringSpec, Shard, Split
 
 SPLIT = Split("a", Shard("/in/a.parquet", 1, "1"), (0,), 100, 6)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job import gates, output, refused, staging
-from job.compared import Compared
+from job.commit import output, refusal, staging
+from job.gates import gates
+from job.gates.comparison import Compared
 from job.spec import Gates
 from tests.gated_nights import FLAGS, moved, published, report, score, staged
 from tests.killing import Job, Zygote
@@ -47,7 +48,7 @@ def test_a_refused_night_is_released_in_a_process_without_model_and_engine(
     code, _, err = run_cli(capfd, *args)
     assert (code, "--if_exists=replace" in err) == (6, True)
     program = (
-        "import sys; from job.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from job.cli.main import main; code = main(sys.argv[1:]); "
         "assert not {'apache_beam', 'keras', 'tensorflow'} & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run(
@@ -111,13 +112,13 @@ def test_what_publish_refuses(night: Night, capfd: pytest.CaptureFixture[str]) -
     code, _, err = run_cli(capfd, *args)
     assert (code, "5 of 6 splits have a receipt" in err) == (1, True)
     (night.folder / "receipt").rename(receipt)
-    note = (place / refused.NOTE).read_text()
-    (place / refused.NOTE).write_text(note[:50])
+    note = (place / refusal.NOTE).read_text()
+    (place / refusal.NOTE).write_text(note[:50])
     code, _, err = run_cli(capfd, *args)
     assert (code, "cannot be made out" in err) == (1, True)
     code, out, _ = run_cli(capfd, "clean", folder)
     assert (code, "kept, refused, though" in out) == (0, True)
-    (place / refused.NOTE).unlink()
+    (place / refusal.NOTE).unlink()
     code, _, err = run_cli(capfd, *args)
     assert (code, "no gate has refused run" in err) == (2, True)
     shutil.copytree(place, place.with_name(f"{run_id[:1]}{'0' * 63}"))
@@ -175,8 +176,8 @@ def test_a_note_tells_the_run_as_it_was(night: Night) -> None:
     asked = Gates(5, 0.5, (("", 0.2), ("a", 0.1)), ("/x", "/y"))
     run = replace(planned.task.run, gates=asked, versions=(("python", "3"),), lease="t", handed=True)
     compared = Compared("/x", "ab", 5, 0.5, (("p", 0.25),), "note", ("no",), 0.0)
-    refused.write(run, compared)
-    assert refused.read(run.output, run.run_id) == (run, compared)
+    refusal.write(run, compared)
+    assert refusal.read(run.output, run.run_id) == (run, compared)
     assert gates.NIGHTS_BACK == 35
 
 
@@ -190,7 +191,7 @@ def test_a_job_on_its_own_refuses_itself_and_its_output_is_free_for_the_release(
         assert code == 0, err
         (run_id,) = staged(night)
         folder = str(night.output)
-        until(lambda: refused.read(folder, run_id), within_s=100)
+        until(lambda: refusal.read(folder, run_id), within_s=100)
         until(lambda: staging.failure(folder, run_id))
         assert "-75.0% against" in str(staging.failure(folder, run_id))
         assert night.manifest()["run_id"] != run_id

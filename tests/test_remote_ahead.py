@@ -18,11 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from job import fetching, launch, objects, options, retrying
-from job.buckets import Client
+from job.cli import options
 from job.errors import ShardChangedError
-from job.reading import SplitReader
+from job.launch import score
+from job.scoring import reader as scoring_reader
+from job.scoring.reader import SplitReader
 from job.spec import Shard, Split
+from job.storage import objects, retries
+from job.storage.buckets import Client
 from tests.nights import dense, features, saved
 from tests.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
 from tests.remote import Remote
@@ -37,8 +40,8 @@ COLUMNS = ("f0", "f1", "f2", "f3")
 @pytest.fixture
 def bucket(bucket: Remote, monkeypatch: pytest.MonkeyPatch) -> Remote:
     """A store of whose row groups each is fetched by itself, and which is asked again at once."""
-    monkeypatch.setattr(fetching, "FETCHED_BYTES", 64 << 10)
-    monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(scoring_reader, "FETCHED_BYTES", 64 << 10)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
     return bucket
 
 
@@ -74,7 +77,7 @@ def test_of_small_row_groups_many_are_asked_for_at_once(
     bucket: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Columns that lie apart are requests of their own, which would take a second for every fifty."""
-    monkeypatch.setattr(fetching, "FETCHED_BYTES", 8 << 20)
+    monkeypatch.setattr(scoring_reader, "FETCHED_BYTES", 8 << 20)
     table = features(40 * 2000, 8)
     placed = place(bucket, tmp_path, table, row_group_size=2000, use_dictionary=False)
     split, proxy, columns = placed.split(), placed.bucket.way.proxy, ("f1", "f5")
@@ -169,7 +172,7 @@ def test_a_whole_night_fetches_hardly_more_than_it_needs(bucket: Remote, tmp_pat
     )
     paths = (f"--input={bucket.path('in')}", f"--model={bucket.path('m.keras')}")
     spec, beam_args = options.parse([*paths, f"--output={bucket.path('out')}", *flags])
-    outcome = launch.score(spec, beam_args, announce=lambda line: None)
+    outcome = score.score(spec, beam_args, announce=lambda line: None)
     assert outcome.report.rows_scored == rows * shards
     asked = [one for one in bucket.settled() if one.key.startswith("bucket/in/") or "m.keras" in one.key]
     needed = len(model) + sum(one.footer_bytes + one.data_bytes for one in every)
@@ -242,9 +245,9 @@ def test_of_any_layout_the_values_are_right_and_each_byte_comes_once(
                 writer.write_table(table)
         kept = Kept(path.read_bytes())
         patch.setattr(objects, "_stores", {"s3": objects.ObjectStore("s3", cast(Client, kept))})
-        patch.setattr(fetching, "FETCHED_BYTES", fetched_bytes)
-        patch.setattr(fetching, "MOST_FETCHED_BYTES", most_bytes)
-        patch.setattr(fetching, "FETCHED_COLUMN_BYTES", 4096)
+        patch.setattr(scoring_reader, "FETCHED_BYTES", fetched_bytes)
+        patch.setattr(scoring_reader, "MOST_FETCHED_BYTES", most_bytes)
+        patch.setattr(scoring_reader, "FETCHED_COLUMN_BYTES", 4096)
         needed = Needed(path, tuple(groups), frozenset(names))
         shard = Shard("s3://b/x.parquet", path.stat().st_size, kept.stamp)
         found = read(Split("a", shard, needed.groups, 0, needed.rows), names, (), chunk_rows)

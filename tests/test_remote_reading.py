@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import fetching
+from job.scoring import reader
 from tests.nights import features
 from tests.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
 from tests.remote import Remote
@@ -138,13 +138,13 @@ def test_a_row_group_larger_than_is_held_at_once_comes_in_pieces(
 ) -> None:
     """Of each column so much at a time, whatever the size of the row group."""
     piece_bytes, page_bytes = 64 << 10, 16 << 10
-    monkeypatch.setattr(fetching, "MOST_FETCHED_BYTES", 1 << 20)
-    monkeypatch.setattr(fetching, "FETCHED_COLUMN_BYTES", piece_bytes)
+    monkeypatch.setattr(reader, "MOST_FETCHED_BYTES", 1 << 20)
+    monkeypatch.setattr(reader, "FETCHED_COLUMN_BYTES", piece_bytes)
     columns = ("f0", "f1", "f9")
     layout = {"row_group_size": ROWS, "data_page_size": page_bytes, **dict(PLAIN)}
     placed = place(bucket, tmp_path, numbers(2 * ROWS), **layout)
     needed = placed.needed([0, 1], columns)
-    assert needed.metadata.row_group(0).total_byte_size > fetching.MOST_FETCHED_BYTES
+    assert needed.metadata.row_group(0).total_byte_size > reader.MOST_FETCHED_BYTES
     assert read(placed.split(), columns).equals(placed.values([0, 1], columns))
     data = placed.asked[1:]
     assert overlaps(data) == 0

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from job.errors import UsageError
-from job.report import ModelLoad, RunReport
+from job.report.run_report import ModelLoad, RunReport
 from job.spec import ModelReference, Receipt, Run, Shard, Split
 
 STARTED_UNIX_S = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC

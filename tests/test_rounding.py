@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from job.rounding import convert, faults_at, numpy_type
+from job.binding.casting import convert, faults_at, numpy_type
 
 INF, NAN = float("inf"), float("nan")
 

@@ -17,7 +17,8 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
-from job import errors, options
+from job import errors
+from job.cli import options
 from job.errors import JobError
 from job.spec import ScoringSpec
 from tests.servers import kubernetes

@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job import launch, options
+from job.cli import options
+from job.commit.output import published
 from job.errors import ModelError, OutputConflictError
-from job.output import published
+from job.launch import score
 from tests.killing import Job, Zygote
 from tests.nights import Array, Night, dense, features, matrix, saved
 
@@ -207,7 +208,7 @@ def test_the_same_run_again_is_done_at_once_and_changes_nothing(night: Night) ->
     night.score(path, "--keys=id")
     before = stats(night)
     program = (
-        "import sys; from job import cli; code = cli.main(sys.argv[1:]); "
+        "import sys; from job.cli import main as cli; code = cli.main(sys.argv[1:]); "
         "print(sorted({'tensorflow', 'keras', 'apache_beam'} & set(sys.modules))); sys.exit(code)"
     )
     command = [sys.executable, "-c", program, "score", *night.args(path, "--keys=id")]
@@ -256,7 +257,7 @@ def test_a_killed_run_resumes_and_keeps_what_it_had(night: Night, warm: Zygote) 
 
     said: list[str] = []
     spec, beam_args = options.parse(args)
-    report = launch.score(spec, beam_args, announce=said.append).report
+    report = score.score(spec, beam_args, announce=said.append).report
     assert said[0].startswith("model inputs: f0, f1, f2, f3 → ")
     assert said[1:] == [
         f"resuming run {report.run_id[:12]}: {report.splits_reused} of 400 splits have their receipt"

@@ -12,9 +12,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from job.binding.tolerance import Tolerance
+from job.compare.verify import ALL, verify
 from job.errors import ModelError, OutputConflictError, SchemaError, UsageError
-from job.tolerance import Tolerance
-from job.verify import ALL, verify
 from models import MODELS
 from models.flights import tensors
 from models.flights_data import write_features

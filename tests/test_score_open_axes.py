@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.binding import Binding, by_shape, pieces, to_tensors
+from job.binding.binding import Binding, by_shape, pieces, to_tensors
 from job.handler import KerasModelHandler
-from job.signature import Feed, InputSpec
+from job.model.signature import Feed, InputSpec
 from tests.nights import Night, run_cli, saved
 
 ROWS = 40

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.errors import DataError
-from job.model import LoadedModel
+from job.model.loading import LoadedModel
 from tests.nights import Night, dense, features, matrix, saved, visible
 
 ROWS = 400

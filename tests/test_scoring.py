@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job import commit, counting, model, progress, staging
+from job.commit import protocol, reconciliation, staging
 from job.errors import DataError, JobError, ModelError, ShardError
-from job.scoring import score_split
-from job.worker import ScoreSplits
+from job.model import loading
+from job.scoring.split import score_split
+from job.scoring.worker import ScoreSplits
+from job.terminal import progress
 from tests.nights import Night, dense, features, matrix, module, saved
 
 SUM_BUILDER = """import keras
@@ -88,7 +90,7 @@ def test_rows_in_are_rows_out(
         receipts = [score_split(split, planned.task, planned.loaded) for split in planned.splits]
         for receipt in receipts:
             staging.write_receipt(planned.task.run.output, receipt)
-        commit.publish(planned.task.run, receipts, clock=lambda: 1001.0)
+        protocol.publish(planned.task.run, receipts, clock=lambda: 1001.0)
         scored, table = night.scored(), pa.concat_tables(tables)
     assert scored.column("id").to_pylist() == list(range(table.num_rows))
     if table.num_rows:
@@ -267,7 +269,7 @@ class TestScoreSplits:
         assert len(receipts) == len(planned.splits) == 10
         assert {receipt.load for receipt in receipts} == {planned.loaded.load}
         assert {receipt.traces for receipt in receipts} == {1}
-        counting.reconcile(planned.task.run, receipts)
+        reconciliation.reconcile(planned.task.run, receipts)
 
     def test_what_a_worker_raises_is_left_for_the_launcher(self, night: Night, plain: Any) -> None:
         planned = self.planned(night, plain)
@@ -290,7 +292,7 @@ class TestScoreSplits:
         def acquire(*args: Any, **kwargs: Any) -> Any:
             raise ModelError("another model")
 
-        monkeypatch.setattr(model, "acquire", acquire)
+        monkeypatch.setattr(loading, "acquire", acquire)
         with pytest.raises(ModelError):
             ScoreSplits(planned.task).setup()
         left: JobError | None = staging.failure(run.output, run.run_id)

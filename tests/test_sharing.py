@@ -20,12 +20,13 @@ import numpy as np
 import psutil
 import pytest
 
-from job import hosting, sharing
-from job.crossing import Memory
 from job.errors import JobError, ModelError
-from job.model import LoadedModel
-from job.sharing import SharedStep
-from job.signature import CodedStrings, InputSpec
+from job.model.loading import LoadedModel
+from job.model.sharing import client
+from job.model.sharing import host as sharing_host
+from job.model.sharing.client import SharedStep
+from job.model.sharing.memory import Memory
+from job.model.signature import CodedStrings, InputSpec
 from job.spec import ModelReference
 from tests import steps
 
@@ -36,7 +37,7 @@ INPUT = InputSpec("x", (1,), "float32")
 WORKER = """
 import sys
 import numpy as np
-from job.sharing import SharedStep
+from job.model.sharing.client import SharedStep
 from tests import steps
 step = SharedStep(steps.Doubling, sys.argv[1], "m")
 for line in sys.stdin:
@@ -48,7 +49,7 @@ for line in sys.stdin:
 def key() -> Iterator[str]:
     made = uuid.uuid4().hex
     yield made
-    sharing.release(made)
+    client.release(made)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def step() -> Iterator[SharedStep]:
     made = SharedStep(steps.Doubling, key, "m")
     made.build([INPUT])
     yield made
-    sharing.release(key)
+    client.release(key)
 
 
 def floats(*values: float) -> np.ndarray:
@@ -149,7 +150,7 @@ def test_what_fails_there_is_raised_here(step: SharedStep, key: str) -> None:
 
 
 def test_another_process_follows_one_that_was_killed(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "MOST_DEATHS", 1)
+    monkeypatch.setattr(client, "MOST_DEATHS", 1)
     step = SharedStep(steps.Doubling, key, "m")
     step.build([INPUT])
     first = pid_of(step)
@@ -210,7 +211,7 @@ def test_launches_have_nothing_to_do_with_each_other(step: SharedStep, key: str)
     other = SharedStep(steps.Doubling, key, "m")
     pid = pid_of(other)
     assert pid != pid_of(step)
-    sharing.release(key)
+    client.release(key)
     wait_until_gone(pid)
     assert step.predict([floats(2)])[0].tolist() == [4]
     left = Path(tempfile.gettempdir(), f"scoring-job-{os.getuid()}")
@@ -235,12 +236,12 @@ def test_what_others_left_long_ago_goes(tmp_path: Path, monkeypatch: pytest.Monk
         before = time.time() - age_days * 86400
         os.utime(top / name, (before, before))
     top.chmod(0o700)
-    sharing._folder("mine")
+    client._folder("mine")
     assert sorted(path.name for path in top.iterdir()) == ["mine", "new"]
 
 
 def test_a_model_that_nobody_asks_is_let_go_and_loaded_again() -> None:
-    host = hosting.Host(steps.Doubling)
+    host = sharing_host.Host(steps.Doubling)
     host.facts()
     host.build((INPUT,))
     assert not host.forget_if_idle(60)
@@ -262,7 +263,7 @@ def test_a_model_that_nobody_asks_is_let_go_and_loaded_again() -> None:
     host._digest = "of the first"
     assert host.forget_if_idle(0)
     refused = host.predict(memory.address, pieces, end, False)
-    assert isinstance(refused, hosting.Failure)
+    assert isinstance(refused, sharing_host.Failure)
     assert refused.kind == "ModelError"
 
 
@@ -271,7 +272,7 @@ def test_a_process_without_children_holds_each_launchs_model_itself() -> None:
 import multiprocessing, sys, uuid
 import numpy as np
 multiprocessing.current_process()._config["daemon"] = True  # as a worker of Dask is
-from job import sharing
+from job.model.sharing import client as sharing
 from tests import steps
 found = []
 for build in (steps.Doubling, steps.Unseeded):
@@ -373,4 +374,4 @@ def test_a_long_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.M
     assert step.predict([floats(2)])[0].tolist() == [4]
     other = SharedStep(steps.Doubling, key, "m")
     assert other.facts.load == step.facts.load
-    sharing.release(key)
+    client.release(key)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from job import staging
+from job.commit import staging
 from job.errors import DataError, JobError, SchemaError
 from job.spec import Shard, Split
 from tests.receipts import RUN_ID, receipt, split

@@ -56,7 +56,7 @@ def test_a_job_that_is_stopped_says_so_and_goes_on_with_the_same_command(
 def test_sigterm_ends_a_command_that_has_only_begun(night: Night) -> None:
     """In a process of its own, where nobody has set a handler before."""
     program = (
-        "import os, signal, sys; from job import cli, options\n"
+        "import os, signal, sys; from job.cli import main as cli; from job.cli import options\n"
         "options.parsed = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
         "code = cli.main(sys.argv[1:])\n"
         "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
@@ -70,7 +70,7 @@ def test_sigterm_ends_a_command_that_has_only_begun(night: Night) -> None:
 @pytest.mark.parametrize("ignored", ["signal.SIG_IGN", "len"])
 def test_who_has_decided_otherwise_about_sigterm_keeps_it(ignored: str) -> None:
     program = (
-        f"import signal; from job import stopping; signal.signal(signal.SIGTERM, {ignored})\n"
+        f"import signal; from job.terminal import signals as stopping; signal.signal(signal.SIGTERM, {ignored})\n"
         f"with stopping.on_sigterm(): assert signal.getsignal(signal.SIGTERM) is {ignored}\n"
         f"with stopping.later(): pass\n"
         f"assert signal.getsignal(signal.SIGTERM) is {ignored}"

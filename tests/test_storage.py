@@ -12,7 +12,7 @@ import pytest
 
 from job import storage
 from job.errors import StorageError
-from job.hashing import HashingSink
+from job.storage.sinks import HashingSink
 
 
 def fill(folder: Path, *names: str) -> None:

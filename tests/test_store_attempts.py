@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from job import cleaning, commit, leases, staging, storage
+from job import storage
+from job.commit import cleaning, lease, protocol, staging
 from job.errors import JobError, StateUnknownError
-from job.overlap import Overlap
-from job.scoring import score_split
+from job.scoring.overlap import Overlap
+from job.scoring.split import score_split
+from job.scoring.task import ScoringTask
+from job.scoring.worker import ScoreSplits
 from job.spec import Receipt
-from job.task import ScoringTask
-from job.worker import ScoreSplits
 from tests.nights import Night, Planned
 from tests.servers.proxy import Fault
 from tests.store_nights import StoreNight, held
@@ -57,7 +58,7 @@ def test_of_two_attempts_of_a_split_the_first_stands(night: StoreNight) -> None:
         assert staging.write_receipt(run.output, second) == first
         assert staging.read_receipt(run.output, run.run_id, first.split) == first
     # The engine may hand over either.
-    commit.publish(run, [staging.write_receipt(run.output, second) for _, second in attempts])
+    protocol.publish(run, [staging.write_receipt(run.output, second) for _, second in attempts])
     night.check(name)
     published = {
         one["path"]: one["sha256"] for one in json.loads(night.files(name)["_manifest.json"])["files"]
@@ -151,7 +152,7 @@ def test_a_receipt_that_comes_after_publishing_goes_with_the_next_command(night:
     again = score_split(plan.splits[0], plan.task, plan.loaded)
     look = Fault("hold", r"^(HEAD|GET) .*plan\.jsonl", done=True, late=True)
     with held(night, look, lambda: staging.write_receipt(run.output, again)) as (_, got):
-        commit.publish(run, receipts)
+        protocol.publish(run, receipts)
         before = night.files(name)
         night.check(name)
     assert got == [again]
@@ -171,10 +172,10 @@ def test_a_publisher_whose_launcher_lost_the_lease_ends(
     run = replace(plan.task.run, lease="launcher")
     night.bucket.put(f"{name}/_staging/lease", b'{"token": "launcher"}')
     # As if it had stood still for so long.
-    monkeypatch.setattr(leases, "RENEW_S", 0.0)
+    monkeypatch.setattr(lease, "RENEW_S", 0.0)
     written = {"s3": r"^PUT .*publishing\.json", "gs": "^POST /upload/"}[night.scheme]
     mark = Fault("hold", written, done=True, late=True)
-    with held(night, mark, lambda: commit.publish(run, receipts)) as (_, got):
+    with held(night, mark, lambda: protocol.publish(run, receipts)) as (_, got):
         night.bucket.put(f"{name}/_staging/lease", b'{"token": "other"}')
         before = night.files(name)
         assert f"_staging/{run.run_id}/publishing.json" in before

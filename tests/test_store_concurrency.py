@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.errors import OutputConflictError
-from job.report import RunReport
+from job.report.run_report import RunReport
 from tests import short_leases
 from tests.killing import Job, Zygote
 from tests.servers.clients import BUCKET

@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from job import gcs, retrying, s3, storage, uploads
+from job import storage
+from job.storage import gcs, objects, retries, s3
 from tests.nights import run_cli
 from tests.servers.proxy import Fault
 from tests.store_nights import SPLITS, StoreNight, own_clients
@@ -82,8 +83,8 @@ _outputs = (f"out{number}" for number in itertools.count())
 def night(night_in_store: StoreNight, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreNight]:
     """A night whose requests are repeated in milliseconds, by a client that has no copy of the model yet."""
     night_in_store.way.proxy.reset()
-    monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(retrying, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE_S", 0.05)
     with own_clients():
         yield night_in_store
 
@@ -91,7 +92,7 @@ def night(night_in_store: StoreNight, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.fixture
 def impatient(night: StoreNight, monkeypatch: pytest.MonkeyPatch) -> StoreNight:
     """The same with a short budget."""
-    monkeypatch.setattr(retrying, "BUDGET_S", 0.15)
+    monkeypatch.setattr(retries, "BUDGET_S", 0.15)
     return night
 
 
@@ -117,7 +118,7 @@ def check_afterwards(night: StoreNight, capfd: pytest.CaptureFixture[str], name:
     """With the store well again, the same command completes the night."""
     night.way.proxy.reset()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrying, "BUDGET_S", 60.0)
+        patch.setattr(retries, "BUDGET_S", 60.0)
         code, err = score(night, capfd, name)
     assert code == 0, err
     night.check(name)
@@ -225,7 +226,7 @@ def test_what_is_not_allowed_is_told_at_once(night: StoreNight, capfd: pytest.Ca
     night.way.proxy.set(faults=[Fault("403", "^GET .*in/part-1", times=-1)])
     start_s = time.monotonic()
     code, err = score(night, capfd, name)
-    assert time.monotonic() - start_s < retrying.BUDGET_S / 10
+    assert time.monotonic() - start_s < retries.BUDGET_S / 10
     assert code == 1
     check_told(night, err)
     assert f"{night.scheme}://bucket/in/part-1.parquet" in err
@@ -264,7 +265,7 @@ def test_an_object_in_parts_is_whole_though_every_other_request_fails(
     night: StoreNight, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part_bytes = {"s3": 5 << 20, "gs": 256 << 10}[night.scheme]
-    for module in (uploads, gcs):
+    for module in (objects, gcs):
         monkeypatch.setattr(module, "PART_BYTES", part_bytes)
     content = bytes(range(251)) * (5 * part_bytes // 502)
     path = night.path(f"{next(_outputs)}/large")

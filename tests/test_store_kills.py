@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from job import leases
+from job.commit import lease
 from tests.killing import Done, Job, Zygote
 from tests.servers.proxy import Entry, Fault
 from tests.store_nights import MUTATES, SPLITS, StoreNight, kind, until
@@ -89,7 +89,7 @@ def check_the_same_command(night: StoreNight, name: str, wanted: dict[str, str])
     start_s = time.monotonic()
     report = night.score(name)
     # The dead owner of the lease was of this machine, so nobody waits for it to expire.
-    assert time.monotonic() - start_s < leases.EXPIRES_S / 3
+    assert time.monotonic() - start_s < lease.EXPIRES_S / 3
     assert night.check(name) == wanted
     assert report.splits == SPLITS
     if not is_whole:

@@ -13,10 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import artifact, backend, choosing, launch, objects, options, output, storage, verify
+from job import storage
+from job.binding.tolerance import Tolerance
+from job.cli import options
+from job.commit import output
+from job.compare import verify
 from job.errors import OutputConflictError, StorageError, UsageError
-from job.report import RunReport
-from job.tolerance import Tolerance
+from job.launch import score as launch_score
+from job.model import artifact, keras_step, versions
+from job.report.run_report import RunReport
+from job.storage import objects
 from tests.nights import dense, features, matrix, module, saved
 from tests.servers import stores
 from tests.servers.clients import BUCKET, gcs_way, s3_way
@@ -59,7 +65,7 @@ def night(bucket: str, tmp_path: Path) -> str:
     return top
 
 
-def score(top: str, *flags: str, split_rows: int = 40) -> launch.Outcome:
+def score(top: str, *flags: str, split_rows: int = 40) -> launch_score.Outcome:
     spec, beam_args = options.parse(
         [
             f"--input={top}/in/ds=2013-12-*",
@@ -68,7 +74,7 @@ def score(top: str, *flags: str, split_rows: int = 40) -> launch.Outcome:
             *("--keys=id", f"--split_rows={split_rows}", "--batch_size=64", *flags),
         ]
     )
-    return launch.score(spec, beam_args, announce=lambda line: None)
+    return launch_score.score(spec, beam_args, announce=lambda line: None)
 
 
 def published(top: str) -> pa.Table:
@@ -119,9 +125,11 @@ def test_a_night_from_bucket_to_bucket(night: str, tmp_path: Path) -> None:
 def test_what_has_a_receipt_is_not_scored_again(
     night: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from job import scoring, staging, worker
+    from job.commit import staging
+    from job.scoring import split as scoring_split
+    from job.scoring import worker
 
-    real, write, written = scoring.score_split, staging.write_receipt, list[str]()
+    real, write, written = scoring_split.score_split, staging.write_receipt, list[str]()
 
     def failing(split: Any, *args: Any) -> Any:
         if "ds=2013-12-03" in split.shard.path and split.first_row == 80:
@@ -172,11 +180,11 @@ def test_models_of_several_files_come_out_of_a_bucket_whole(
     for path in (tmp_path / "w").rglob("*"):
         if path.is_file():
             storage.write_atomic(f"{top}/{path.relative_to(tmp_path / 'w')}", path.read_bytes())
-    assert choosing.chosen(f"{top}/m-*") == f"{top}/m-1"
+    assert versions.chosen(f"{top}/m-*") == f"{top}/m-1"
     x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     for model, weights in ((f"{builder}:build", f"{top}/m.weights.json"), (f"{top}/m-1", None)):
         reference = artifact.resolve(model, weights, trusted=False, sha256=None)
-        step = backend.load(reference, artifact.opened(reference))
+        step = keras_step.load(reference, artifact.opened(reference))
         step.build(step.signature().inputs)
         np.testing.assert_array_equal(step.predict([x])[0], trained.predict(x, batch_size=5, verbose=0))
         changed = f"{top}/m_00001.weights.h5" if weights else f"{top}/m-1/model.weights.h5"

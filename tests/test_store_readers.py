@@ -10,8 +10,8 @@ from itertools import pairwise
 
 import pytest
 
-from job import gcs, together
-from job.report import RunReport
+from job.report.run_report import RunReport
+from job.storage import gcs, parallel
 from tests.servers.proxy import Fault
 from tests.store_nights import MUTATES, StoreNight, held, until_held
 
@@ -74,7 +74,7 @@ def looks(history: Sequence[Mapping[str, bytes]], when: Sequence[int]) -> Look:
 
 def test_no_reader_accepts_a_mix_of_two_nights(night: StoreNight, monkeypatch: pytest.MonkeyPatch) -> None:
     # One after the other, so that every state between is seen.
-    monkeypatch.setattr(together, "REQUESTS_AT_ONCE", 1)
+    monkeypatch.setattr(parallel, "REQUESTS_AT_ONCE", 1)
     monkeypatch.setattr(gcs, "_DELETES_AT_ONCE", 1)
     name = "out"
     first = night.score(name, *OTHER).run_id

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from job import inputs
 from job.errors import UsageError
+from job.shards import inputs
 from job.spec import ScoringSpec
 from tests.nights import features
 from tests.remote import Remote, remote

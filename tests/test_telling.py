@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from job import redaction
+from job import secrets
 from tests.nights import Night, dense, features, kept, module, put_back, run_cli, saved
 from tests.servers.answers import Answer, Answers, answering
 
@@ -45,7 +45,7 @@ def done(aside: Path) -> Night:
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
-    monkeypatch.setattr(redaction, "_learned", set())
+    monkeypatch.setattr(secrets, "_learned", set())
     with answering(lambda _: Answer()) as one:
         yield one
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from job import telling
+from job.commit.handover import Job
 from job.errors import DataError
-from job.handover import Job
+from job.report import json_line
 from tests.nights import Night, dense, features, run_cli, saved
 from tests.servers.answers import Answer, answering
 from tests.test_report import REPORT
@@ -19,11 +19,11 @@ from tests.test_telling import FIELDS
 
 def test_several_nights_are_told_each_and_together() -> None:
     clock = iter([100.0, 103.0, 103.5, 104.0]).__next__
-    ended = telling.begin("backfill", ["--start=2026-01-01", "--s3_secret_access_key=ab"], {}, 99.0)
-    with telling.night("/data/out", "2026-01-01", clock) as night:
+    ended = json_line.begin("backfill", ["--start=2026-01-01", "--s3_secret_access_key=ab"], {}, 99.0)
+    with json_line.night("/data/out", "2026-01-01", clock) as night:
         night.ends(REPORT, None, already_published=False)
-    with suppress(DataError), telling.night("rel", "2026-01-02", clock):
-        telling.note_run(os.path.abspath("rel"), "cd" * 32)
+    with suppress(DataError), json_line.night("rel", "2026-01-02", clock):
+        json_line.note_run(os.path.abspath("rel"), "cd" * 32)
         raise DataError("3 of 4 rows\nare bad")
     told = ended.fields(None, 5, 110.25)
     first, second = told["nights"]
@@ -37,7 +37,7 @@ def test_several_nights_are_told_each_and_together() -> None:
     assert (told["status"], told["exit_code"], told["rows"], told["rejected"]) == ("failed", 5, 1_730, 20)
     assert (told["seconds"], told["error"], told["ds"]) == (11.25, "3 of 4 rows are bad", None)
     assert told["flags"] == ["--start=2026-01-01", "--s3_secret_access_key=***"]
-    lines = telling.text(told).splitlines()
+    lines = json_line.text(told).splitlines()
     assert lines[0].startswith(
         "scoring 2026-01-01: published, 1,730 rows, 20 rejected, 3 s → /data/out (run "
     )
@@ -46,8 +46,8 @@ def test_several_nights_are_told_each_and_together() -> None:
 
 
 def test_a_job_that_was_submitted_is_told_with_its_place() -> None:
-    ended = telling.begin("score", [], {}, 0.0)
-    with telling.night("gs://b/out", "2026-01-01", lambda: 1.0) as night:
+    ended = json_line.begin("score", [], {}, 0.0)
+    with json_line.night("gs://b/out", "2026-01-01", lambda: 1.0) as night:
         job = Job("ab" * 32, "DataflowRunner", "7", "https://c/7", "where to ask")
         night.ends(None, job, already_published=False)
     told = ended.fields(None, 0, 2.0)

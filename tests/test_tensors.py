@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job.signature import CodedStrings, Feed, InputSpec
-from job.tensors import feed_tensor, open_extents
+from job.binding.tensors import feed_tensor, open_extents
+from job.model.signature import CodedStrings, Feed, InputSpec
 
 Shape = tuple[int | None, ...]
 F32 = pa.float32()

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import cli
+from job.cli import main
 from job.errors import SchemaError, ShardError
 from tests.nights import Night, saved
 
@@ -60,7 +60,7 @@ def test_int96_keys_are_published_with_the_year_that_they_have(
     published = night.scored()
     assert published.column("t").type == pa.timestamp("us")
     assert published.column("t").to_pylist() == [value, None, NEAR]
-    assert cli.main(["verify", str(night.output), "--sample_rows=all"]) == 0
+    assert main.main(["verify", str(night.output), "--sample_rows=all"]) == 0
 
 
 def test_int96_and_other_timestamps_of_microseconds_are_one_key(night: Night, model: Path) -> None:
@@ -237,7 +237,7 @@ def test_keys_of_several_text_types_are_one_in_the_night(night: Night, model: Pa
     read = pq.read_table(night.output)
     assert read.column("k").type == pa.string()
     assert sorted(read.column("k").drop_null().to_pylist()) == ["k0", "k1", "k2", "k3", "k4"]
-    assert cli.main(["verify", str(night.output), "--sample_rows=all"]) == 0
+    assert main.main(["verify", str(night.output), "--sample_rows=all"]) == 0
 
 
 def test_keys_of_one_type_stay_what_they_are(night: Night, model: Path) -> None:
@@ -276,4 +276,4 @@ def test_views_as_polars_writes_them_are_features_and_keys_beside_bad_rows(night
     assert night.scored().to_pydict() == {"k": ["a", "c"], night.scored().column_names[1]: [1, 2]}
     (table,) = rejected(night)
     assert table.select(["k", "t"]).to_pylist() == [{"k": "b", "t": None}]
-    assert cli.main(["verify", str(night.output), "--sample_rows=all"]) == 0
+    assert main.main(["verify", str(night.output), "--sample_rows=all"]) == 0

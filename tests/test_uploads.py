@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from job import gcs, objects, s3, storage, uploads
+from job import storage
 from job.errors import StateUnknownError, StorageError
-from job.together import parallel
+from job.storage import gcs, objects, s3
+from job.storage import objects as storage_objects
+from job.storage.parallel import parallel
 from tests.remote import Remote
 from tests.servers.clients import BUCKET, s3_client
 from tests.servers.proxy import Fault
@@ -24,7 +26,7 @@ _names = (f"file{number}" for number in itertools.count())
 @pytest.fixture
 def bucket(bucket: Remote, monkeypatch: pytest.MonkeyPatch) -> Remote:
     """A store whose parts are as small as it takes them."""
-    for module in (uploads, gcs):
+    for module in (storage_objects, gcs):
         monkeypatch.setattr(module, "PART_BYTES", PART_BYTES[bucket.scheme])
     return bucket
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from job import uploads
-from job.buckets import Client
-from job.uploads import ObjectSink
+from job.storage import objects
+from job.storage.buckets import Client
+from job.storage.objects import ObjectSink
 
 ANY = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -48,8 +48,8 @@ class Kept:
 @contextmanager
 def parts_of(size_bytes: int, of_a_size: int = 1000) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uploads, "PART_BYTES", size_bytes)
-        patch.setattr(uploads, "_PARTS_OF_A_SIZE", of_a_size)
+        patch.setattr(objects, "PART_BYTES", size_bytes)
+        patch.setattr(objects, "_PARTS_OF_A_SIZE", of_a_size)
         yield
 
 
@@ -108,9 +108,9 @@ def test_the_largest_object_that_s3_takes_fits_its_parts() -> None:
 
     Each byte here stands for a part of the first size.
     """
-    unit_bytes = uploads.PART_BYTES
+    unit_bytes = objects.PART_BYTES
     kept = Kept(keeps_uploads=True)
-    with parts_of(1, of_a_size=getattr(uploads, "_PARTS_OF_A_SIZE")):  # noqa: B009 - not for others to use
+    with parts_of(1, of_a_size=getattr(objects, "_PARTS_OF_A_SIZE")):  # noqa: B009 - not for others to use
         sink = sink_of(kept)
         for _ in range(5):
             sink.write(bytes((1 << 40) // unit_bytes))

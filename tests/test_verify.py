@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job import artifact
+from job.binding.tolerance import Tolerance
+from job.compare.verify import ALL, Verification, verify
 from job.errors import OutputConflictError, UsageError
-from job.model import acquire
-from job.tolerance import Tolerance
-from job.verify import ALL, Verification, verify
+from job.model import artifact
+from job.model.loading import acquire
 from tests.nights import Night, dense, features, kept, module, put_back, run_cli, saved
 from tests.spoilt_nights import FAULTS, change_a_prediction, changed, delete, rewrite, swap, table_of
 
@@ -143,7 +143,7 @@ def test_a_manifest_cannot_lead_out_of_the_output(night_of_three: Night, path: s
 
 
 def test_the_mark_of_publishing_cannot_lead_out_of_the_output(night_of_three: Night) -> None:
-    from job import output
+    from job.commit import output
 
     night, run = night_of_three, "e" * 64
     marker = Path(output.marker_path(str(night.output), run))

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from job import cleaning, cli, handover, launch, leases, options, output, storage, waiting
+from job import storage
+from job.cli import main, options
+from job.commit import cleaning, handover, lease, output
+from job.commit.handover import Job
 from job.errors import OutputConflictError, StateUnknownError, UsageError
-from job.handover import Job
-from job.stopping import Terminated, on_sigterm
+from job.launch import score, submission
+from job.terminal.signals import Terminated, on_sigterm
 from tests import lease_places, lockless
 from tests.lease_places import Place
 from tests.nights import Night, dense, features, saved
@@ -152,9 +155,9 @@ def test_the_command_that_frees_an_output_frees_nothing_else(
     handed(folder)
     storage.make_folder(f"{folder}/_staging/{RUN}")
     for flags in (["--release_job="], ["--release_job=other"], ["--release_job=job-7", "--dry_run"]):
-        assert cli.main(["clean", folder, *flags]) == 2
+        assert main.main(["clean", folder, *flags]) == 2
     assert handover.job_of(folder, output.lease_path(folder)) == JOB
-    assert cli.main(["clean", folder, "--release_job=job-7"]) == 0
+    assert main.main(["clean", folder, "--release_job=job-7"]) == 0
     assert "job job-7 has it no more" in capsys.readouterr().out
     assert staged(folder) == [RUN]
 
@@ -176,7 +179,7 @@ def test_a_lease_that_was_lost_is_not_handed_over(folder: str) -> None:
             return
         storage.write_atomic(output.renewed_path(folder), b'{"token": "other", "process": 7, "host": "h"}')
         with pytest.raises(StateUnknownError, match="process 7 on h"):
-            leases.hand_over(token, JOB)
+            lease.hand_over(token, JOB)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +198,7 @@ def test_a_lease_that_was_lost_is_not_handed_over(folder: str) -> None:
 def test_a_job_that_would_end_with_its_command_must_be_waited_for(flags: list[str], name: str) -> None:
     spec, beam_args = options.parse(["--input=a", "--model=m.keras", "--output=o", "--no_wait", *flags])
     with pytest.raises(UsageError, match=rf"^--no_wait: .*because --runner={name} needs it") as told:
-        waiting.checked(spec, beam_args)
+        submission.checked(spec, beam_args)
     assert told.value.exit_code == 2
 
 
@@ -203,7 +206,7 @@ def test_a_job_that_would_end_with_its_command_must_be_waited_for(flags: list[st
 def test_a_job_server_elsewhere_goes_on_without_us(name: str) -> None:
     flags = [f"--runner={name}", "--job_endpoint=h:1", "--no_wait"]
     spec, beam_args = options.parse(["--input=a", "--model=m.keras", "--output=o", *flags])
-    assert waiting.checked(spec, beam_args) == spec
+    assert submission.checked(spec, beam_args) == spec
 
 
 @pytest.mark.parametrize(("asked", "times", "went_on"), [(True, 1, 1), (True, 2, 1), (False, 1, 0)])
@@ -216,7 +219,7 @@ def test_a_first_ctrl_c_or_sigterm_waits_until_the_job_is_known(
     passed = []
 
     def submit() -> None:
-        with waiting.undisturbed(asked):
+        with submission.undisturbed(asked):
             for _ in range(times):
                 os.kill(os.getpid(), number)
                 passed.append("went on")
@@ -232,7 +235,7 @@ def test_a_first_ctrl_c_or_sigterm_waits_until_the_job_is_known(
 
 def test_an_engine_that_does_not_answer_has_not_said_that_the_job_has_ended() -> None:
     said: list[str] = []
-    ended = waiting.has_ended([], said.append, lambda: None)
+    ended = submission.has_ended([], said.append, lambda: None)
     assert not ended(Job(RUN, "FlinkRunner", "job-7"))
     assert said == []
 
@@ -272,7 +275,7 @@ def test_a_job_server_publishes_without_the_command_and_is_told_of_ctrl_c(
 
         alone = [one for one in args if not one.startswith(("--output=", "--split_rows="))]
         spec, beam_args = options.parse([*alone, f"--output={night.folder}/alone", "--no_wait", *one.flags])
-        job = launch.score(spec, beam_args, announce=lambda line: None).job
+        job = score.score(spec, beam_args, announce=lambda line: None).job
         assert job is not None
         assert (job.engine, job.where) == ("PortableRunner", f"localhost:{one.job_port}")
         until(lambda: output.published(str(night.folder / "alone")), within_s=60)

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import writing
 from job.errors import StorageError
-from job.hashing import HashingSink
-from job.writing import Part, PartWriter
+from job.scoring import writer as scoring_writer
+from job.scoring.writer import Part, PartWriter
+from job.storage.sinks import HashingSink
 
 SCHEMA = pa.schema([("id", pa.int64()), ("score", pa.float32())], metadata={"night": "first"})
 
@@ -73,7 +73,7 @@ def test_wide_rows_are_written_before_they_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A row is 12 bytes here: 100 rows reach the limit long before the row group is full.
-    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 1200)
+    monkeypatch.setattr(scoring_writer, "ROW_GROUP_BYTES", 1200)
     written(tmp_path / "a.parquet", [50] * 5, 1000)
     assert groups(tmp_path / "a.parquet") == [100, 100, 50]
 
@@ -81,7 +81,7 @@ def test_wide_rows_are_written_before_they_fill_the_memory(
 def test_wide_rows_leave_no_tiny_row_group_behind_each_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 1200)
+    monkeypatch.setattr(scoring_writer, "ROW_GROUP_BYTES", 1200)
     written(tmp_path / "a.parquet", [105] * 3, 50)
     assert groups(tmp_path / "a.parquet") == [50, 50, 50, 50, 50, 50, 15]
 
@@ -165,7 +165,7 @@ def test_a_disk_that_fails_is_a_storage_error_that_names_the_file(
                 raise OSError(28, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr(writing, "HashingSink", FullDisk)
+    monkeypatch.setattr(scoring_writer, "HashingSink", FullDisk)
     with pytest.raises(StorageError, match=r"a\.parquet: cannot be written: .*No space left on device"):
         written(tmp_path / "a.parquet", [1000] * 5, 1000, overlap=overlap)
 
@@ -205,7 +205,7 @@ def test_what_repeats_within_lists_structs_and_maps_is_dictionary_encoded(tmp_pa
 def test_a_large_dictionary_does_not_end_a_row_group_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
 ) -> None:
-    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 20_000)
+    monkeypatch.setattr(scoring_writer, "ROW_GROUP_BYTES", 20_000)
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 30_000]))
     if nested:
         column = pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), column)

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job import launch, options
+from job.cli import options
+from job.launch import score
 from tests.nights import Night, dense, features, kept, saved
 from tests.spoilt_nights import rewrite, table_of
 
@@ -40,7 +41,7 @@ def scored(night: Night) -> Path:
     ):
         flags = [flag for flag in night.args(model, *NAMED, *more) if not flag.startswith("--output")]
         spec, _ = options.parse([*flags, f"--output={night.folder}/{name}/out"])
-        launch.score(spec, (), announce=lambda line: None)
+        score.score(spec, (), announce=lambda line: None)
     return kept(night)
 
 

@@ -25,7 +25,7 @@ from tests.killing import Job, kill_group
 
 _SLOW = (
     "apache_beam.runners.portability.fn_api_runner.fn_runner",
-    *("tensorflow", "keras", "job.launch", "job.pipeline", "job.verify"),
+    *("tensorflow", "keras", "job.launch.score", "job.pipeline", "job.compare.verify"),
 )
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
@@ -35,9 +35,9 @@ def serve() -> None:
     """Read requests from standard input, one a line: start jobs, or wait for them. Answer each in a line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from job import quiet
+    from job.terminal import library_output
 
-    with quiet.imports():
+    with library_output.imports():
         for module in (*_SLOW, *sys.argv[1:]):
             importlib.import_module(module)
     _freeze()
@@ -50,7 +50,7 @@ def serve() -> None:
         elif verb == "wait":
             answer = [_wait(pid, timers) for pid in given]
         else:
-            with quiet.imports():
+            with library_output.imports():
                 answer = [importlib.import_module(module).__name__ for module in given]
             _freeze()
         sys.stdout.write(json.dumps(answer) + "\n")
@@ -112,9 +112,9 @@ def _fork(one: Job) -> int:
 
 def _main(one: Job) -> int:
     if not one.module:
-        from job import cli
+        from job.cli import main
 
-        return cli.main(list(one.args))
+        return main.main(list(one.args))
     sys.argv[1:] = one.args
     try:
         runpy.run_module(one.module, run_name="__main__", alter_sys=True)

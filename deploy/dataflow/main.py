@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from job import parser
-from job.cli import main
+from job.cli import parser
+from job.cli.main import main
 
 
 def flags(given: Iterable[str]) -> Iterator[str]:

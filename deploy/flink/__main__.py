@@ -12,7 +12,7 @@ from typing import Final
 from deploy.flink import jobserver
 from deploy.flink.cluster import Cluster
 from deploy.flink.distribution import DeployError, fetched
-from job import quiet
+from job.terminal import library_output
 
 # As test drivers say that a test was not run: neither passed nor failed.
 NOT_RUN: Final = 77
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _jar() -> int:
-    quiet.hush(debug=False)
+    library_output.hush(debug=False)
     try:
         path = jobserver.found(fetch=True)
     except DeployError as e:

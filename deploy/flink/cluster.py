@@ -30,7 +30,7 @@ import psutil
 
 from deploy.flink import settings
 from deploy.flink.distribution import HOME, ROOT, DeployError, fetched
-from job import flink_rest
+from job.engines.flink import rest as flink_rest
 from job.errors import EngineError
 
 USUAL_PORT: Final = 8081

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.flink.distribution import VERSION, DeployError
-from job import flink_jar
+from job.engines.flink import job_server
 
 VARIABLE: Final = "FLINK_JOB_SERVER_JAR"
 
@@ -27,11 +27,11 @@ def found(*, fetch: bool) -> Path:
         return Path(given)
     options = PipelineOptions([f"--flink_version={VERSION.rpartition('.')[0]}"])
     if fetch:
-        look = flink_jar.jar(options, fetch=True)
+        look = job_server.jar(options, fetch=True)
         if not look.ok:
             raise DeployError(f"{look.told}; fetch it elsewhere and give {VARIABLE}=PATH")
-    there = flink_jar.local(options)
+    there = job_server.local(options)
     if there is None:
-        name = flink_jar.published(options).rpartition("/")[2]
+        name = job_server.published(options).rpartition("/")[2]
         raise DeployError(f"Beam's job server {name} is not on this machine; give {VARIABLE}=PATH")
     return there

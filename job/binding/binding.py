@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from job.columns import CAST_TYPES, Layout, align, is_null, layout, leaf_misfit, misfit
+from job.binding.columns import CAST_TYPES, Layout, align, is_null, layout, leaf_misfit, misfit
+from job.binding.tensors import feed_tensor, open_extents
 from job.errors import SchemaError, UsageError, as_flag
-from job.signature import Feed, InputSpec, RowFault, Signature, Tensor, Way, input_text, shape_text
-from job.tensors import feed_tensor, open_extents
+from job.model.signature import Feed, InputSpec, RowFault, Signature, Tensor, Way, input_text, shape_text
 
 _LISTED_COLUMNS: Final = 40
 _LISTED_MISFITS: Final = 5

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from job.signature import InputSpec, shape_text
+from job.model.signature import InputSpec, shape_text
 
 Kind = Literal["bool", "int", "float", "decimal", "text", "time", "null", "other"]
 Extents = tuple[int | None, ...]

@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import types
 
-from job.columns import INTEGERS
+from job.binding.columns import INTEGERS
 from job.errors import DataError, SchemaError
-from job.signature import OutputSpec, shape_text
+from job.model.signature import OutputSpec, shape_text
 
 Output = NDArray[Any]
 

@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from job.casting import numbers, strings
-from job.columns import align, cell_shape, layout, misfit
+from job.binding.casting import Fault, Faults, Numbers, faults_at, numbers, numpy_type, strings
+from job.binding.columns import align, cell_shape, layout, misfit
 from job.errors import SchemaError
-from job.rounding import Fault, Faults, Numbers, faults_at, numpy_type
-from job.signature import CodedStrings, Feed, InputSpec, RowFault, Tensor
+from job.model.signature import CodedStrings, Feed, InputSpec, RowFault, Tensor
 
 # Rows copied per column before the next column, so that a block of the target stays in the
 # cache: a million rows of 10 float32 columns in one batch took 19 to 21 ms, unblocked 24.

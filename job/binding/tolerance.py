@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from job.predictions import NUMPY_TYPES
+from job.binding.predictions import NUMPY_TYPES
 
 
 @dataclass(frozen=True)

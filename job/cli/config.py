@@ -27,8 +27,11 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from job import errors, flags, parser, redaction, storage, telling
+from job import errors, secrets, storage
+from job.cli import parser
+from job.cli import values as cli_values
 from job.errors import JobError, PreflightError, UsageError
+from job.report import json_line
 from job.spec import ScoringSpec
 
 ENGINE: Final = "engine"
@@ -38,7 +41,7 @@ _LISTS: Final = ("keys", "features", "ignore", "cast", "prediction_columns", "ch
 _REPEATED: Final = ("input",)
 _OPPOSITES: Final = {"wait": "no_wait", "no_wait": "wait"}
 # Defaults that a spec has in another form.
-_UNSPOKEN: Final = {"batch_size": "auto", "wait_for_input": "0s", "notify_on": telling.NOTIFY_ON[0]}
+_UNSPOKEN: Final = {"batch_size": "auto", "wait_for_input": "0s", "notify_on": json_line.NOTIFY_ON[0]}
 # They belong to a command line, and a night to the day on which it is scored.
 _NOT_HERE: Final = ("config", "print_config", "json", "debug")
 
@@ -64,7 +67,7 @@ def merged(argv: Sequence[str], command: str = "score") -> Iterator[list[str]]:
     file = _File(paths[0])
     mine = _given(given, rest) | off
     own, engine = file.flags(mine)
-    redaction.learn([*own, *engine])
+    secrets.learn([*own, *engine])
     try:
         yield [*own, *argv, *engine]
     except (UsageError, PreflightError) as e:
@@ -249,7 +252,7 @@ def rendered(given: argparse.Namespace, spec: ScoringSpec, engine: Sequence[str]
 def _line(name: str, value: Any) -> str:
     """Return a line of the file; of a secret a comment, for ``***`` would be taken for its value."""
     args = [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
-    if redaction.flags(args) != args:
+    if secrets.flags(args) != args:
         return f"# {name} is given, and left out here: it is secret\n"
     return f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
 
@@ -260,9 +263,9 @@ def _typed(given: argparse.Namespace, name: str) -> Any:
     if name in _REPEATED:
         return values if len(values) > 1 else values[0]
     if name in _LISTS:
-        return flags.items(given, name)
+        return cli_values.items(given, name)
     text = values[-1]
-    is_number = isinstance(flags.DEFAULTS.get(name), (int, float)) or name == "batch_size"
+    is_number = isinstance(cli_values.DEFAULTS.get(name), (int, float)) or name == "batch_size"
     return json.loads(text) if is_number and re.fullmatch(r"[1-9][0-9]*|0\.[0-9]+", text) else text
 
 

@@ -16,9 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, get_args
 
-from job import challenger_flags, clusters, config, flags, nightly, parser, quiet, telling
+from job.cli import config, parser, values
+from job.engines import dask
 from job.errors import UsageError, as_flag
+from job.model import challenger_spec
+from job.report import json_line
+from job.shards import dates
 from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
+from job.terminal import library_output
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Asked:
     @property
     def night(self) -> ScoringSpec:
         """What is to be done in the one night that the flags name."""
-        return nightly.of_night(self.template)
+        return dates.of_night(self.template)
 
     def printed(self, spec: ScoringSpec) -> str:
         """Return all flags that are in force for ``spec`` as a configuration's file."""
@@ -70,9 +75,9 @@ def parsed(argv: Sequence[str], command: str = "score") -> Iterator[Asked]:
         asked = Asked(given, spec, tuple(rest), tuple(unchecked))
         if asked.beam_args:
             # It imports Beam.
-            from job import engines
+            from job.engines import choice
 
-            engines.check_runner(asked.beam_args)
+            choice.check_runner(asked.beam_args)
         yield asked
 
 
@@ -103,16 +108,16 @@ def nights(asked: Asked) -> Nights:
         UsageError: one of its flags is missing or malformed.
     """
     given = asked.given
-    if not (start := flags.one(given, "start")):
+    if not (start := values.one(given, "start")):
         raise UsageError(f"--start must be given; see {parser.help_of('backfill')}")
-    first = nightly.day("start", start)
-    end = flags.one(given, "end")
-    last = nightly.day("end", end) if end else nightly.yesterday(asked.template.timezone)
+    first = dates.day("start", start)
+    end = values.one(given, "end")
+    last = dates.day("end", end) if end else dates.yesterday(asked.template.timezone)
     if last < first:
         raise UsageError(f"--end={last}: it lies before --start={first}; exchange them")
-    at_once = flags.one(given, "parallel")
+    at_once = values.one(given, "parallel")
     parallel = (
-        None if at_once in (None, "auto") else flags.count("parallel", at_once, "auto, or nights from 1")
+        None if at_once in (None, "auto") else values.count("parallel", at_once, "auto, or nights from 1")
     )
     return Nights(first, last, parallel)
 
@@ -125,47 +130,47 @@ def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _spec(given: argparse.Namespace) -> ScoringSpec:
     # First, so that what else is wrong is told where a configuration says.
-    telling.ask(flags.one(given, "notify_url"), flags.one(given, "notify_on"))
+    json_line.ask(values.one(given, "notify_url"), values.one(given, "notify_on"))
     _check_required(given)
-    model = flags.one(given, "model")
+    model = values.one(given, "model")
     _check_dates(given)
     spec = ScoringSpec(
-        inputs=flags.inputs(given.input),
+        inputs=values.inputs(given.input),
         model=model,
-        output=flags.one(given, "output"),
-        weights=flags.weights(flags.one(given, "weights"), model),
+        output=values.one(given, "output"),
+        weights=values.weights(values.one(given, "weights"), model),
         **_binding(given),
-        prediction_columns=flags.columns(given, "prediction_columns"),
-        batch_size=flags.batch_size(flags.one(given, "batch_size")),
-        split_rows=flags.count_of_rows(given, "split_rows"),
-        on_bad_row=flags.choice(given, "on_bad_row", get_args(OnBadRow)),
-        on_null=(null_policy := flags.on_null(given)),
-        on_nonfinite=flags.on_nonfinite(given, null_policy),
-        on_nonfinite_prediction=flags.choice(given, "on_nonfinite_prediction", get_args(OnNonfinite)),
-        on_bad_shard=flags.choice(given, "on_bad_shard", get_args(OnBadShard)),
-        max_rejected=flags.share(given, "max_rejected"),
-        min_rows=flags.least_rows(given),
-        max_rows_change=flags.rows_change(given),
-        max_psi=flags.max_psi(given),
-        golden=flags.one(given, "golden"),
-        golden_rtol=flags.number("golden_rtol", str(flags.one(given, "golden_rtol"))),
-        golden_atol=flags.number("golden_atol", str(flags.one(given, "golden_atol"))),
-        if_exists=flags.choice(given, "if_exists", get_args(IfExists)),
-        model_sha256=flags.sha256(given, "model_sha256"),
-        signature=flags.one(given, "signature"),
+        prediction_columns=values.columns(given, "prediction_columns"),
+        batch_size=values.batch_size(values.one(given, "batch_size")),
+        split_rows=values.count_of_rows(given, "split_rows"),
+        on_bad_row=values.choice(given, "on_bad_row", get_args(OnBadRow)),
+        on_null=(null_policy := values.on_null(given)),
+        on_nonfinite=values.on_nonfinite(given, null_policy),
+        on_nonfinite_prediction=values.choice(given, "on_nonfinite_prediction", get_args(OnNonfinite)),
+        on_bad_shard=values.choice(given, "on_bad_shard", get_args(OnBadShard)),
+        max_rejected=values.share(given, "max_rejected"),
+        min_rows=values.least_rows(given),
+        max_rows_change=values.rows_change(given),
+        max_psi=values.max_psi(given),
+        golden=values.one(given, "golden"),
+        golden_rtol=values.number("golden_rtol", str(values.one(given, "golden_rtol"))),
+        golden_atol=values.number("golden_atol", str(values.one(given, "golden_atol"))),
+        if_exists=values.choice(given, "if_exists", get_args(IfExists)),
+        model_sha256=values.sha256(given, "model_sha256"),
+        signature=values.one(given, "signature"),
         **_challenger(given),
         trust_model=given.trust_model,
-        model_sharing=flags.choice(given, "model_sharing", get_args(ModelSharing)),
-        device=flags.choice(given, "device", get_args(Device)),
-        compression=flags.choice(given, "compression", parser.COMPRESSIONS),
-        row_group_rows=flags.count_of_rows(given, "row_group_rows"),
-        requester_pays=flags.one(given, "requester_pays"),
-        kms_key=flags.one(given, "kms_key"),
-        ds=flags.one(given, "ds"),
-        timezone=flags.one(given, "timezone"),
-        wait_for_input_s=flags.duration_s("wait_for_input", flags.one(given, "wait_for_input") or "0s"),
-        input_marker=flags.file_name(given, "input_marker"),
-        output_template=flags.one(given, "output"),
+        model_sharing=values.choice(given, "model_sharing", get_args(ModelSharing)),
+        device=values.choice(given, "device", get_args(Device)),
+        compression=values.choice(given, "compression", parser.COMPRESSIONS),
+        row_group_rows=values.count_of_rows(given, "row_group_rows"),
+        requester_pays=values.one(given, "requester_pays"),
+        kms_key=values.one(given, "kms_key"),
+        ds=values.one(given, "ds"),
+        timezone=values.one(given, "timezone"),
+        wait_for_input_s=values.duration_s("wait_for_input", values.one(given, "wait_for_input") or "0s"),
+        input_marker=values.file_name(given, "input_marker"),
+        output_template=values.one(given, "output"),
         wait=not given.no_wait,
         debug=given.debug,
     )
@@ -175,30 +180,30 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
 
 def _binding(given: argparse.Namespace) -> dict[str, Any]:
     return {
-        "keys": flags.columns(given, "keys"),
-        "features": flags.columns(given, "features"),
-        "ignore": flags.columns(given, "ignore"),
-        "casts": flags.casts(given),
+        "keys": values.columns(given, "keys"),
+        "features": values.columns(given, "features"),
+        "ignore": values.columns(given, "ignore"),
+        "casts": values.casts(given),
     }
 
 
 def _challenger(given: argparse.Namespace) -> dict[str, Any]:
     return {
-        "challenger": flags.one(given, "challenger"),
-        "challenger_weights": flags.one(given, "challenger_weights"),
-        "challenger_sha256": flags.sha256(given, "challenger_sha256"),
-        "challenger_signature": flags.one(given, "challenger_signature"),
-        "challenger_features": flags.columns(given, "challenger_features"),
+        "challenger": values.one(given, "challenger"),
+        "challenger_weights": values.one(given, "challenger_weights"),
+        "challenger_sha256": values.sha256(given, "challenger_sha256"),
+        "challenger_signature": values.one(given, "challenger_signature"),
+        "challenger_features": values.columns(given, "challenger_features"),
     }
 
 
 def _check_dates(given: argparse.Namespace) -> None:
     for name in ("input", "model", "weights", "golden", "challenger", "challenger_weights", "output"):
         for value in getattr(given, name):
-            nightly.check(name, value)
-    nightly.zone(flags.one(given, "timezone"))
-    if ds := flags.one(given, "ds"):
-        nightly.day("ds", ds)
+            dates.check(name, value)
+    dates.zone(values.one(given, "timezone"))
+    if ds := values.one(given, "ds"):
+        dates.day("ds", ds)
 
 
 def _check_required(given: argparse.Namespace) -> None:
@@ -210,7 +215,7 @@ def _check_required(given: argparse.Namespace) -> None:
 
 
 def _check_no_clash(spec: ScoringSpec) -> None:
-    challenger_flags.check(spec)
+    challenger_spec.check(spec)
     for flag, names in (("keys", spec.keys), ("features", spec.features), ("cast", dict(spec.casts))):
         if both := [name for name in spec.ignore if name in names]:
             raise UsageError(f"{as_flag('ignore', *both)}: also in --{flag}; leave it out of one of them")
@@ -221,9 +226,9 @@ def _check_no_clash(spec: ScoringSpec) -> None:
 
 def _check_beam_args(args: list[str]) -> None:
     if any(arg.startswith("--dask") for arg in args):
-        with quiet.imports():
+        with library_output.imports():
             # It is not among Beam's own flags before that.
-            clusters.flags()
+            dask.flags()
     beam = _beam_parser()
     unknown = beam.parse_known_args(args)[1]
     flag = next((arg for arg in unknown if arg.startswith("-")), None)
@@ -247,7 +252,7 @@ def _check_beam_args(args: list[str]) -> None:
 
 
 def _beam_parser() -> argparse.ArgumentParser:
-    with quiet.imports():
+    with library_output.imports():
         from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
     class BeamParser(_BeamArgumentParser):

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from job import console, errors, progress
+from job import errors
 from job.errors import DataError, OutputConflictError, UsageError
+from job.terminal import console, progress
 
 PROGRAM: Final = "python -m job"
 
@@ -18,8 +19,9 @@ PROGRAM: Final = "python -m job"
 def report(args: Sequence[str]) -> int:
     """Print the report of a published night."""
     given = _report_parser().parse_args(list(args))
-    from job import output, storage
-    from job.report import RunReport
+    from job import storage
+    from job.commit import output
+    from job.report.run_report import RunReport
 
     _configure_stores(given)
     folder = storage.absolute(given.output)
@@ -40,12 +42,15 @@ def _report_parser() -> argparse.ArgumentParser:
 
 def clean(args: Sequence[str]) -> int:
     """Remove what abandoned runs left, or free an output from a job."""
-    from job import cleaning, flags, nightly, storage
+    from job import storage
+    from job.cli import values as cli_values
+    from job.commit import cleaning
+    from job.shards import dates
 
     given = _clean_parser().parse_args(list(args))
     _configure_stores(given)
-    age_s = None if given.older_than is None else flags.duration_s("older_than", given.older_than)
-    nightly.check("OUTPUT", given.output)
+    age_s = None if given.older_than is None else cli_values.duration_s("older_than", given.older_than)
+    dates.check("OUTPUT", given.output)
     if given.release_job is not None:
         if given.dry_run:
             raise UsageError("--release_job and --dry_run exclude each other; leave one of them out")
@@ -53,14 +58,14 @@ def clean(args: Sequence[str]) -> int:
         cleaning.release(output, given.release_job)
         console.show(f"{output}: job {given.release_job} has it no more; the command of its run resumes it")
         return 0
-    if not nightly.has_date(given.output):
+    if not dates.has_date(given.output):
         _clean_one(storage.absolute(given.output), age_s, dry_run=given.dry_run)
         return 0
-    last = nightly.yesterday("UTC") + datetime.timedelta(days=1)
-    nights = flags.count("nights", given.nights, "a whole number of nights from 1")
+    last = dates.yesterday("UTC") + datetime.timedelta(days=1)
+    nights = cli_values.count("nights", given.nights, "a whole number of nights from 1")
     seen = 0
-    for day in nightly.before(last, nights):
-        output = storage.absolute(nightly.expand(given.output, day))
+    for day in dates.before(last, nights):
+        output = storage.absolute(dates.expand(given.output, day))
         try:
             if storage.is_folder(output):
                 seen += 1
@@ -74,7 +79,7 @@ def clean(args: Sequence[str]) -> int:
 
 
 def _clean_one(output: str, age_s: float | None, *, dry_run: bool) -> None:
-    from job import cleaning
+    from job.commit import cleaning
 
     found = cleaning.clean(output, older_than_s=age_s, dry_run=dry_run, clock=time.time)
     done = "would be removed" if dry_run else "removed"
@@ -106,10 +111,11 @@ def publish(args: Sequence[str]) -> int:
         raise UsageError(
             "--run_id must be given; the refusal names it, and so does `scoring-job clean --dry_run`"
         )
-    from job import releasing, storage
+    from job import storage
+    from job.commit import release
 
     _configure_stores(given)
-    report, was_there = releasing.release(
+    report, was_there = release.release(
         storage.absolute(given.output),
         given.run_id,
         replacing=given.if_exists == "replace",
@@ -138,16 +144,18 @@ def golden(args: Sequence[str]) -> int:
     given = _golden_parser().parse_args(list(args))
     if not given.to:
         raise UsageError("--to must be given: the file to write, as in golden.parquet")
-    from job import flags, picking, storage
-    from job.golden import MOST_ROWS
+    from job import storage
+    from job.cli import values as cli_values
+    from job.compare import golden_rows
+    from job.scoring.golden import MOST_ROWS
 
-    rows = flags.count("rows", given.rows, f"a whole number of rows from 1 to {MOST_ROWS}")
+    rows = cli_values.count("rows", given.rows, f"a whole number of rows from 1 to {MOST_ROWS}")
     if rows > MOST_ROWS:
         raise UsageError(f"--rows={rows}: must be a whole number of rows from 1 to {MOST_ROWS}")
-    seed = None if given.seed is None else flags.whole("seed", given.seed)
+    seed = None if given.seed is None else cli_values.whole("seed", given.seed)
     _configure_stores(given)
     path = storage.absolute(given.to)
-    written = picking.pick(storage.absolute(given.output), path, rows=rows, seed=seed)
+    written = golden_rows.pick(storage.absolute(given.output), path, rows=rows, seed=seed)
     console.show(f"{written:,} rows in {path}")
     return 0
 
@@ -165,13 +173,16 @@ def _golden_parser() -> argparse.ArgumentParser:
 def verify(args: Sequence[str]) -> int:
     """Check a published night; raises ``DataError`` where it is not right."""
     given = _verify_parser().parse_args(list(args))
-    from job import flags, storage
-    from job import verify as verifying
-    from job.tolerance import Tolerance
+    from job import storage
+    from job.binding.tolerance import Tolerance
+    from job.cli import values as cli_values
+    from job.compare import verify as verifying
 
-    sample = verifying.ALL if given.sample_rows == "all" else flags.whole("sample_rows", given.sample_rows)
-    seed = None if given.seed is None else flags.whole("seed", given.seed)
-    tolerance = Tolerance(flags.number("rtol", given.rtol), flags.number("atol", given.atol))
+    sample = (
+        verifying.ALL if given.sample_rows == "all" else cli_values.whole("sample_rows", given.sample_rows)
+    )
+    seed = None if given.seed is None else cli_values.whole("seed", given.seed)
+    tolerance = Tolerance(cli_values.number("rtol", given.rtol), cli_values.number("atol", given.atol))
     _configure_stores(given)
     folder = storage.absolute(given.output)
     found = verifying.verify(folder, sample_rows=sample, seed=seed, tolerance=tolerance)
@@ -199,29 +210,32 @@ def _verify_parser() -> argparse.ArgumentParser:
 def diff(args: Sequence[str]) -> int:
     """Compare two nights row by row, or two columns of one; raises ``DataError`` if that is asked for."""
     given = _diff_parser().parse_args(list(args))
-    from job import diff as comparing
-    from job import flags, storage
+    from job import storage
+    from job.cli import values as cli_values
+    from job.compare import diff as comparing
 
     asked = comparing.Asked(
-        keys=flags.columns(given, "keys"),
-        columns=tuple(flags.items(given, "columns")),
-        threshold=None if given.threshold is None else flags.signed("threshold", given.threshold),
-        tolerance=flags.number("tolerance", given.tolerance),
-        top=flags.whole("top", given.top),
+        keys=cli_values.columns(given, "keys"),
+        columns=tuple(cli_values.items(given, "columns")),
+        threshold=None if given.threshold is None else cli_values.signed("threshold", given.threshold),
+        tolerance=cli_values.number("tolerance", given.tolerance),
+        top=cli_values.whole("top", given.top),
     )
-    most = flags.share(given, "max_change") if given.max_change else None
+    most = cli_values.share(given, "max_change") if given.max_change else None
     _configure_stores(given)
     folders = [storage.absolute(one) for one in (given.output, given.other) if one is not None]
     found = comparing.diff(folders, asked)
-    from job import diff_told
+    from job.compare import diff_report
 
     if given.page is not None:
         with errors.of_flag(f"--page={given.page}"):
-            storage.write_atomic(storage.absolute(given.page), diff_told.page(found).encode(), durable=False)
+            storage.write_atomic(
+                storage.absolute(given.page), diff_report.page(found).encode(), durable=False
+            )
     if given.json:
         console.show(json.dumps(found.fields(), default=str, allow_nan=False), needed=True)
     else:
-        for part in diff_told.tables(found):
+        for part in diff_report.tables(found):
             console.draw(part, needed=True)
     if most is not None and found.share_moved > most:
         raise DataError(
@@ -258,7 +272,7 @@ def _diff_parser() -> argparse.ArgumentParser:
 
 def _parser(command: str, description: str, output: str) -> argparse.ArgumentParser:
     """Return the parser of a command about one output, with what all of these take."""
-    from job.parser import Parser
+    from job.cli.parser import Parser
 
     parser = Parser(prog=f"{PROGRAM} {command}", description=description, allow_abbrev=False)
     parser.add_argument("output", metavar="OUTPUT", help=output)
@@ -268,8 +282,8 @@ def _parser(command: str, description: str, output: str) -> argparse.ArgumentPar
 
 
 def _configure_stores(given: argparse.Namespace) -> None:
-    from job import objects
     from job.spec import StoreOptions
+    from job.storage import objects
 
     values = {name: getattr(given, name, None) for name in ("requester_pays", "kms_key")}
     for name, value in values.items():

@@ -1,13 +1,13 @@
-"""The flags of ``score`` by themselves: names, groups, help. Values are looked at in ``job.options``."""
+"""The flags of ``score`` by themselves: names, groups, help. Values are looked at in ``job.cli.options``."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Final, NoReturn, get_args
 
-from job import flags
+from job.cli import values
+from job.cli.values import DEFAULTS
 from job.errors import UsageError
-from job.flags import DEFAULTS
 from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite
 
 COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
@@ -122,7 +122,7 @@ def _add_binding_flags(parser: argparse.ArgumentParser) -> None:
 def _add_reject_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("bad rows")
     _add(group, "on_bad_row", "|".join(get_args(OnBadRow)), "what to do with a row that cannot be scored")
-    _add(group, "on_null", "|".join((*flags.NULL_POLICIES, "fill=VALUE")), "what to do with a null feature")
+    _add(group, "on_null", "|".join((*values.NULL_POLICIES, "fill=VALUE")), "what to do with a null feature")
     _add(
         group,
         "on_nonfinite",

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Final, get_args
 
-from job import artifact
 from job.errors import UsageError
+from job.model import artifact
 from job.spec import OnNonfinite, ScoringSpec
 
 DEFAULTS: Final[Mapping[str, Any]] = {

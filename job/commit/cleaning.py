@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from job import handover, output, refused, staging, storage
+from job import storage
+from job.commit import handover, output, refusal, staging
 from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
 
 
@@ -126,7 +127,7 @@ def _look_at(
 def _refusal(folder: str, run_id: str) -> str:
     """Return why a refused run stays, empty where no gate has refused it."""
     try:
-        note = refused.read(folder, run_id)
+        note = refusal.read(folder, run_id)
     except StateUnknownError as e:
         return f"refused, though {e}; --older_than=0h removes it"
     if note is None:

@@ -1,6 +1,6 @@
 """Who may work on an output where there is no lock that a dying process lets go of.
 
-That is so in buckets, and on file systems whose locks cannot be relied on, see ``job.locking``. The lease is
+That is so in buckets, and on file systems whose locks cannot be relied on, see ``job.commit.lock``. The lease is
 an object, or a file, that one process created: the store sees to it that only one does. Its owner writes
 it anew every ``RENEW_S``, so that its stamp changes; each write holds only if the lease is still its own.
 Whoever finds one waits until the stamp has changed, and is refused, or until it has not for ``EXPIRES_S``,
@@ -16,7 +16,7 @@ suspended: a :class:`Moment`. What is left is a machine that stands still betwee
 and the one request after it, with all of its clocks, or a request that was sent at once and arrives half a
 minute late. The next owner's manifest then has other digests than the file: ``verify`` finds it.
 
-A process that ends before its job hands the lease over, see ``job.handover``: then nobody renews it and it
+A process that ends before its job hands the lease over, see ``job.commit.handover``: then nobody renews it and it
 does not expire. The job is told by the same token.
 """
 
@@ -35,12 +35,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from job import files, handover, storage
+from job import storage
+from job.commit import handover
 from job.errors import JobError, OutputConflictError, StateUnknownError
-from job.retrying import guarded
+from job.storage import disk
+from job.storage.retries import guarded
 
 if TYPE_CHECKING:
-    from job.sinks import Conditional
+    from job.storage.sinks import Conditional
 
 RENEW_S: Final = 10.0
 EXPIRES_S: Final = 60.0
@@ -310,7 +312,7 @@ def _process(pid: int) -> dict[str, Any]:
         state, *told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         # One that was killed keeps its number until its parent asks for it, which may be never.
         began = "" if state in "ZX" else told[18]
-    host = f"{socket.gethostname()} {files.boot_id()} {namespace}"
+    host = f"{socket.gethostname()} {disk.boot_id()} {namespace}"
     return {"host": host, "process": pid, "began": began}
 
 
@@ -319,7 +321,7 @@ def _is_alive(owner: dict[str, Any]) -> bool | None:
     if not owner:
         return False
     pid = owner.get("process")
-    if not isinstance(pid, int) or not files.boot_id():
+    if not isinstance(pid, int) or not disk.boot_id():
         return None
     found = _process(pid)
     if found["host"] != owner.get("host"):

@@ -3,7 +3,7 @@
 The system keeps it (``flock``), so it is worth what the file system makes of it. Some have none and say so.
 Of those that other machines see too, some ask their server, and some, by the way in which they are mounted,
 keep the lock on this machine alone and say nothing; which of the two cannot be told from here. There a lock
-counts for the processes of this machine, and a lease is needed besides: ``job.leases``.
+counts for the processes of this machine, and a lease is needed besides: ``job.commit.lease``.
 """
 
 from __future__ import annotations

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from job import challenged, histograms, staging
-from job.compared import Compared
+from job.commit import staging
 from job.errors import OutputConflictError
+from job.gates import histograms
+from job.gates.comparison import Compared
+from job.report import run_report
 from job.spec import Receipt, Run
 
 _FORMAT = 1
@@ -76,7 +78,7 @@ def compose(run: Run, receipts: Sequence[Receipt], compared: Compared | None = N
             "signature": run.signature,
         },
         "scoring": json.loads(run.scoring),
-        "challenger": challenged.entry(run, receipts),
+        "challenger": run_report.entry(run, receipts),
         "versions": dict(run.versions),
         "shards": run.shards,
         "rows_read": run.rows,

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from job import handover, leases, staging, storage
+from job import storage
+from job.commit import handover, staging
+from job.commit import lease as commit_lease
+from job.commit.lock import held
+from job.commit.manifest import check_inside, entries, parse
+from job.commit.staging import STAGING
 from job.errors import OutputConflictError
-from job.locking import held
-from job.manifest import check_inside, entries, parse
-from job.report import RunReport
-from job.staging import STAGING
-from job.together import together
+from job.report.run_report import RunReport
+from job.storage.parallel import together
 
 MANIFEST, SUCCESS, LEASE = "_manifest.json", "_SUCCESS", "lease"
 REPORT_JSON, REPORT_HTML = "_report.json", "_report.html"
@@ -143,7 +145,7 @@ def lease(
     """
     over = handover.either(lambda job: is_published(output, job.run), ended)
     if storage.is_remote(output):
-        with leases.held(lease_path(output), announce, over) as token:
+        with commit_lease.held(lease_path(output), announce, over) as token:
             yield token
         return
     folder = storage.join(output, STAGING)
@@ -159,7 +161,7 @@ def lease(
             renewed = renewed_path(output)
             # One that is there is another's, who sees this folder by another file system.
             is_sure = lock.is_sure and not storage.exists(renewed)
-            with nullcontext("") if is_sure else leases.held(renewed, announce, over) as token:
+            with nullcontext("") if is_sure else commit_lease.held(renewed, announce, over) as token:
                 if (job := handover.noted(folder)) is not None:
                     handover.check_ended(output, job, over)
                     handover.forget(folder)
@@ -183,7 +185,7 @@ def renewed_path(output: str) -> str:
 def hand_over(output: str, token: str, job: handover.Job) -> None:
     """Leave an output whose lease this process holds to a job, beyond the end of the process."""
     if token:
-        leases.hand_over(token, job)
+        commit_lease.hand_over(token, job)
     else:
         handover.note(storage.join(output, STAGING), job)
     if is_published(output, job.run):
@@ -203,7 +205,7 @@ def check_lease(output: str, token: str) -> None:
         StateUnknownError: it has.
     """
     if token:
-        leases.check(renewed_path(output), token)
+        commit_lease.check(renewed_path(output), token)
 
 
 @contextmanager
@@ -212,7 +214,7 @@ def watched(output: str, token: str) -> Iterator[None]:
 
     Requests then raise ``StateUnknownError``.
     """
-    with leases.watched(renewed_path(output), token) if token else nullcontext():
+    with commit_lease.watched(renewed_path(output), token) if token else nullcontext():
         yield
 
 

@@ -37,8 +37,8 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
 * A publisher that outlives its launcher may find that another run has published. It ends there, before it
   removes anything of that night; at worst its ``_SUCCESS``, which the other run's command puts back.
 * A second command is refused while the lease is held. The system frees the lease of one that died. One that
-  ends before its job hands it over, see ``job.handover``. Where locks do not hold, the lease is of the kind
-  that buckets have, see ``job.locking`` and ``job.leases``.
+  ends before its job hands it over, see ``job.commit.handover``. Where locks do not hold, the lease is of the kind
+  that buckets have, see ``job.commit.lock`` and ``job.commit.lease``.
 * One that stood still while another took its lease finds what it would have renamed gone: who replaces a
   night first removes the staging of all others, and what is taken away, ``_SUCCESS`` too, is moved into one's
   own.
@@ -59,7 +59,7 @@ attempt    an upload to the final name that is not finished:    an object in sta
 receipt    written if absent: the first attempt stands; names   written if absent; names the object
            the upload and its parts
 lease      an object that its owner keeps changing, each time   the same, by generation
-           only if nobody else has; see ``job.leases``
+           only if nobody else has; see ``job.commit.lease``
 publishing each upload is finished: one request, no copy; the   each object is copied to its final name: one
            rows are counted in the footers after that           request, no bytes move within a bucket
 repeated   an upload that is gone, and has the receipt's digest the same, of the object in staging
@@ -71,7 +71,7 @@ abandoned  given up when a night is published, and by           gone with the st
 Rejected rows are plain objects in staging, to be looked at there, and are copied in both. A machine that
 stood still may have lost the lease: it is looked at right before each step that cannot be taken back (the
 mark, ``_SUCCESS`` taken away or written, each move, each removal), and before any other request where the own
-clocks say that this may be so; see ``job.leases``, also for what is left. No step relies on a listing: one
+clocks say that this may be so; see ``job.commit.lease``, also for what is left. No step relies on a listing: one
 that is late shows fewer leftovers, and fewer finished splits on the screen.
 
 What is flushed to the disk, and when: the mark and the names of all folders that lead to it, those above
@@ -84,7 +84,7 @@ file still has the receipt's digest. A torn receipt counts as none.
 
 Before the mark is written, rows are counted three times: the plan's (from the shards' footers), the receipts'
 (read = scored + rejected, split by split), and those in the footers of the files that were written. Then the
-gates compare the night with the last good one, see ``job.gates``; what they said is in the mark, so that who
+gates compare the night with the last good one, see ``job.gates.gates``; what they said is in the mark, so that who
 goes on from there asks nobody again.
 """
 
@@ -97,12 +97,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from job import counting, gates, manifest, output, staging, storage
-from job.compared import Compared
+from job import storage
+from job.commit import manifest, output, reconciliation, staging
 from job.errors import StateUnknownError
-from job.report import RunReport
+from job.gates import gates
+from job.gates.comparison import Compared
+from job.report.run_report import RunReport
 from job.spec import Receipt, Run, Shard, Split
-from job.together import parallel, together
+from job.storage.parallel import parallel, together
 
 _TOLD: Final = (output.REPORT_JSON, output.REPORT_HTML, output.MANIFEST)
 
@@ -159,14 +161,14 @@ def _publish(
 ) -> RunReport:
     every = _one_of_each_split(run, receipts)
     counted = sorted(every, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
-    counting.reconcile(run, counted)
+    reconciliation.reconcile(run, counted)
     parts = [part for receipt in counted for part in staging.parts(receipt)]
     together(
         run.output,
         lambda: output.check_lease(run.output, run.lease),
-        lambda: counting.check_parts(run, counted),
+        lambda: reconciliation.check_parts(run, counted),
     )
-    counting.recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
+    reconciliation.recount(run.output, [part for part in parts if storage.is_readable(part.staged)])
     if not storage.is_remote(run.output):
         # Counting may have taken minutes. In a bucket nobody else can have changed it without the lease.
         seen = output.look(run.output, run.run_id)
@@ -184,7 +186,7 @@ def _publish(
     storage.sync_folder(run.output)
     _move_all(run, parts)
     # What could not be read before it had its name.
-    counting.recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
+    reconciliation.recount(run.output, [part for part in parts if not storage.is_readable(part.staged)])
     storage.sync_files(storage.join(run.output, part.final) for part in parts)
     _check_still(run)
     _withdraw(run, stale)

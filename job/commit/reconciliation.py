@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from job import staging, storage
+from job import storage
+from job.commit import staging
 from job.errors import DataError, StateUnknownError, check_not_passing, one_line
-from job.report import reasons_of
+from job.report.run_report import reasons_of
 from job.spec import Receipt, Run
-from job.together import parallel
+from job.storage.parallel import parallel
 
 
 def check_parts(run: Run, receipts: Sequence[Receipt]) -> None:

@@ -9,9 +9,10 @@ import json
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from job import staging, storage
-from job.compared import Compared
+from job import storage
+from job.commit import staging
 from job.errors import StateUnknownError
+from job.gates.comparison import Compared
 from job.spec import ChallengerRun, Gates, ModelReference, Run, StoreOptions
 
 NOTE: Final = "refused.json"

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from job import commit, handover, host, output, refused, staging, storage
+from job import environment, storage
+from job.commit import handover, output, protocol, refusal, staging
 from job.errors import UsageError
-from job.report import RunReport
+from job.report.run_report import RunReport
 from job.spec import Receipt, Run
-from job.together import parallel
+from job.storage.parallel import parallel
 
 
 def release(
@@ -44,7 +45,7 @@ def release(
         if (there := output.report_of(folder, whole_id)) is not None:
             output.remove_staging(folder, whole_id, lease)
             return there, True
-        note = refused.read(folder, whole_id)
+        note = refusal.read(folder, whole_id)
         if note is None:
             done = len(staging.finished(folder, whole_id))
             raise UsageError(
@@ -57,12 +58,12 @@ def release(
             # As it is called now: its lease is held by this name.
             output=folder,
             replace=replacing,
-            started_unix_s=host.process_start_unix_s(),
+            started_unix_s=environment.process_start_unix_s(),
             lease=lease,
             handed=False,
         )
         told = replace(compared, released_unix_s=clock())
-        return commit.publish(now, _receipts(now), ask=lambda *_: told, clock=clock), False
+        return protocol.publish(now, _receipts(now), ask=lambda *_: told, clock=clock), False
 
 
 def _found(folder: str, run_id: str) -> str:
@@ -82,7 +83,7 @@ def _found(folder: str, run_id: str) -> str:
 
 def _has_said_no(folder: str, run_id: str, job: handover.Job) -> bool:
     """Say whether a job that nobody waited for has come to its end: a gate has refused its night."""
-    return job.run == run_id and refused.read(folder, run_id) is not None
+    return job.run == run_id and refusal.read(folder, run_id) is not None
 
 
 def _receipts(run: Run) -> list[Receipt]:

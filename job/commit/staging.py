@@ -1,6 +1,6 @@
 """What a run leaves in staging while it is under way: the plan, attempts, receipts, failures.
 
-The protocol they serve is told in ``job.commit``.
+The protocol they serve is told in ``job.commit.protocol``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from job import redaction, storage
+from job import secrets, storage
 from job.errors import JobError, StateUnknownError, by_name
 from job.spec import ChallengerWork, Receipt, Shard, Split
-from job.together import parallel
+from job.storage.parallel import parallel
 
 STAGING, REJECTED, PLAN = "_staging", "_rejected", "plan.jsonl"
 # Parquet by content. Readers that take every ``**/*.parquet`` for a prediction must not find them.
@@ -225,7 +225,7 @@ def write_failure(output: str, run: str, where: str, error: JobError, *, planned
     plan as long as it is under way.
     """
     folder = storage.join(folder_of(output, run), "failures")
-    content = {"error": type(error).__name__, "message": redaction.scrub(str(error)), "where": where}
+    content = {"error": type(error).__name__, "message": secrets.scrub(str(error)), "where": where}
     # What is being told matters more than that it could not be written down.
     with suppress(JobError):
         if planned:

@@ -13,11 +13,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from job.compare.columns import CHALLENGER, Column, alike, apart, check_keys, columns, plain
+from job.compare.movement import Numbers, Words
+from job.compare.night_files import NightFiles
+from job.compare.pairing import Pairs, Side, pairs
 from job.errors import UsageError
-from job.movement import Numbers, Words
-from job.nightfiles import NightFiles
-from job.paired_columns import CHALLENGER, Column, alike, apart, check_keys, columns, plain
-from job.pairing import Pairs, Side, pairs
 
 VERSION: Final = 1
 # What rows are matched by where no keys are.

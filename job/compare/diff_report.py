@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from job import console
-from job.diff import Difference
-from job.page import escaped
+from job.compare.diff import Difference
+from job.report.page import escaped
+from job.terminal import console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -7,9 +7,11 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job import golden, nightfiles, storage, verify
+from job import storage
+from job.compare import night_files, verify
+from job.compare.rescoring import PublishedRows
 from job.errors import UsageError
-from job.rescoring import PublishedRows
+from job.scoring import golden
 
 
 def pick(folder: str, path: str, *, rows: int, seed: int | None) -> int:
@@ -27,7 +29,7 @@ def pick(folder: str, path: str, *, rows: int, seed: int | None) -> int:
     """
     if storage.size_bytes(path) is not None:
         raise UsageError(f"--to={path}: it is there already; remove it, or choose another name")
-    night = nightfiles.night_of(folder)
+    night = night_files.night_of(folder)
     published = PublishedRows(folder, night)
     names = night["scoring"]["predictions"]
     tables = []

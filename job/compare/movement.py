@@ -1,8 +1,8 @@
 """How far predictions moved between two nights: counts, means, quantiles, and the rows that moved most.
 
 Everything is added up part by part, in memory that does not grow with the rows. Counts, means, extremes,
-correlation and biggest movers are exact; quantiles are a sketch's (``job.sketches``), the PSI is of bins
-(``job.histograms``).
+correlation and biggest movers are exact; quantiles are a sketch's (``job.compare.sketches``), the PSI is of bins
+(``job.gates.histograms``).
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from job.binning import Binned
-from job.histograms import psi
-from job.sketches import Floats, Moments, Sketch, histogram
+from job.compare.sketches import Floats, Moments, Sketch, histogram
+from job.gates.histograms import Binned, psi
 
 # Of pairs of texts that are counted exactly; beyond it the rarest are dropped.
 _MOST_PAIRS: Final = 100_000

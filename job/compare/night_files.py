@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from job import manifest, output, storage
+from job import storage
+from job.commit import manifest, output
 from job.errors import DataError, StateUnknownError, StorageError, UsageError, check_not_passing, one_line
-from job.rejects import EXTRA_COLUMNS
+from job.scoring.rejects import EXTRA_COLUMNS
 
 _BATCH_ROWS: Final = 262_144
 # Of a bucket, whose every answer takes a while; each is held whole, in the columns that are wanted.

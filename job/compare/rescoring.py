@@ -11,19 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from job import artifact, model, provenance, storage
-from job.binding import Binding, Places, pieces
-from job.challenging import failed_rows
-from job.columns import as_type, cast_views
+from job import storage
+from job.binding.binding import Binding, Places, pieces
+from job.binding.columns import as_type, cast_views
+from job.binding.predictions import in_order, to_arrow
+from job.binding.tolerance import Tolerance, apart, unequal
+from job.compare.night_files import NightFiles
 from job.errors import DataError, JobError, ModelError
-from job.nightfiles import NightFiles
-from job.planning import read_footer
-from job.predictions import in_order, to_arrow
-from job.reading import SplitReader
-from job.rejects import Rejects, RowPolicy, sift
-from job.signature import Feed, InputSpec
+from job.model import artifact, loading, provenance
+from job.model.signature import Feed, InputSpec
+from job.scoring.challenger import failed_rows
+from job.scoring.reader import SplitReader
+from job.scoring.rejects import Rejects, RowPolicy, sift
+from job.shards.planner import read_footer
 from job.spec import Device, ModelReference, Shard, Split
-from job.tolerance import Tolerance, apart, unequal
 
 # Rows that are predicted at once, and read at once.
 _BATCH_ROWS = 8192
@@ -90,7 +91,7 @@ class Rescorer:
         self,
         output: str,
         manifest: Mapping[str, Any],
-        loaded: model.LoadedModel,
+        loaded: loading.LoadedModel,
         *,
         of_challenger: bool = False,
     ) -> None:
@@ -189,7 +190,7 @@ def rescorers(folder: str, night: Mapping[str, Any], findings: list[str]) -> lis
     if (rival := night.get("challenger")) is not None:
         nights.append({**night, "model": rival, "scoring": rival["scoring"]})
     found: list[Rescorer] = []
-    champion: model.LoadedModel | None = None
+    champion: loading.LoadedModel | None = None
     for one in nights:
         rescorer = _rescorer(folder, one, findings, champion)
         if rescorer is None:
@@ -209,7 +210,7 @@ def each(
 
 
 def _rescorer(
-    folder: str, night: Mapping[str, Any], findings: list[str], champion: model.LoadedModel | None
+    folder: str, night: Mapping[str, Any], findings: list[str], champion: loading.LoadedModel | None
 ) -> Rescorer | None:
     """Load a model that the night was scored with; where it is not to be had, that is a finding."""
     told = night["model"]
@@ -227,7 +228,7 @@ def _rescorer(
         if (found := artifact.digest(reference.path, reference.weights)) != reference.digest:
             raise ModelError(f"{reference.path}: its SHA-256 is {found} now, the night's {reference.digest}")
         _check_reads(reference, told.get("reads", {}))
-        loaded = model.acquire(reference, device=device, beside=champion)
+        loaded = loading.acquire(reference, device=device, beside=champion)
         rescorer = Rescorer(folder, night, loaded, of_challenger=champion is not None)
         rescorer.build()
     except JobError as e:

@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from job import manifest, nightfiles, rescoring, staging, storage
+from job import storage
+from job.binding.tolerance import Tolerance
+from job.commit import manifest, staging
+from job.compare import night_files, rescoring
+from job.compare.rescoring import Difference
 from job.errors import JobError, one_line
-from job.rescoring import Difference
-from job.tolerance import Tolerance
 
 ALL: Final = -1
 _THREADS: Final = 16
@@ -70,7 +72,7 @@ def verify(folder: str, *, sample_rows: int, seed: int | None, tolerance: Tolera
         UsageError: nothing is published there, or by a version that noted too little.
         OutputConflictError: the manifest is none of this job's.
     """
-    night = nightfiles.night_of(folder)
+    night = night_files.night_of(folder)
     findings = [*_counts(night), *_strangers(folder, night)]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
         entries = manifest.entries(night)

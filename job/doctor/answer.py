@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from job import artifact, devices, host, objects, planning, storage
+from job import environment, storage
 from job.errors import JobError, StorageError, one_line
+from job.model import artifact, devices
+from job.shards import planner
 from job.spec import StoreOptions
+from job.storage import objects
 
 # A process is asked as often as the engine pleases; by the folder that it answered to.
 _given: Final[dict[str, dict[str, Any]]] = {}
@@ -25,7 +28,7 @@ def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     if folder in _given:
         return _given[folder]
     objects.configure(StoreOptions(**told["stores"]))
-    found: dict[str, Any] = {**about, "memory_bytes": host.memory_bytes(), "digest": "", "output": ""}
+    found: dict[str, Any] = {**about, "memory_bytes": environment.memory_bytes(), "digest": "", "output": ""}
 
     def read_model() -> None:
         found["digest"] = artifact.digest(told["model"], told["weights"])
@@ -34,7 +37,7 @@ def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
         info = storage.describe(told["shard"])
         if info is None:
             raise StorageError(f"{told['shard']}: there is no such file")
-        planning.read_footer(planning.shard_of(info))
+        planner.read_footer(planner.shard_of(info))
 
     def write() -> None:
         storage.make_folder(folder)

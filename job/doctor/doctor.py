@@ -1,7 +1,7 @@
 """``job doctor``: looks at the engine and the paths of a night before it is submitted.
 
 Looks go on at the same time and have a limit each; what they find is yielded in one order. The workers are
-asked last, by the smallest job there is (``job.probe``), and only where the engine answers at all. Nothing is
+asked last, by the smallest job there is (``job.doctor.probe``), and only where the engine answers at all. Nothing is
 written but below ``OUTPUT/_staging/doctor-…``, which is removed again.
 """
 
@@ -14,24 +14,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from job import (
-    credentials,
-    dataflow,
-    engines,
-    inputs,
-    objects,
-    places,
-    quiet,
-    reached,
-    redaction,
-    storage,
-    waiting,
-    workers,
-)
-from job.checks import Check, of_error
+from job import secrets, storage
+from job.doctor import engine, workers
+from job.doctor import paths as doctor_paths
+from job.doctor.timeouts import Look, anything_overdue
+from job.engines import choice, dataflow
+from job.engines.checks import Check, of_error
 from job.errors import EngineError, ModelError, StorageError, UsageError
-from job.looks import Look, anything_overdue
+from job.launch import submission
+from job.shards import inputs
 from job.spec import ScoringSpec
+from job.storage import objects
+from job.terminal import library_output
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -48,9 +42,9 @@ _MARKS: Final = {True: "ok", False: "not ok", None: "not seen"}
 
 def lines(check: Check) -> Iterator[str]:
     """Return a check as lines of text, without secrets."""
-    yield redaction.scrub(f"{_MARKS[check.ok]:<8}  {check.name}: {check.told}")
+    yield secrets.scrub(f"{_MARKS[check.ok]:<8}  {check.name}: {check.told}")
     if check.fix:
-        yield redaction.scrub(f"{'':<8}  → {check.fix}")
+        yield secrets.scrub(f"{'':<8}  → {check.fix}")
 
 
 def is_well(check: Check) -> bool:
@@ -85,18 +79,18 @@ def examine(
         # Of a store's client, without which nothing else can be looked at.
         yield of_error("credentials", e)
         return
-    place = places.PlaceForAnswers(night.spec)
+    place = doctor_paths.PlaceForAnswers(night.spec)
     try:
         writing = Look("output", lambda: place.write(night.spec), limit_s=_PLACES_S)
         yield _this_machine(night.schemes, beam_args)
         options, checks = _engine(beam_args)
         # What `score` refuses before it does anything.
-        flags = Look("flags", partial(waiting.checked, night.spec, beam_args), limit_s=_ENGINE_S)
+        flags = Look("flags", partial(submission.checked, night.spec, beam_args), limit_s=_ENGINE_S)
         checks.append(flags.check(lambda _: Check("flags", True, "the engine and this job take them")))
         yield from checks
         yield from night.checks(options)
         yield _unseen("output", options, [night.spec.output]) or writing.check(
-            lambda held: places.output_told(night.spec, held)
+            lambda held: doctor_paths.output_told(night.spec, held)
         )
         answers = all(map(is_well, checks)) and not anything_overdue()
         yield from _workers(night, beam_args, options, place.folder, limit_s if answers else 0.0)
@@ -117,28 +111,32 @@ class _Night:
         self.spec, self._wrong_model = spec, wrong_model
         paths = (*(one.removeprefix("@") for one in spec.inputs), spec.model, spec.weights or "", spec.output)
         self.schemes = [one for one in objects.SCHEMES if any(path.startswith(f"{one}://") for path in paths)]
-        self.listing = Look("input", lambda: places.shards(spec), limit_s=_PLACES_S)
-        self.model = Look("model", lambda: None if wrong_model else places.model(spec), limit_s=_MODEL_S)
+        self.listing = Look("input", lambda: doctor_paths.shards(spec), limit_s=_PLACES_S)
+        self.model = Look(
+            "model", lambda: None if wrong_model else doctor_paths.model(spec), limit_s=_MODEL_S
+        )
 
     def checks(self, options: PipelineOptions | None) -> Iterator[Check]:
         """Wait for each, and for what follows from them."""
         for scheme in self.schemes:
-            name = credentials.name(scheme)
-            look = Look(name, partial(credentials.found, scheme), limit_s=_ENGINE_S)
-            yield look.check(partial(credentials.told, scheme))
-        listed = self.listing.check(places.shards_told)
+            name = doctor_paths.name(scheme)
+            look = Look(name, partial(doctor_paths.found, scheme), limit_s=_ENGINE_S)
+            yield look.check(partial(doctor_paths.told, scheme))
+        listed = self.listing.check(doctor_paths.shards_told)
         yield _unseen("input", options, [shard.path for shard in self.listing.value or ()]) or listed
         yield (
             self._wrong_model
             or _unseen("model", options, inputs.model_files(self.spec))
-            or self.model.check(lambda found: places.model_told(_given(found)))
+            or self.model.check(lambda found: doctor_paths.model_told(_given(found)))
         )
         local = not storage.is_remote(self.spec.output) and not _unseen("", options, [self.spec.output])
         if self.listing.value and local:
             shards = self.listing.value
-            yield Look("disk", lambda: places.disk(self.spec, shards), limit_s=_PLACES_S).check(_as_it_is)
-        for flag, path in reached.temporary_places(options) if options else ():
-            look = Look(flag, partial(places.temporary, path), limit_s=_ENGINE_S)
+            yield Look("disk", lambda: doctor_paths.disk(self.spec, shards), limit_s=_PLACES_S).check(
+                _as_it_is
+            )
+        for flag, path in engine.temporary_places(options) if options else ():
+            look = Look(flag, partial(doctor_paths.temporary, path), limit_s=_ENGINE_S)
             yield look.check(partial(Check, flag, True))
 
 
@@ -146,31 +144,31 @@ def _unseen(name: str, options: PipelineOptions | None, paths: Sequence[str]) ->
     """Return what is wrong with paths that are here, and that the engine's workers cannot see."""
     try:
         if options is not None:
-            engines.check_visible(options, paths)
+            choice.check_visible(options, paths)
     except UsageError as e:
         return of_error(name, e)
     return None
 
 
 def _this_machine(schemes: Sequence[str], beam_args: Sequence[str]) -> Check:
-    extras = [credentials.EXTRAS[scheme] for scheme in schemes]
+    extras = [doctor_paths.EXTRAS[scheme] for scheme in schemes]
     if any(arg.lower().startswith(("--dask_", "--runner=dask", "dask")) for arg in beam_args):
         extras.append("dask")
-    look = Look("this machine", partial(reached.this_machine, extras), limit_s=_ENGINE_S)
+    look = Look("this machine", partial(engine.this_machine, extras), limit_s=_ENGINE_S)
     return look.check(_as_it_is)
 
 
 def _engine(beam_args: Sequence[str]) -> tuple[PipelineOptions | None, list[Check]]:
     """Return Beam's options, ``None`` for the default or where there are none, and the engine's checks."""
     if not beam_args:
-        return None, [reached.runner(None)]
+        return None, [engine.runner(None)]
     try:
-        with quiet.imports():
-            options = engines.beam_options(beam_args)
+        with library_output.imports():
+            options = choice.beam_options(beam_args)
     except EngineError as e:
         return None, [of_error("runner", e)]
-    looks = [Look(name, act, limit_s=_ENGINE_S) for name, act in reached.questions(options).items()]
-    found = [reached.runner(options)]
+    looks = [Look(name, act, limit_s=_ENGINE_S) for name, act in engine.questions(options).items()]
+    found = [engine.runner(options)]
     for look in looks:
         several = look.wait()
         found += several if isinstance(several, list) else [several]
@@ -180,7 +178,7 @@ def _engine(beam_args: Sequence[str]) -> tuple[PipelineOptions | None, list[Chec
 def _workers(
     night: _Night, beam_args: Sequence[str], options: PipelineOptions | None, folder: str, limit_s: float
 ) -> Iterator[Check]:
-    if options is not None and engines.name(options) == dataflow.NAME:
+    if options is not None and choice.name(options) == dataflow.NAME:
         yield Check("workers", None, "a job there takes minutes and is paid for, so none is run")
         return
     if not limit_s:
@@ -201,7 +199,7 @@ def _workers(
 
     def told_all(answers: workers.Heard) -> Check:
         digest, size = (model.reference.digest, model.size_bytes) if model else ("", 0)
-        first, *rest = workers.checks(answers, reached.log_of(options), digest, size, limit_s)
+        first, *rest = workers.checks(answers, engine.log_of(options), digest, size, limit_s)
         found.extend(rest)
         return first
 
@@ -213,7 +211,7 @@ def _as_it_is(check: Check) -> Check:
     return check
 
 
-def _given(found: places.Model | None) -> places.Model:
+def _given(found: doctor_paths.Model | None) -> doctor_paths.Model:
     if found is None:
         raise ModelError("there is no model; see --model")
     return found

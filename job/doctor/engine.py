@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from packaging.requirements import Requirement
 
-from job import clusters, engines, flink, flink_checks, host, ports, prism
-from job.checks import Check
+from job import environment
+from job.engines import choice, dask, prism
+from job.engines.checks import Check
+from job.engines.flink import checks, engine
 from job.errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,7 +30,7 @@ _ENVIRONMENTS: Final = {"EXTERNAL": "worker pool", "PROCESS": "workers' command"
 
 def this_machine(extras: Sequence[str]) -> Check:
     """Say what runs here, and whether it is what the package asks for."""
-    told = f"{engines.cores()} cores; {', '.join(' '.join(one) for one in host.versions())}"
+    told = f"{choice.cores()} cores; {', '.join(' '.join(one) for one in environment.versions())}"
     try:
         wrong = _unmet(extras)
     except PackageNotFoundError:
@@ -55,10 +60,10 @@ def _unmet(extras: Sequence[str]) -> list[str]:
 def runner(options: PipelineOptions | None) -> Check:
     """Say which engine it is; ``None`` stands for the default."""
     if options is None:
-        told = f"{engines.EMBEDDED}, {engines.cores()} threads of this process"
+        told = f"{choice.EMBEDDED}, {choice.cores()} threads of this process"
         return Check("runner", True, told)
-    name = engines.name(options)
-    if name != engines.EMBEDDED:
+    name = choice.name(options)
+    if name != choice.EMBEDDED:
         return Check("runner", True, name)
     from apache_beam.options.pipeline_options import DirectOptions
 
@@ -69,14 +74,14 @@ def runner(options: PipelineOptions | None) -> Check:
 
 def questions(options: PipelineOptions) -> dict[str, Callable[[], list[Check]]]:
     """Return what there is to look at for this engine, by name; each may take a while."""
-    name = engines.name(options)
+    name = choice.name(options)
     found: dict[str, Callable[[], list[Check]]] = {}
-    if name == engines.DASK:
+    if name == choice.DASK:
         found["Dask"] = lambda: [_dask(options)]
-    if name == engines.PRISM:
+    if name == choice.PRISM:
         found["Prism"] = lambda: [_prism(options)]
-    if name == engines.FLINK:
-        found["Flink"] = lambda: flink.checks(options)
+    if name == choice.FLINK:
+        found["Flink"] = lambda: engine.checks(options)
     endpoint = _portable(options).job_endpoint
     if endpoint and endpoint != "embed":
         found["job endpoint"] = lambda: [_endpoint(endpoint)]
@@ -110,8 +115,8 @@ def _portable(options: PipelineOptions) -> Any:
 
 
 def _dask(options: PipelineOptions) -> Check:
-    cluster = clusters.look(options)
-    where = clusters.address(options)
+    cluster = dask.look(options)
+    where = dask.address(options)
     told = f"the scheduler at {where} answers" if where else "Beam starts a cluster on this machine"
     return Check("Dask", True, f"{told}; {cluster.threads} worker threads")
 
@@ -125,7 +130,7 @@ def _prism(options: PipelineOptions) -> Check:
 
 
 def _endpoint(endpoint: str) -> Check:
-    ports.check_grpc(endpoint, ANSWER_S)
+    check_grpc(endpoint, ANSWER_S)
     return Check("job endpoint", True, f"{endpoint} answers")
 
 
@@ -133,12 +138,12 @@ def _environment(options: PipelineOptions, kind: str) -> Check:
     config = _portable(options).environment_config or ""
     # Beside the workers' engine, not beside the job server, which may be two machines.
     where = _portable(options).job_endpoint
-    if engines.name(options) == engines.FLINK:
-        cluster = flink.cluster_of(options)
+    if choice.name(options) == choice.FLINK:
+        cluster = engine.cluster_of(options)
         where = cluster.url if cluster else ""
-    here = not where or ports.is_here(where)
+    here = not where or is_here(where)
     if kind == "EXTERNAL":
-        return _pool(flink_checks.pool_address(config), here=here)
+        return _pool(checks.pool_address(config), here=here)
     if kind == "PROCESS":
         return _command(config, here=here)
     told = f"--environment_type={kind}: the engine starts its workers itself"
@@ -147,15 +152,15 @@ def _environment(options: PipelineOptions, kind: str) -> Check:
 
 def _pool(address: str, *, here: bool) -> Check:
     name = _ENVIRONMENTS["EXTERNAL"]
-    if not here and ports.is_here(address):
+    if not here and is_here(address):
         told = f"{address} is beside each of the engine's workers, and not here"
         return Check(name, None, told, "see below what they answer")
-    ports.check_grpc(address, ANSWER_S)
-    if not ports.is_here(address):
+    check_grpc(address, ANSWER_S)
+    if not is_here(address):
         return Check(
             name, True, f"{address} answers; whether it is alone on its port is seen only on its machine"
         )
-    listening = ports.listeners(ports.split(address)[1])
+    listening = listeners(split(address)[1])
     if len(listening) > 1:
         told = f"{address} is shared by {', '.join(listening)}; which of them gets a job is left to chance"
         return Check(name, False, told, "end all but one, or give each a port")
@@ -175,3 +180,79 @@ def _command(config: str, *, here: bool) -> Check:
     if not program or not os.access(program, os.X_OK):
         raise EngineError(f"--environment_config: {command} cannot be started here; correct the path")
     return Check(name, True, f"{program} can be started")
+
+
+# MERGED ports """Whether somebody answers at a port, and who listens there on this machine. gRPC is HTTP/2."""
+#
+
+_LISTENING: Final = "0A"
+# RFC 9113: what a client begins with, then an empty SETTINGS frame; the type of the first frame in answer.
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS: Final = 4
+_HEADER_BYTES: Final = 9
+
+
+def split(address: str) -> tuple[str, int]:
+    """Return host and port.
+
+    Raises:
+        EngineError: it is none.
+    """
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise EngineError(f"{address} is no address; give HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def is_here(address: str) -> bool:
+    """Say whether an address is this machine's own, seen from itself."""
+    with suppress(OSError, EngineError):
+        found = socket.getaddrinfo(*split(address), type=socket.SOCK_STREAM)
+        return all(str(one[4][0]).startswith("127.") or one[4][0] == "::1" for one in found)
+    return False
+
+
+def check_grpc(address: str, limit_s: float) -> None:
+    """Exchange the first words of HTTP/2.
+
+    Raises:
+        EngineError: nobody listens, or who does says nothing, or something else.
+    """
+    try:
+        with socket.create_connection(split(address), limit_s) as one:
+            one.settimeout(limit_s)
+            one.sendall(_PREFACE)
+            said = b""
+            while len(said) < _HEADER_BYTES and (more := one.recv(_HEADER_BYTES - len(said))):
+                said += more
+    except TimeoutError as e:
+        raise EngineError(
+            f"{address}: somebody listens, and says nothing within {limit_s:.0f} s; restart what hangs there"
+        ) from e
+    except OSError as e:
+        raise EngineError(
+            f"{address}: nobody answers ({e.strerror or e}); start it, or correct the address"
+        ) from e
+    if len(said) < _HEADER_BYTES or said[3] != _SETTINGS:
+        raise EngineError(f"{address}: who listens there does not speak gRPC; correct the address")
+
+
+def listeners(port: int) -> list[str]:
+    """Return who listens on a port of this machine: process numbers as far as they may be seen.
+
+    Sockets that share a port by ``SO_REUSEPORT`` are told apart; those of one process are one.
+    """
+    sockets = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                    sockets.add(fields[9])
+    owners = {inode: f"a process of another user (socket {inode})" for inode in sockets}
+    for link in Path("/proc").glob("[0-9]*/fd/*") if sockets else ():
+        with suppress(OSError):
+            inode = os.readlink(link).removeprefix("socket:[").removesuffix("]")
+            if inode in owners:
+                owners[inode] = f"process {link.parts[2]}"
+    return sorted(set(owners.values()))

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from job import artifact, inputs, output, preparing, staging, storage
-from job.checks import Check
+from job import storage
+from job.commit import output, staging
+from job.engines.checks import Check
 from job.errors import StorageError
+from job.launch import preparation
+from job.model import artifact
+from job.shards import inputs
 from job.spec import ModelReference, ScoringSpec, Shard
+from job.storage import objects
 
 # One prediction, and nothing for the keys' dictionaries: the least that a row takes.
 _PREDICTION_BYTES = 4
@@ -54,7 +59,7 @@ def model(spec: ScoringSpec) -> Model:
     Raises:
         JobError: it is not there, or not trusted.
     """
-    reference = preparing.resolved(spec)
+    reference = preparation.resolved(spec)
     if artifact.kind_of(spec.model) == "builder":
         return Model(reference, artifact.weights_bytes(spec.weights) if spec.weights else 0)
     return Model(reference, artifact.size_bytes(spec.model))
@@ -155,3 +160,37 @@ def _existing(path: str) -> str:
     while not os.path.isdir(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
     return path
+
+
+# MERGED credentials """As whom buckets are asked, and who said so. Never what proves it."""
+#
+
+EXTRAS = {"s3": "s3", "gs": "gcs"}
+_STORES = {"s3": "S3", "gs": "Cloud Storage"}
+_HOW = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, run `gcloud auth application-default login`, or give the "
+    "machine a service account",
+}
+
+
+def name(scheme: str) -> str:
+    """Return what the check is called."""
+    return f"{_STORES[scheme]} credentials"
+
+
+def found(scheme: str) -> str:
+    """Return what a store's client finds, empty where its requests are not signed.
+
+    Raises:
+        UsageError: the client is not installed.
+        StorageError: what is configured for it cannot be used.
+    """
+    return objects.client(scheme).credentials()
+
+
+def told(scheme: str, source: str) -> Check:
+    """Say where the credentials come from; without any, public buckets can still be read."""
+    if source:
+        return Check(name(scheme), True, f"found: {source}")
+    return Check(name(scheme), None, "none are found: only what everybody may do can be done", _HOW[scheme])

@@ -7,10 +7,10 @@
             ▶ Ask                 number → nothing        answers go to a file in staging, or into an error
 
 Beam hands functions over by reference or as bytecode: the first needs this package on the worker, the second
-the same Python. Whether it has these is the question, so the workers get source (``job.asked``). On Dask
+the same Python. Whether it has these is the question, so the workers get source (``job.doctor.question``). On Dask
 every worker is asked by itself, and the scheduler as well.
 
-``python -m job.probe`` takes a request as JSON and prints what came of it as JSON.
+``python -m job.doctor.probe`` takes a request as JSON and prints what came of it as JSON.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ import os
 import sys
 from typing import Any, Final
 
-from job import asked, clusters, engines, quiet, redaction
+from job import secrets
+from job.doctor import question
+from job.engines import choice, dask
 from job.errors import one_line
+from job.terminal import library_output
 
 _QUESTIONS: Final = 16
 _ENDS: Final = ("DONE", "FAILED", "CANCELLED")
 
 
 def source(function: str, told: dict[str, Any]) -> str:
-    """Return an expression that has the value of ``job.asked``'s function for what was told."""
-    text = inspect.getsource(asked)
-    names = {"__name__": asked.__name__}
+    """Return an expression that has the value of ``job.doctor.question``'s function for what was told."""
+    text = inspect.getsource(question)
+    names = {"__name__": question.__name__}
     return f"(lambda names: (exec({text!r}, names), names[{function!r}]({told!r}))[1])({names!r})"
 
 
@@ -56,10 +59,10 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
-    redaction.learn(request["beam_args"])
-    quiet.hush(debug=request["debug"])
+    secrets.learn(request["beam_args"])
+    library_output.hush(debug=request["debug"])
     try:
-        with quiet.engine():
+        with library_output.engine():
             found = _ask(request)
     except Exception as e:  # noqa: BLE001 - told by the process that asked
         found = {"state": "FAILED", "error": str(e), "told": one_line(e)}
@@ -70,20 +73,20 @@ def main() -> None:
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    with quiet.imports():
-        options = engines.beam_options(request["beam_args"])
-    if engines.name(options) == engines.DASK:
+    with library_output.imports():
+        options = choice.beam_options(request["beam_args"])
+    if choice.name(options) == choice.DASK:
         return _ask_dask(options, request)
     return _run(options, request)
 
 
 def _run(options: Any, request: dict[str, Any]) -> dict[str, Any]:
-    with quiet.imports():
+    with library_output.imports():
         import apache_beam as beam
 
     # Asked first: portable runners take their name out of the options.
-    kept = engines.ended_on_failure(options)
-    pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
+    kept = choice.ended_on_failure(options)
+    pipeline = beam.Pipeline(runner=choice.runner(options), options=options)
     questions = Sent(f"[(number, b'') for number in range({_QUESTIONS})]")
     _ = (
         pipeline
@@ -106,7 +109,7 @@ def _run(options: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask_dask(options: Any, request: dict[str, Any]) -> dict[str, Any]:
-    with clusters.client(options, request["limit_s"]) as client:
+    with dask.client(options, request["limit_s"]) as client:
         scheduler = client.get_versions(check=False)["scheduler"]["packages"]
         # It needs none of the others.
         names = ("python", "dask", "distributed", "cloudpickle")

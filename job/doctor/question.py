@@ -1,4 +1,4 @@
-"""What ``job doctor`` asks a worker. It is sent there as source, see ``job.probe``.
+"""What ``job doctor`` asks a worker. It is sent there as source, see ``job.doctor.probe``.
 
 A worker may lack this package, or hold one that fails when it is imported, or run another Python. So nothing
 of the package is imported but within ``answer``, and what fails there is part of the answer.
@@ -22,7 +22,7 @@ MARK = "doctor-of-scoring-job:"
 def answer(told: dict[str, Any]) -> dict[str, Any]:
     """Return who this worker is, what it has, and what it finds at the night's paths.
 
-    ``package`` is what fails when this package is imported; without that, ``job.answers`` tells the rest.
+    ``package`` is what fails when this package is imported; without that, ``job.doctor.answer`` tells the rest.
     """
     found = {
         "worker": f"{socket.gethostname()}:{os.getpid()}",
@@ -31,11 +31,11 @@ def answer(told: dict[str, Any]) -> dict[str, Any]:
         "package": "",
     }
     try:
-        from job import answers
+        from job.doctor import answer as doctor_answer
     except Exception as e:  # noqa: BLE001 - whatever is wrong there is what was asked for
         found["package"] = f"{type(e).__name__}: {e}"
         return found
-    return answers.look(told, found)
+    return doctor_answer.look(told, found)
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

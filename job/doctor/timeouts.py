@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from job.checks import Check, of_error
+from job.engines.checks import Check, of_error
 from job.errors import JobError, one_line
 
 T = TypeVar("T")

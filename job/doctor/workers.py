@@ -1,4 +1,4 @@
-"""What the engine's workers answered, as checks. They are asked by a process of its own, ``job.probe``."""
+"""What the engine's workers answered, as checks. They are asked by a process of its own, ``job.doctor.probe``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from job import asked, host, storage
-from job.checks import Check
+from job import environment, storage
+from job.doctor import question
+from job.engines.checks import Check
 from job.errors import StorageError
 from job.spec import ScoringSpec
 
@@ -23,11 +24,11 @@ from job.spec import ScoringSpec
 LIMIT_S: Final = 45.0
 # For what starts before it, and for what ends after it.
 MORE_S: Final = 15.0
-_PACKAGES: Final = (*(name for name, _ in host.versions()[1:]), "cloudpickle", "dask", "distributed")
+_PACKAGES: Final = (*(name for name, _ in environment.versions()[1:]), "cloudpickle", "dask", "distributed")
 # Its variables, and once more while they are read.
 _MODEL_COPIES: Final = 2
 _TOLD: Final = 3
-_MARKED: Final = re.compile(rf"{asked.MARK}([A-Za-z0-9_=-]+):")
+_MARKED: Final = re.compile(rf"{question.MARK}([A-Za-z0-9_=-]+):")
 
 Answer = Mapping[str, Any]
 
@@ -82,7 +83,7 @@ def _left_in(folder: str) -> list[dict[str, Any]]:
 
 def _child(request: str, limit_s: float, *, shown: bool) -> dict[str, Any]:
     child = subprocess.Popen(
-        [sys.executable, "-m", "job.probe"],
+        [sys.executable, "-m", "job.doctor.probe"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=None if shown else subprocess.DEVNULL,
@@ -148,7 +149,7 @@ def _about(answers: Sequence[Answer], what: str, well: str, fix: str) -> Check:
 
 def _versions(answers: Sequence[Answer]) -> Check:
     name = "workers: versions"
-    here = asked.versions(_PACKAGES)
+    here = question.versions(_PACKAGES)
     wrong = []
     for one in answers:
         for package, found in one["versions"].items():

@@ -20,9 +20,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from job import clusters, dataflow, prism, quiet
-from job.clusters import cores as cores
+from job.engines import dask, dataflow, prism
+from job.engines.dask import cores as cores
 from job.errors import EngineError, JobError, UsageError, one_line
+from job.terminal import library_output
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -47,7 +48,7 @@ _WORKER_DIED: Final = "Channel closed prematurely"
 _ANSWER_S: Final = 30.0
 
 _QUIET_WORKER: Final = (
-    "from job import quiet; quiet.hush(debug=False); "
+    "from job.terminal import library_output as quiet; quiet.hush(debug=False); "
     "from apache_beam.runners.worker import sdk_worker_main; sdk_worker_main.main([])"
 )
 
@@ -70,7 +71,7 @@ def check_runner(beam_args: Sequence[str]) -> None:
     Raises:
         UsageError: ``--runner`` is neither one of Beam's nor the path of a class that can be imported.
     """
-    with quiet.imports():
+    with library_output.imports():
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
     known = [*StandardOptions.KNOWN_RUNNER_NAMES, DASK]
@@ -80,7 +81,7 @@ def check_runner(beam_args: Sequence[str]) -> None:
     module, _, kind = given.rpartition(".")
     if module:
         try:
-            with quiet.imports():
+            with library_output.imports():
                 if hasattr(importlib.import_module(module), kind):
                     return
             reason = f"{module} has no {kind}"
@@ -105,9 +106,9 @@ def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
         _use_dask(options)
     if name(options) == FLINK:
         # Here and below only for it: an HTTP client and what that imports would be a part of every start.
-        from job import flink
+        from job.engines.flink import engine as flink_engine
 
-        flink.fill(options, given)
+        flink_engine.fill(options, given)
     if name(options) == EMBEDDED:
         options.view_as(StandardOptions).runner = EMBEDDED
         direct = options.view_as(DirectOptions)
@@ -122,7 +123,7 @@ def _use_dask(options: PipelineOptions) -> None:
     from apache_beam.options.pipeline_options import StandardOptions
 
     options.view_as(StandardOptions).runner = _DASK_PATH
-    asked = options.view_as(clusters.flags())
+    asked = options.view_as(dask.flags())
     if not asked.npartitions and not asked.partition_size:
         # Each element that the pipeline begins with by itself; Beam's default is 128 together.
         asked.partition_size = 1
@@ -160,16 +161,16 @@ def fit(options: PipelineOptions, key: str = "") -> Fit:
         machine = "" if scores_here(options) else key
         return Fit(tensorflow_threads(options), here=True, machine=machine)
     if engine == FLINK:
-        from job import flink
+        from job.engines.flink import engine as flink_engine
 
         # Here and again where the pipeline starts: the sooner it is told, the less is in vain.
-        flink.refuse(options)
-        flink.announce(options)
-        return Fit(flink.threads(options), processes=_processes(options), machine=key)
+        flink_engine.refuse(options)
+        flink_engine.announce(options)
+        return Fit(flink_engine.threads(options), processes=_processes(options), machine=key)
     if engine != DASK:
         return Fit(tensorflow_threads(options), processes=_processes(options), machine=key)
-    cluster = clusters.look(options)
-    slices = clusters.SLICES_PER_THREAD * cluster.threads
+    cluster = dask.look(options)
+    slices = dask.SLICES_PER_THREAD * cluster.threads
     return Fit(cluster.cores_per_thread, slices, overlaps=False, machine=key)
 
 
@@ -222,12 +223,12 @@ def runner(options: PipelineOptions) -> Any:
         if endpoint and endpoint != "embed":
             _check_answers(endpoint)
         if name(options) == FLINK:
-            from job import flink
+            from job.engines.flink import engine as flink_engine
 
-            flink.refuse(options)
+            flink_engine.refuse(options)
         return None
     direct = options.view_as(DirectOptions)
-    if direct.direct_running_mode != "multi_processing" or os.environ.get(quiet.TF_LEVEL) == "0":
+    if direct.direct_running_mode != "multi_processing" or os.environ.get(library_output.TF_LEVEL) == "0":
         return None
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment
@@ -255,9 +256,9 @@ def ended_on_failure(options: PipelineOptions) -> AbstractContextManager[None]:
     """End the engine's job with the body's error, also where the engine would go on with it."""
     if name(options) != FLINK:
         return nullcontext()
-    from job import flink
+    from job.engines.flink import engine as flink_engine
 
-    return flink.ended_on_failure(options)
+    return flink_engine.ended_on_failure(options)
 
 
 def scores_here(options: PipelineOptions) -> bool:

@@ -12,8 +12,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from job import quiet
 from job.errors import EngineError, one_line
+from job.terminal import library_output
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -44,7 +44,7 @@ def flags() -> type[PipelineOptions]:
             "--runner=DaskRunner needs a package that is not installed: pip install 'scoring-job[dask]'"
         ) from e
     # A scheduler that is gone is told by what the pipeline ends with.
-    quiet.hush_all_of("distributed")
+    library_output.hush_all_of("distributed")
     return DaskOptions  # type: ignore[no-any-return]
 
 

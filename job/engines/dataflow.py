@@ -13,10 +13,12 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from job import artifact, quiet, storage
+from job import storage
+from job.commit.handover import Job
 from job.errors import EngineError, JobError, UsageError, one_line
-from job.handover import Job
+from job.model import artifact
 from job.spec import Run, ScoringSpec
+from job.terminal import library_output
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -128,7 +130,7 @@ def has_ended(job: Job, beam_args: Sequence[str]) -> bool:
     if not job.where:
         return False
     _check_installed()
-    with quiet.imports():
+    with library_output.imports():
         from apache_beam.internal.gcp.auth import get_service_credentials
         from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
         from google.cloud.dataflow import JobsV1Beta3Client
@@ -143,7 +145,7 @@ def has_ended(job: Job, beam_args: Sequence[str]) -> bool:
 
 def _check_installed() -> None:
     try:
-        with quiet.imports():
+        with library_output.imports():
             # Without httplib2's Beam asks without credentials, without apitools it repeats what is refused.
             for module in (
                 "google.cloud.storage",

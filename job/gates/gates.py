@@ -7,7 +7,7 @@ other in one output, it is the night that is to be replaced. A gate without it p
 One gate needs no flag: columns that feed the model by position must be those of the last good night, in its
 order. It is asked before the first prediction, and here again, for the same reason.
 
-What is refused stays in staging with a note (``job.refused``): the same command with another threshold goes
+What is refused stays in staging with a note (``job.commit.refusal``): the same command with another threshold goes
 on from the receipts, and ``job publish`` releases it as it is.
 """
 
@@ -20,13 +20,16 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from job import histograms, nightly, output, refused, storage
-from job.compared import Compared
+from job import storage
+from job.commit import output, refusal
 from job.errors import GateError, OutputConflictError, StorageError, UsageError
-from job.histograms import Histogram
-from job.signature import listed
+from job.gates import histograms
+from job.gates.comparison import Compared
+from job.gates.histograms import Histogram
+from job.model.signature import listed
+from job.shards import dates
 from job.spec import Gates, Receipt, Run, ScoringSpec
-from job.together import parallel
+from job.storage.parallel import parallel
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,9 +56,9 @@ def of(spec: ScoringSpec, predictions: Sequence[pa.Field]) -> Gates:
 
 def baselines(spec: ScoringSpec) -> tuple[str, ...]:
     """Return where the nights before are, the latest first; none where the output's path has no date."""
-    if not nightly.has_date(spec.output_template):
+    if not dates.has_date(spec.output_template):
         return ()
-    return candidates(spec.output_template, nightly.day("ds", spec.ds), spec.output)
+    return candidates(spec.output_template, dates.day("ds", spec.ds), spec.output)
 
 
 def say_if_alone(spec: ScoringSpec, held: Mapping[str, Any] | None, announce: Callable[[str], None]) -> None:
@@ -64,7 +67,7 @@ def say_if_alone(spec: ScoringSpec, held: Mapping[str, Any] | None, announce: Ca
     ``held`` is the manifest of the night that its output holds now.
     """
     asked = {"--max_rows_change": spec.max_rows_change is not None, "--max_psi": bool(spec.max_psi)}
-    if held is None and any(asked.values()) and not nightly.has_date(spec.output_template):
+    if held is None and any(asked.values()) and not dates.has_date(spec.output_template):
         flags = " and ".join(flag for flag, given in asked.items() if given)
         announce(
             f"{flags}: nothing to compare with, as --output={spec.output} holds no night yet; where each "
@@ -80,8 +83,8 @@ def candidates(template: str, ds: datetime.date, folder: str) -> tuple[str, ...]
         ds: the night.
         folder: the output of that night.
     """
-    days = nightly.before(ds, NIGHTS_BACK)
-    folders = (nightly.expand(template, day) for day in days)
+    days = dates.before(ds, NIGHTS_BACK)
+    folders = (dates.expand(template, day) for day in days)
     return tuple(one for one in dict.fromkeys(map(storage.absolute, folders)) if one != folder)
 
 
@@ -97,7 +100,7 @@ def passed(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared
     told = tuple(_refusals(run.gates, rows, compared))
     if told:
         compared = replace(compared, refused=told)
-        refused.write(run, compared)
+        refusal.write(run, compared)
         flag = " --if_exists=replace" if run.replace else ""
         raise GateError(
             f"{run.output}: {'; '.join(told)}; nothing was published and all is kept in staging: look at it, "

@@ -10,32 +10,26 @@ from __future__ import annotations
 import datetime
 import functools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from job import (
-    challenger_flags,
-    choosing,
-    commit,
-    engines,
-    launch,
-    nightly,
-    objects,
-    preflight,
-    preparing,
-    progress,
-    staging,
-    storage,
-    waiting,
-)
-from job.endings import Ending
+from job import storage
+from job.commit import protocol, staging
+from job.engines import choice
 from job.errors import EngineError, JobError, UsageError, one_line, told
-from job.preparing import Outcome, Prepared
+from job.launch import preflight, preparation, submission
+from job.launch import score as launch_score
+from job.launch.preparation import Outcome, Prepared
+from job.model import challenger_spec, versions
+from job.report import json_line
+from job.shards import dates
 from job.spec import ModelReference, ScoringSpec
+from job.storage import objects
+from job.terminal import console, progress
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -57,14 +51,14 @@ def check(template: ScoringSpec, days: Iterable[datetime.date]) -> None:
         raise UsageError(
             f"--ds={template.ds}: backfill scores the nights from --start to --end; leave it out"
         )
-    undated = [one for one in template.inputs if not nightly.has_date(one)]
+    undated = [one for one in template.inputs if not dates.has_date(one)]
     if len(undated) == len(template.inputs):
         raise UsageError(f"--input={undated[0]}: each night needs rows of its own; put {{ds}} into it")
-    if not nightly.has_date(template.output_template):
+    if not dates.has_date(template.output_template):
         raise UsageError(f"--output={template.output}: each night needs one of its own; put {{ds}} into it")
     outputs: dict[str, datetime.date] = {}
     for day in days:
-        folder = nightly.expand(template.output_template, day)
+        folder = dates.expand(template.output_template, day)
         if (other := outputs.setdefault(folder, day)) != day:
             raise UsageError(
                 f"--output={template.output}: it is {folder} for {other} and for {day}; each night needs "
@@ -95,7 +89,7 @@ def score(
     template = replace(template, wait_for_input_s=0.0)
     template = replace(template, model=_chosen(template.model))
     if template.challenger is not None:
-        with challenger_flags.told(template):
+        with challenger_spec.told(template):
             template = replace(template, challenger=_chosen(template.challenger))
     left = deque(days)
     # One thread, so that nights are published in their order, each beside the one before it.
@@ -126,8 +120,8 @@ def score(
 
 def _chosen(model: str) -> str:
     """Return the model for all nights: one and the same, unless there is a date in its name."""
-    if choosing.stands_for_another(model) and not nightly.has_date(model):
-        return choosing.chosen(storage.absolute(model))
+    if versions.stands_for_another(model) and not dates.has_date(model):
+        return versions.chosen(storage.absolute(model))
     return model
 
 
@@ -145,7 +139,7 @@ class _Nights:
     def say(self, ds: str, line: str) -> None:
         """Announce something of a night; what feeds a model only where that is not as in the night before."""
         what, _, told = line.partition(": ")
-        if what in preparing.BOUND:
+        if what in preparation.BOUND:
             if self._bound.get(what) == told:
                 return
             self._bound[what] = told
@@ -155,7 +149,7 @@ class _Nights:
         """Return a night's model, which is looked at once, however many nights are of it."""
         asked = spec.model, spec.weights, spec.model_sha256, spec.signature
         if asked not in self.references:
-            self.references[asked] = preparing.resolved(spec)
+            self.references[asked] = preparation.resolved(spec)
         return self.references[asked]
 
 
@@ -167,7 +161,7 @@ class _Group:
         self._ended: dict[str, Ending] = {}
         self._outputs: dict[str, str] = {}
         self._options: PipelineOptions | None = None
-        self._fit: engines.Fit | None = None
+        self._fit: choice.Fit | None = None
         self.ready: dict[str, Prepared] = {}
 
     @property
@@ -177,13 +171,13 @@ class _Group:
 
     def add(self, day: datetime.date, leases: ExitStack) -> None:
         """Prepare a night, or note how it has ended; ``leases`` keeps what it holds."""
-        spec = nightly.of_night(self._nights.template, day)
+        spec = dates.of_night(self._nights.template, day)
         self._outputs[spec.ds] = storage.absolute(spec.output)
 
         def prepare() -> Outcome | None:
             with ExitStack() as own:
                 claim = own.enter_context(
-                    preparing.claimed(
+                    preparation.claimed(
                         spec,
                         self._nights.beam_args,
                         self._told(spec.ds),
@@ -195,9 +189,9 @@ class _Group:
                 )
                 if isinstance(claim, Outcome):
                     return claim
-                footers = preparing.read_footers(claim, self._nights.beam_args, _loaded)
+                footers = preparation.read_footers(claim, self._nights.beam_args, _loaded)
                 fit = self._engine()[1]
-                self.ready[spec.ds] = preparing.prepared(claim, footers, fit, self._told(spec.ds))
+                self.ready[spec.ds] = preparation.prepared(claim, footers, fit, self._told(spec.ds))
                 leases.enter_context(own.pop_all())
                 return None
 
@@ -227,7 +221,7 @@ class _Group:
         """Score all that is ready in one pipeline; say whether that was done."""
         if len(self.ready) < 2:
             return False
-        from job.nights import ScoreNights, alike
+        from job.scoring.nights import ScoreNights, alike
 
         chosen, fit = self._engine()
         ready = list(self.ready.values())
@@ -244,7 +238,7 @@ class _Group:
         )
         try:
             with progress.shown(rows, reused, finished_rows=None if fit.here else finished_rows):
-                waiting.run(chosen, scoring, ready[0].task.run, self._nights.announce)
+                submission.run(chosen, scoring, ready[0].task.run, self._nights.announce)
         except Exception as e:  # noqa: BLE001 - whatever it was, it may be of one night only
             self._nights.announce(f"{told(e)}; each of {len(ready)} nights is tried by itself")
             return False
@@ -256,14 +250,14 @@ class _Group:
         _raise_what_is_left(ready)
         chosen, fit = self._engine()
         self._options = None
-        return launch.finish(ready, fit, chosen, self._told(ds))
+        return launch_score.finish(ready, fit, chosen, self._told(ds))
 
-    def _engine(self) -> tuple[PipelineOptions, engines.Fit]:
+    def _engine(self) -> tuple[PipelineOptions, choice.Fit]:
         """Return options that no pipeline has had yet, for some take their runner's name out of them."""
         if self._options is None:
-            self._options = engines.beam_options(self._nights.beam_args)
+            self._options = choice.beam_options(self._nights.beam_args)
         if self._fit is None:
-            self._fit = engines.fit(self._options, self._nights.key)
+            self._fit = choice.fit(self._options, self._nights.key)
         return self._options, self._fit
 
     def _end(self, ds: str, step: Callable[[], Outcome | None]) -> None:
@@ -288,7 +282,7 @@ class _Group:
 
 def _published(ready: Prepared) -> Outcome:
     _raise_what_is_left(ready)
-    return Outcome(commit.publish(ready.task.run, ()), already_published=False)
+    return Outcome(protocol.publish(ready.task.run, ()), already_published=False)
 
 
 def _raise_what_is_left(ready: Prepared) -> None:
@@ -299,6 +293,75 @@ def _raise_what_is_left(ready: Prepared) -> None:
 
 def _loaded() -> object:
     # Not kept quiet: what is announced meanwhile must be seen.
-    from job import nights, pipeline
+    from job import pipeline
+    from job.scoring import nights
 
     return nights, pipeline
+
+
+# MERGED endings """How nights ended, and what is told of them together."""
+#
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one night ended: with an outcome, or with an error."""
+
+    ds: str
+    output: str
+    outcome: Outcome | None = None
+    error: JobError | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Return what ``score`` would have ended with."""
+        return self.error.exit_code if self.error else 0
+
+    @property
+    def told(self) -> str:
+        """Return it in a word or two."""
+        if self.outcome is None:
+            return "failed"
+        if self.outcome.kept:
+            return "kept, of another run"
+        return "already published" if self.outcome.already_published else "published"
+
+    def noted(self) -> Ending:
+        """Note it for whoever is told how the command ended; see ``job.report.json_line``."""
+        report = None if self.outcome is None else self.outcome.published
+        done_before = self.outcome is not None and self.outcome.already_published
+        json_line.add(self.ds, self.output, report, self.error, already_published=done_before)
+        return self
+
+
+def exit_code(endings: Sequence[Ending]) -> int:
+    """Return 0 if all nights are there; what all that failed would have ended with, or 1 if they differ."""
+    codes = {ending.exit_code for ending in endings} - {0}
+    return codes.pop() if len(codes) == 1 else int(bool(codes))
+
+
+def table(endings: Sequence[Ending]) -> Table:
+    """Return a line for each night, and how many ended how."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, show_footer=True)
+    counts = Counter(ending.told for ending in endings)
+    total = ", ".join(
+        f"{number:,} {told}" for told, number in sorted(counts.items(), key=lambda one: -one[1])
+    )
+    published = [ending.outcome.report for ending in endings if ending.outcome is not None]
+    rows, rejected = sum(one.rows_read for one in published), sum(one.rows_rejected for one in published)
+    shown.add_column("night", footer=f"{len(endings):,} nights", no_wrap=True)
+    shown.add_column("rows", footer=f"{rows:,}", justify="right", no_wrap=True)
+    shown.add_column("rejected", footer=f"{rejected:,}", justify="right", no_wrap=True)
+    shown.add_column("", footer=total, overflow="fold")
+    for ending in endings:
+        if ending.outcome is None:
+            shown.add_row(ending.ds, "", "", console.cell(f"exit {ending.exit_code}: {ending.error}"))
+        else:
+            report = ending.outcome.report
+            shown.add_row(ending.ds, f"{report.rows_read:,}", f"{report.rows_rejected:,}", ending.told)
+    return shown

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from job import challenger_flags, preflight
-from job.challenging import Challenger, policy_of
-from job.engines import Fit
+from job.binding.predictions import prediction_fields
+from job.compare.columns import CHALLENGER
+from job.engines.choice import Fit
 from job.errors import SchemaError
-from job.paired_columns import CHALLENGER
-from job.planning import Footer
-from job.predictions import prediction_fields
-from job.signature import OutputSpec
+from job.launch import preflight
+from job.model import challenger_spec
+from job.model.signature import OutputSpec
+from job.scoring.challenger import Challenger, policy_of
+from job.shards.planner import Footer
 from job.spec import ChallengerRun, ModelReference, ScoringSpec, Shard
 
 
@@ -35,8 +36,8 @@ def check(
     """
     if reference is None:
         return None
-    alone = challenger_flags.as_the_model(spec)
-    with challenger_flags.told(spec):
+    alone = challenger_spec.as_the_model(spec)
+    with challenger_spec.told(spec):
         ready = preflight.check(
             alone, shards, footers, reference, fit.threads, fit.machine, here=fit.here, champion=champion
         )

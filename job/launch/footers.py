@@ -25,10 +25,14 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from job import engines, inputs, objects, planning, staging, storage
+from job import storage
+from job.commit import staging
+from job.engines import choice
 from job.errors import JobError, StateUnknownError
-from job.planning import Footer
+from job.shards import inputs, planner
+from job.shards.planner import Footer
 from job.spec import Shard, StoreOptions
+from job.storage import objects
 
 _SHARDS_AT_ONCE: Final = 100
 _AS_CONFIGURED: Final = StoreOptions()
@@ -56,7 +60,7 @@ def read_on_workers(
     lines = [json.dumps(dataclasses.asdict(shard)) for shard in shards]
     storage.write_atomic(listed, "\n".join([*lines, ""]).encode())
     storage.remove(answer)
-    pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
+    pipeline = beam.Pipeline(runner=choice.runner(options), options=options)
     _ = (
         pipeline
         | "Name the list" >> beam.Create([listed], reshuffle=False)
@@ -128,5 +132,5 @@ def _decoded(answers: list[dict[str, Any]], shards: Sequence[Shard]) -> list[Foo
             text = answer["schemas"][number]
             if text not in known:
                 known[text] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
-            found[path] = planning.Footer(known[text], tuple(group_rows), error, tuple(index), tuple(int96))
+            found[path] = planner.Footer(known[text], tuple(group_rows), error, tuple(index), tuple(int96))
     return [found[shard.path] for shard in shards]

@@ -15,28 +15,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from job import (
-    awaiting,
-    console,
-    engines,
-    host,
-    identity,
-    inputs,
-    model,
-    objects,
-    output,
-    planning,
-    preparing,
-    progress,
-    staging,
-)
+from job import environment
+from job.commit import output, staging
+from job.engines import choice
+from job.launch import identity, preparation
+from job.model import loading
+from job.shards import inputs, planner
 from job.spec import Receipt, ScoringSpec, Split
+from job.storage import objects
+from job.terminal import console, progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from rich.table import Table
 
-    from job.task import ScoringTask
+    from job.scoring.task import ScoringTask
 
 # Of each part of the sample, as whole row groups.
 SAMPLE_ROWS: Final = 100_000
@@ -124,18 +117,18 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
     """
     objects.configure(spec.stores)
     spec = inputs.absolute(spec)
-    shards = awaiting.shards(spec, announce)
-    models = identity.Models.of(spec, preparing.resolved)
-    fit = engines.Fit(threads=1, here=True)
-    models = preparing.read(spec, models, fit) if models.built else models
+    shards = inputs.shards(spec, announce)
+    models = identity.Models.of(spec, preparation.resolved)
+    fit = choice.Fit(threads=1, here=True)
+    models = preparation.read(spec, models, fit) if models.built else models
     run_id = identity.run_id(spec, shards, models)
     held = output.published(spec.output)
-    claim = preparing.Claim(spec, shards, models, run_id, "", host.process_start_unix_s(), held)
+    claim = preparation.Claim(spec, shards, models, run_id, "", environment.process_start_unix_s(), held)
     footers = inputs.read_footers(shards)
-    task, splits = preparing.task_of(claim, footers, fit, announce)
+    task, splits = preparation.task_of(claim, footers, fit, announce)
     refused = {split.shard.path: split.refused for split in splits if split.refused}
     groups = [footer.group_rows for footer in footers]
-    small = planning.plan(shards, groups, min(spec.split_rows, SAMPLE_ROWS), refused)
+    small = planner.plan(shards, groups, min(spec.split_rows, SAMPLE_ROWS), refused)
     receipts, rows_per_s = _sample(task, [split for split in small if split.rows and not split.refused])
     return Outlook(
         run_id=run_id,
@@ -158,7 +151,7 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
         reasons=_summed(receipts),
         rows_per_s=rows_per_s,
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        cores=engines.cores(),
+        cores=choice.cores(),
     )
 
 
@@ -176,10 +169,10 @@ def _held(done: Mapping[str, Any] | None, run_id: str) -> str:
 
 def _sample(task: ScoringTask, splits: Sequence[Split]) -> tuple[list[Receipt], float | None]:
     """Score the first split, the one in the middle and the last, and say how many rows a second that were."""
-    from job.scoring import score_split
+    from job.scoring.split import score_split
 
     places = sorted({0, len(splits) // 2, len(splits) - 1}) if splits else []
-    loaded = model.acquire(task.run.model, device=task.device, threads=task.threads)
+    loaded = loading.acquire(task.run.model, device=task.device, threads=task.threads)
     rival = None
     if task.challenger is not None:
         rival = task.challenger.acquire(

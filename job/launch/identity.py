@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from job import artifact, challenger_flags, choosing, commit, provenance
+from job.commit import protocol
+from job.model import artifact, challenger_spec, provenance, versions
 from job.spec import ModelReference, ScoringSpec, Shard
 
 _SHAPE_OUTPUT: Final = (
@@ -29,8 +30,8 @@ class Models:
         champion = resolve(spec)
         if spec.challenger is None:
             return cls(champion, None)
-        with challenger_flags.told(spec):
-            return cls(champion, resolve(challenger_flags.as_the_model(spec)))
+        with challenger_spec.told(spec):
+            return cls(champion, resolve(challenger_spec.as_the_model(spec)))
 
     @property
     def built(self) -> bool:
@@ -76,12 +77,12 @@ def run_id(spec: ScoringSpec, shards: Sequence[Shard], models: Models) -> str:
     if models.challenger is not None:
         options["challenger"] = models.challenger.identity
         options["challenger_features"] = spec.challenger_features
-    return commit.run_id(shards, models.champion.identity, options)
+    return protocol.run_id(shards, models.champion.identity, options)
 
 
 def announce_chosen(asked: ScoringSpec, spec: ScoringSpec, announce: Callable[[str], None]) -> None:
     """Tell which models a glob or an alias stood for; ``spec`` is what came of ``asked``."""
     for name in ("model", "challenger"):
         named, path = getattr(asked, name), getattr(spec, name)
-        if named and choosing.stands_for_another(named):
+        if named and versions.stands_for_another(named):
             announce(f"--{name}={named}: {path}")

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from job import gates, planning
-from job.binding import Binding, bind, closest, disagreement, mismatches
-from job.columns import is_null, layout, nested_type, plain_type
+from job.binding.binding import Binding, bind, closest, disagreement, mismatches
+from job.binding.columns import is_null, layout, nested_type, plain_type
+from job.binding.predictions import check_names, prediction_fields
 from job.errors import DataError, GateError, SchemaError, ShardError, as_flag
-from job.planning import Footer
-from job.predictions import check_names, prediction_fields
-from job.signature import Signature, input_text, listed
+from job.gates import gates
+from job.model.signature import Signature, input_text, listed
+from job.shards import planner
+from job.shards.planner import Footer
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
 
 if TYPE_CHECKING:
-    from job.golden import Golden
-    from job.model import LoadedModel
+    from job.model.loading import LoadedModel
+    from job.scoring.golden import Golden
 
 _MOST_MISMATCHES = 20
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -71,7 +72,7 @@ def check(
         ShardError: no shard can be read, or some cannot and are not to be rejected.
         SchemaError: columns and inputs do not fit, in one message for all shards.
     """
-    from job import golden
+    from job.scoring import golden
 
     wrong, schemas = _readable(shards, footers)
     beside = champion.loaded if champion else None
@@ -127,9 +128,9 @@ def acquired(
     beside: LoadedModel | None,
 ) -> LoadedModel:
     """Return the model of a spec; ``here`` as for :func:`check`, the rest as for ``model.acquire``."""
-    from job import model
+    from job.model import loading
 
-    return model.acquire(
+    return loading.acquire(
         reference,
         device=spec.device if here else "auto",
         threads=threads,
@@ -147,7 +148,7 @@ def _readable(
     if len(wrong) == len(shards):
         raise ShardError(_grouped(wrong, shards))
     return wrong, {
-        i: planning.with_partitions(footer.schema, shard.partition)
+        i: planner.with_partitions(footer.schema, shard.partition)
         for i, (shard, footer) in enumerate(zip(shards, footers, strict=True))
         if not footer.error
     }
@@ -211,10 +212,10 @@ def shared(spec: ScoringSpec) -> Iterator[str]:
         yield key
     finally:
         # Where nothing had to be loaded, Beam has not been imported either.
-        if key and "job.model" in sys.modules:
-            from job import model
+        if key and "job.model.loading" in sys.modules:
+            from job.model import loading
 
-            model.release(key)
+            loading.release(key)
 
 
 def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]) -> str:
@@ -356,7 +357,7 @@ def _mismatches(
 
     ``bound`` is the schema of the shard that was bound, ``where`` what that shard is called.
     """
-    from job.rejects import unfillable
+    from job.scoring.rejects import unfillable
 
     known: list[tuple[pa.Schema, tuple[str, ...]]] = []
     wrong: dict[int, tuple[str, ...]] = {}
@@ -434,7 +435,7 @@ def _key_types_of(
 
 
 def _unwritable_keys(schema: pa.Schema, keys: Sequence[str]) -> tuple[str, ...]:
-    from job.writing import unwritable
+    from job.scoring.writer import unwritable
 
     of_keys = pa.schema([field for field in schema if field.name in keys])
     bad = [of_keys.field(i) for i in unwritable(of_keys)]

@@ -13,38 +13,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from job import (
-    artifact,
-    awaiting,
-    challenger_flags,
-    cleaning,
-    dataflow,
-    engines,
-    gates,
-    host,
-    identity,
-    inputs,
-    output,
-    planning,
-    preflight,
-    provenance,
-    staging,
-    storage,
-    telling,
-    waiting,
-)
+from job import environment, storage
+from job.commit import cleaning, output, staging
+from job.commit.handover import Job
+from job.engines import choice, dataflow
 from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
-from job.handover import Job
-from job.report import RunReport
-from job.signature import feeds_text
+from job.gates import gates
+from job.launch import identity, preflight, submission
+from job.model import artifact, challenger_spec, provenance
+from job.model.signature import feeds_text
+from job.report import json_line
+from job.report.run_report import RunReport
+from job.shards import inputs, planner
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
-from job.together import together
+from job.storage.parallel import together
 
 if TYPE_CHECKING:
-    from job.binding import Binding
-    from job.challenging import Challenger
-    from job.model import LoadedModel
-    from job.task import ScoringTask
+    from job.binding.binding import Binding
+    from job.model.loading import LoadedModel
+    from job.scoring.challenger import Challenger
+    from job.scoring.task import ScoringTask
 
 _WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -119,7 +107,7 @@ def resolved(spec: ScoringSpec) -> ModelReference:
     )
 
 
-def read(spec: ScoringSpec, models: identity.Models, fit: engines.Fit) -> identity.Models:
+def read(spec: ScoringSpec, models: identity.Models, fit: choice.Fit) -> identity.Models:
     """Load models, and return them with what their builders read.
 
     A model that this process holds already is loaded again if what its builder read has changed.
@@ -127,7 +115,7 @@ def read(spec: ScoringSpec, models: identity.Models, fit: engines.Fit) -> identi
     Raises:
         PreflightError: one cannot be loaded.
     """
-    from job import model
+    from job.model import loading
 
     # What they are to have read is found out now.
     models = identity.Models(
@@ -136,14 +124,14 @@ def read(spec: ScoringSpec, models: identity.Models, fit: engines.Fit) -> identi
     found = _loaded(spec, models, fit)
     if any(provenance.now(path for path, _ in one.reads) != one.reads for one in found):
         del found
-        model.forget()
+        loading.forget()
         found = _loaded(spec, models, fit)
     champion = replace(models.champion, reads=found[0].reads)
     rival = models.challenger
     return identity.Models(champion, rival and replace(rival, reads=found[1].reads))
 
 
-def _loaded(spec: ScoringSpec, models: identity.Models, fit: engines.Fit) -> list[LoadedModel]:
+def _loaded(spec: ScoringSpec, models: identity.Models, fit: choice.Fit) -> list[LoadedModel]:
     """Return the model, and the challenger if there is one."""
 
     def acquired(of: ScoringSpec, reference: ModelReference, beside: LoadedModel | None) -> LoadedModel:
@@ -152,8 +140,8 @@ def _loaded(spec: ScoringSpec, models: identity.Models, fit: engines.Fit) -> lis
     champion = acquired(spec, models.champion, None)
     if models.challenger is None:
         return [champion]
-    with challenger_flags.told(spec):
-        return [champion, acquired(challenger_flags.as_the_model(spec), models.challenger, champion)]
+    with challenger_spec.told(spec):
+        return [champion, acquired(challenger_spec.as_the_model(spec), models.challenger, champion)]
 
 
 @contextmanager
@@ -163,7 +151,7 @@ def claimed(
     announce: Callable[[str], None],
     loaded: Callable[[], object],
     resolve: Callable[[ScoringSpec], ModelReference],
-    fit: Callable[[], engines.Fit],
+    fit: Callable[[], choice.Fit],
     started_unix_s: float,
 ) -> Iterator[Claim | Outcome]:
     """Hold a night's output, or give the outcome where the night is published already.
@@ -175,17 +163,17 @@ def claimed(
     Raises:
         JobError: with the exit code that fits.
     """
-    asked, spec = spec, waiting.checked(inputs.absolute(spec), beam_args)
+    asked, spec = spec, submission.checked(inputs.absolute(spec), beam_args)
     identity.announce_chosen(asked, spec, announce)
     shards, models, held = together(
         spec.output,
-        lambda: awaiting.shards(spec, announce),
+        lambda: inputs.shards(spec, announce),
         lambda: identity.Models.of(spec, resolve),
         lambda: output.published(spec.output),
     )
     models = models.reading_as_before(held)
     run_id = identity.run_id(spec, shards, models)
-    telling.note_run(spec.output, run_id)
+    json_line.note_run(spec.output, run_id)
     if (done := _done_before(spec, run_id, held)) is not None:
         yield done
         return
@@ -195,10 +183,10 @@ def claimed(
         loaded()
         models = read(spec, models, fit())
         run_id = identity.run_id(spec, shards, models)
-        telling.note_run(spec.output, run_id)
+        json_line.note_run(spec.output, run_id)
     gates.say_if_alone(spec, held, announce)
     _make_output(spec.output)
-    ended = waiting.has_ended(beam_args, announce, loaded)
+    ended = submission.has_ended(beam_args, announce, loaded)
     with output.lease(spec.output, announce, ended) as lease:
         seen = output.look(spec.output, run_id)
         done = _done_meanwhile(spec, run_id, lease, seen, announce)
@@ -265,9 +253,9 @@ def _make_output(path: str) -> None:
 
 def read_footers(
     claim: Claim, beam_args: Sequence[str], loaded: Callable[[], object]
-) -> list[planning.Footer]:
+) -> list[planner.Footer]:
     """Read the footer of every shard; ``loaded``: see :func:`claimed`."""
-    found: list[planning.Footer] = together(
+    found: list[planner.Footer] = together(
         claim.shards[0].path,
         loaded,
         lambda: _read_footers(claim.spec, claim.shards, claim.run_id, beam_args),
@@ -276,7 +264,7 @@ def read_footers(
 
 
 def prepared(
-    claim: Claim, footers: list[planning.Footer], fit: engines.Fit, announce: Callable[[str], None]
+    claim: Claim, footers: list[planner.Footer], fit: choice.Fit, announce: Callable[[str], None]
 ) -> Prepared:
     """Load the model, check and plan, and write the plan.
 
@@ -298,28 +286,28 @@ def prepared(
 
 def _read_footers(
     spec: ScoringSpec, shards: list[Shard], run_id: str, beam_args: Sequence[str]
-) -> list[planning.Footer]:
+) -> list[planner.Footer]:
     if len(shards) < inputs.ON_WORKERS:
         return inputs.read_footers(shards)
-    from job import footers
+    from job.launch import footers
 
     # Of its own: portable runners take their name out of those that they are given.
-    options = engines.beam_options(beam_args)
-    if engines.scores_here(options) or engines.name(options) == dataflow.NAME:
+    options = choice.beam_options(beam_args)
+    if choice.scores_here(options) or choice.name(options) == dataflow.NAME:
         # On Dataflow a job of its own would take minutes to start.
         return inputs.read_footers(shards)
     staging.clear_failures(spec.output, run_id)
-    with waiting.workers_errors(options, spec.output, run_id):
+    with submission.workers_errors(options, spec.output, run_id):
         return footers.read_on_workers(shards, spec.output, run_id, options, spec.stores)
 
 
 def task_of(
-    claim: Claim, footers: list[planning.Footer], fit: engines.Fit, announce: Callable[[str], None]
+    claim: Claim, footers: list[planner.Footer], fit: choice.Fit, announce: Callable[[str], None]
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
     """Load the model, check and plan; nothing is written."""
-    from job import challenger
-    from job.rejects import RowPolicy
-    from job.task import ScoringTask
+    from job.launch import challenger
+    from job.scoring.rejects import RowPolicy
+    from job.scoring.task import ScoringTask
 
     spec, shards, models = claim.spec, claim.shards, claim.models
     ready = preflight.check(spec, shards, footers, models.champion, fit.threads, fit.machine, here=fit.here)
@@ -328,7 +316,7 @@ def task_of(
     if rival is not None:
         announce(f"{BOUND[1]}: {feeds_text(rival.binding.feeds, rival.binding.by)}")
     _check_as_before(claim, ready.binding, rival)
-    splits = planning.plan(shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused)
+    splits = planner.plan(shards, [footer.group_rows for footer in footers], spec.split_rows, ready.refused)
     run = _run_of(claim, splits, ready, rival)
     preflight.check_refused(run, splits, ready.told, announce)
     return ScoringTask(
@@ -372,7 +360,7 @@ def _check_as_before(claim: Claim, binding: Binding, rival: Challenger | None) -
     before, where = before or claim.held, folder or spec.output
     preflight.check_same(spec, binding, before, where)
     if rival is not None:
-        with challenger_flags.told(spec):
+        with challenger_spec.told(spec):
             preflight.check_same(spec, rival.binding, (before or {}).get("challenger"), where)
 
 
@@ -389,7 +377,7 @@ def _run_of(claim: Claim, splits: Sequence[Split], ready: preflight.Ready, rival
         max_rejected=spec.max_rejected,
         replace=spec.if_exists == "replace",
         started_unix_s=claim.started_unix_s,
-        versions=host.versions(),
+        versions=environment.versions(),
         scoring=preflight.scoring_text(spec, ready.binding, [field.name for field in ready.predictions]),
         lease=claim.lease,
         handed=not spec.wait,

@@ -1,6 +1,6 @@
 """From a validated spec to a published night: what happens on the launching machine.
 
-``job.preparing`` names the run and plans it; here the pipeline runs. Where the run is published already,
+``job.launch.preparation`` names the run and plans it; here the pipeline runs. Where the run is published already,
 neither Keras nor Beam has been imported.
 """
 
@@ -10,12 +10,17 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from job import engines, host, objects, output, preflight, preparing, progress, waiting
+from job import environment
+from job.commit import output
+from job.engines import choice
 from job.errors import JobError, StateUnknownError
-from job.preparing import Claim, Prepared
-from job.preparing import Outcome as Outcome
+from job.launch import preflight, preparation, submission
+from job.launch.preparation import Claim, Prepared
+from job.launch.preparation import Outcome as Outcome
 from job.spec import ScoringSpec
-from job.together import ahead
+from job.storage import objects
+from job.storage.parallel import ahead
+from job.terminal import progress
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -37,30 +42,30 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     objects.configure(spec.stores)
     # While a bucket is asked for this and that.
     transform = ahead(spec.output, _load_transform)
-    began_s = host.process_start_unix_s()
+    began_s = environment.process_start_unix_s()
     with preflight.shared(spec) as key:
-        fit = functools.cache(lambda: engines.fit(engines.beam_options(beam_args), key))
-        resolve = preparing.resolved
-        with preparing.claimed(spec, beam_args, announce, transform, resolve, fit, began_s) as claim:
+        fit = functools.cache(lambda: choice.fit(choice.beam_options(beam_args), key))
+        resolve = preparation.resolved
+        with preparation.claimed(spec, beam_args, announce, transform, resolve, fit, began_s) as claim:
             return claim if isinstance(claim, Outcome) else _run(claim, beam_args, fit, announce, transform)
 
 
 def _run(
     claim: Claim,
     beam_args: Sequence[str],
-    fit: Callable[[], engines.Fit],
+    fit: Callable[[], choice.Fit],
     announce: Callable[[str], None],
     transform: Callable[[], type[ScoreParquet]],
 ) -> Outcome:
-    footers = preparing.read_footers(claim, beam_args, transform)
-    options = engines.beam_options(beam_args)
-    engines.check_visible(options, [shard.path for shard in claim.shards])
+    footers = preparation.read_footers(claim, beam_args, transform)
+    options = choice.beam_options(beam_args)
+    choice.check_visible(options, [shard.path for shard in claim.shards])
     fitted = fit()
-    return finish(preparing.prepared(claim, footers, fitted, announce), fitted, options, announce)
+    return finish(preparation.prepared(claim, footers, fitted, announce), fitted, options, announce)
 
 
 def finish(
-    ready: Prepared, fit: engines.Fit, options: PipelineOptions, announce: Callable[[str], None]
+    ready: Prepared, fit: choice.Fit, options: PipelineOptions, announce: Callable[[str], None]
 ) -> Outcome:
     """Score a run that is prepared, and publish it; its lease is held.
 
@@ -73,7 +78,7 @@ def finish(
         try:
             slices = min(fit.slices, len(ready.splits))
             scoring = _load_transform()(ready.plan, ready.task, slices, fit.overlaps)
-            if (job := waiting.run(options, scoring, run, announce)) is not None:
+            if (job := submission.run(options, scoring, run, announce)) is not None:
                 return Outcome(None, already_published=False, job=job)
         except JobError as e:
             # The engine may have lost what it had done; the output says whether the night is there.

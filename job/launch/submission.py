@@ -2,7 +2,7 @@
 
 ``--wait`` is the default. Then the job is part of the command: it has the command's lease, and Ctrl-C cancels
 it, so that nothing goes on that costs money and works on an output that others may take. With ``--no_wait``
-the job is on its own: the lease is handed over to it (see ``job.handover``), and it publishes by itself.
+the job is on its own: the lease is handed over to it (see ``job.commit.handover``), and it publishes by itself.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from job import clusters, dataflow, engines, output, quiet, staging, stopping
+from job.commit import output, staging
+from job.commit.handover import Ended, Job
+from job.engines import choice, dask, dataflow
 from job.errors import EngineError, JobError, UsageError, in_text, one_line
-from job.handover import Ended, Job
 from job.spec import Run, ScoringSpec
+from job.terminal import library_output, signals
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from job.nights import ScoreNights
     from job.pipeline import ScoreParquet
+    from job.scoring.nights import ScoreNights
 
 # Flink needs a few seconds to cancel; a job server of our own must not end before that.
 _CANCELLED_S: Final = 30.0
@@ -41,12 +43,12 @@ def checked(spec: ScoringSpec, beam_args: Sequence[str]) -> ScoringSpec:
     """
     if not beam_args:
         if not spec.wait:
-            raise _no_wait(engines.EMBEDDED)
+            raise _no_wait(choice.EMBEDDED)
         return spec
-    with quiet.imports():
+    with library_output.imports():
         from apache_beam.options.pipeline_options import PipelineOptions
     options = PipelineOptions(list(beam_args))
-    name = engines.name(options)
+    name = choice.name(options)
     if name == dataflow.NAME:
         dataflow.check(spec, options)
         # Who starts the job may wait for it.
@@ -86,20 +88,20 @@ def run(
     import apache_beam as beam
 
     # Asked first: portable runners take their name out of the options.
-    name, endpoint = engines.name(options), _endpoint(options)
+    name, endpoint = choice.name(options), _endpoint(options)
     if name == dataflow.NAME:
         dataflow.name_job(options, run)
-    mark = staging.stop_mark(run.output, run.run_id) if name == engines.DASK else ""
+    mark = staging.stop_mark(run.output, run.run_id) if name == choice.DASK else ""
     if mark:
         scoring.stop_by(mark)
-    with workers_errors(options, run.output, run.run_id), engines.ended_on_failure(options):
-        pipeline = beam.Pipeline(runner=engines.runner(options), options=options)
+    with workers_errors(options, run.output, run.run_id), choice.ended_on_failure(options):
+        pipeline = beam.Pipeline(runner=choice.runner(options), options=options)
         # On all of it, or what differs in its hints would be a stage of its own, with a shuffle in between.
-        scoring.with_resource_hints(**engines.hints(options, scoring.device))
+        scoring.with_resource_hints(**choice.hints(options, scoring.device))
         pipeline | "Score Parquet" >> scoring
         with _cancelled_by_ctrl_c() as submitted:
             # Where the pipeline is run by others, the call only submits it.
-            with undisturbed(name in (dataflow.NAME, engines.DASK) or bool(endpoint)):
+            with undisturbed(name in (dataflow.NAME, choice.DASK) or bool(endpoint)):
                 result = pipeline.run()
                 job = _job(name, endpoint, options, result, run.run_id)
                 if job is not None:
@@ -140,7 +142,7 @@ def undisturbed(asked: bool) -> Iterator[None]:
     if not asked or threading.current_thread() is not threading.main_thread():
         yield
         return
-    with stopping.later():
+    with signals.later():
         yield
 
 
@@ -210,7 +212,7 @@ def has_ended(
 def _has_ended_at(endpoint: str, number: str) -> bool:
     if not endpoint:
         return False
-    with quiet.imports():
+    with library_output.imports():
         from apache_beam.portability.api import beam_job_api_pb2
         from apache_beam.runners.portability.job_server import ExternalJobServer
         from apache_beam.runners.portability.portable_runner import TERMINAL_STATES
@@ -223,12 +225,12 @@ def _has_ended_at(endpoint: str, number: str) -> bool:
 def workers_errors(options: PipelineOptions, folder: str, run_id: str) -> Iterator[None]:
     """Turn what an engine raises into the error that a worker left, where there is one: it says more."""
     # Asked first: portable runners take their name out of the options.
-    name = engines.name(options)
+    name = choice.name(options)
     try:
-        with quiet.engine():
+        with library_output.engine():
             yield
     except JobError:
         raise
     except Exception as e:
-        left = staging.failure(folder, run_id) or in_text(str(e)) or clusters.killed(e)
-        raise (left or engines.told(name, e)) from e
+        left = staging.failure(folder, run_id) or in_text(str(e)) or dask.killed(e)
+        raise (left or choice.told(name, e)) from e

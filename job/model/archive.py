@@ -37,7 +37,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from job import host
+from job import environment
 from job.errors import ModelError, one_line
 
 # What Keras writes into config.json for code: byte code, a pickle, or a graph that is read from a path.
@@ -101,7 +101,7 @@ def check_folder(path: str, *, trusted: bool, copy: str, links: Sequence[str] = 
     Raises:
         ModelError: in one line, what it holds that it must not.
     """
-    told, free_bytes = f"--model={path}", host.memory_bytes()
+    told, free_bytes = f"--model={path}", environment.memory_bytes()
     for above, _, files in os.walk(copy):
         for name in files:
             if wrong := _bad_entry(os.path.relpath(os.path.join(above, name), copy)):
@@ -138,7 +138,7 @@ def _unpackable(told: str, file: str, memory_bytes: int | None) -> Iterator[tupl
 
     Yields the archive and how much memory may be taken, in bytes; 0 where nobody knows.
     """
-    free_bytes = host.memory_bytes() if memory_bytes is None else memory_bytes
+    free_bytes = environment.memory_bytes() if memory_bytes is None else memory_bytes
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()

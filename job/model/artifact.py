@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from job import archive, copies, storage
+from job import storage
 from job.errors import ModelError, UsageError, one_line
+from job.model import archive, copies
 from job.spec import ModelReference
 
 Kind = Literal["keras", "h5", "keras_folder", "saved_model", "builder"]

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
-from job import artifact
 from job.errors import JobError, UsageError
+from job.model import artifact
 from job.spec import ScoringSpec
 
 # What a flag of the model is called for the challenger.

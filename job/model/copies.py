@@ -30,8 +30,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from job import private, storage
+from job import storage
 from job.errors import JobError, StorageError
+from job.storage import private_folder
 
 _LOCK: Final = "lock"
 _TOLD: Final = "copy.json"
@@ -124,7 +125,7 @@ class Making:
         content = json.dumps({"digests": self._digests, "links": self._links})
         Path(self._folder, _TOLD).write_text(content, encoding="utf-8")
         kept = os.path.join(os.path.dirname(self._folder), key)
-        with private.turn(_TURN):
+        with private_folder.turn(_TURN):
             if (held := _taken(kept)) is not None:
                 return replace(held, links=self._links)
             os.rename(self._folder, kept)
@@ -140,7 +141,7 @@ def making() -> Iterator[Making]:
     """
     try:
         top = _top()
-        with private.turn(_TURN):
+        with private_folder.turn(_TURN):
             _sweep(top)
             folder = tempfile.mkdtemp(suffix=_UNFINISHED, dir=top)
             lock = _Lock(folder)
@@ -159,7 +160,7 @@ def making() -> Iterator[Making]:
 def found(key: str) -> Copy | None:
     """Return the copy that some process of this user has kept under a key, ``None`` where there is none."""
     # Where none can be made there is none, and whoever makes one is told why.
-    with contextlib.suppress(OSError), private.turn(_TURN):
+    with contextlib.suppress(OSError), private_folder.turn(_TURN):
         return _taken(os.path.join(_top(), key))
     return None
 
@@ -178,7 +179,7 @@ def _end(pid: int) -> None:
     if pid == os.getpid():
         for lock in list(_locks):
             lock.close()
-        with contextlib.suppress(JobError, OSError), private.turn(_TURN):
+        with contextlib.suppress(JobError, OSError), private_folder.turn(_TURN):
             _sweep(_top())
 
 
@@ -202,7 +203,7 @@ def _top() -> str:
     """Return the folder of all copies, made where it is not there yet."""
     global _own
     try:
-        top = os.path.join(private.folder(), private.MODELS)
+        top = os.path.join(private_folder.folder(), private_folder.MODELS)
     except JobError:
         # Somebody else has it: then this process shares with none.
         if _own is None or not os.path.isdir(_own):

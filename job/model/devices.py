@@ -8,9 +8,11 @@ import os
 import socket
 from typing import Any
 
-from job import artifact, private, quiet
 from job.errors import ModelError, PreflightError, one_line
+from job.model import artifact
 from job.spec import Device, ModelReference
+from job.storage import private_folder
+from job.terminal import library_output
 
 # The locks that say which GPU is this process's; held until it ends, however it ends.
 _held: dict[int, int] = {}
@@ -44,7 +46,7 @@ def check_gpu(backend: str) -> None:
         return
     if backend != "tensorflow":
         raise _unfit(backend)
-    with quiet.imports():
+    with library_output.imports():
         import tensorflow as tf
 
     if not tf.config.list_physical_devices("GPU"):
@@ -55,7 +57,7 @@ def _check_backend(reference: ModelReference) -> None:
     # Keras reads it once, when it is imported.
     os.environ["KERAS_BACKEND"] = reference.backend
     try:
-        with quiet.imports():
+        with library_output.imports():
             import keras
     except (ImportError, ValueError) as e:
         raise ModelError(f"KERAS_BACKEND={reference.backend}: it cannot be used here: {one_line(e)}") from e
@@ -68,7 +70,7 @@ def _check_backend(reference: ModelReference) -> None:
 
 
 def _configure_tensorflow(device: Device, threads: int) -> None:
-    with quiet.imports():
+    with library_output.imports():
         import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -91,7 +93,7 @@ def _jax_gpus() -> list[Any]:
     # Or JAX takes three quarters of the card at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
-        with quiet.imports():
+        with library_output.imports():
             import jax
 
             return list(jax.devices("gpu"))
@@ -100,7 +102,7 @@ def _jax_gpus() -> list[Any]:
 
 
 def _configure_jax(device: Device) -> None:
-    with quiet.imports():
+    with library_output.imports():
         import jax
         import tensorflow as tf
 
@@ -136,7 +138,7 @@ def own_gpu(count: int) -> int:
     for number in sorted(range(count), key=lambda number: number not in _held):
         if number in _held:
             return number
-        path = os.path.join(private.folder(), f"gpu-{number}.lock")
+        path = os.path.join(private_folder.folder(), f"gpu-{number}.lock")
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

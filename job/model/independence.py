@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.errors import JobError, ModelError, one_line
-from job.signature import CodedStrings, Tensor
+from job.model.signature import CodedStrings, Tensor
 
 Outputs = Sequence[NDArray[Any]]
 # Predicts a batch, filled up to a number of rows where another one would have to be compiled.

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from job import archive, artifact, private, provenance
 from job.errors import JobError, ModelError, one_line
-from job.saved_model import SavedModelStep, check_batch_axis, feedable, input_spec
-from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.model import archive, artifact, provenance
+from job.model.saved_model import SavedModelStep, check_batch_axis, feedable, input_spec
+from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.model.step import Step
 from job.spec import ModelReference, Reads
-from job.step import Step
+from job.storage import private_folder
 
 # Two rows rather than one, so that a model cannot mistake the batch for a single example.
 _ROWS_TO_BUILD = 2
@@ -45,7 +46,7 @@ def load(reference: ModelReference, held: artifact.Held) -> Step:
 
 def _alone(size_bytes: int) -> contextlib.AbstractContextManager[None]:
     """Return what keeps other processes of this machine from reading weights of that size at once."""
-    return private.turn("loading") if size_bytes >= _LARGE_BYTES else contextlib.nullcontext()
+    return private_folder.turn("loading") if size_bytes >= _LARGE_BYTES else contextlib.nullcontext()
 
 
 class _KerasStep:

@@ -22,13 +22,15 @@ import numpy as np
 from apache_beam.utils import shared
 from numpy.typing import NDArray
 
-from job import artifact, backend, devices, objects, provenance, sharing
-from job.batching import BatchSize
 from job.errors import ModelError
-from job.independence import Batch, Independence
-from job.signature import CodedStrings, InputSpec, Tensor
+from job.model import artifact, devices, keras_step, provenance
+from job.model.batch_size import BatchSize
+from job.model.independence import Batch, Independence
+from job.model.sharing import client
+from job.model.signature import CodedStrings, InputSpec, Tensor
+from job.model.step import Step, load_name
 from job.spec import NO_OPTIONS, Device, ModelReference, Reads, StoreOptions
-from job.step import Step, load_name
+from job.storage import objects
 
 # Each holds one model, so a challenger has another. Beam keeps only the last that was acquired alive, and the
 # two keep each other.
@@ -59,7 +61,7 @@ class LoadedModel:
         self._load = load_name()
         self.weights_digest = ""
         self.beside: LoadedModel | None = None
-        self._step = load() if load else backend.load(reference, artifact.opened(reference))
+        self._step = load() if load else keras_step.load(reference, artifact.opened(reference))
         self.signature = self._step.signature()
         self._ready = self._is_open = False
         self._load_s = time.perf_counter() - begin
@@ -151,7 +153,7 @@ class LoadedModel:
             name: tells what the row in a place is called.
 
         Raises:
-            ModelError: a prediction depends on more than its row, see ``job.independence``.
+            ModelError: a prediction depends on more than its row, see ``job.model.independence``.
         """
         names = [output.name for output in self.signature.outputs]
         batch = Batch(tensors, places, outputs, steady_rows, name)
@@ -163,7 +165,7 @@ class LoadedModel:
 
     @property
     def reads(self) -> Reads:
-        """Return what a builder read to make the model, see ``job.provenance``; nothing of an artifact."""
+        """Return what a builder read to make the model, see ``job.model.provenance``; nothing of an artifact."""
         return self._step.reads()
 
     @property
@@ -174,12 +176,12 @@ class LoadedModel:
     @property
     def load(self) -> str:
         """Return what identifies this loading among all loadings of a run."""
-        return self._step.facts.load if isinstance(self._step, sharing.SharedStep) else self._load
+        return self._step.facts.load if isinstance(self._step, client.SharedStep) else self._load
 
     @property
     def load_s(self) -> float:
         """Return how long loading, building and tracing took, in seconds."""
-        return self._step.facts.load_s if isinstance(self._step, sharing.SharedStep) else self._load_s
+        return self._step.facts.load_s if isinstance(self._step, client.SharedStep) else self._load_s
 
     @property
     def traces(self) -> int:
@@ -217,7 +219,7 @@ def acquire(
             return LoadedModel(reference, functools.partial(_load, reference, device, threads))
         there = functools.partial(_load_there, stores, reference, device, threads)
         key = machine if beside is None else _challengers(machine)
-        return LoadedModel(reference, lambda: sharing.SharedStep(there, key, reference.path))
+        return LoadedModel(reference, lambda: client.SharedStep(there, key, reference.path))
 
     holder = _SHARED if beside is None else _SHARED_BESIDE
     loaded: LoadedModel = holder.acquire(load, tag=(reference, device, machine))
@@ -239,12 +241,12 @@ class _Nothing:
 
 def release(machine: str) -> None:
     """End the sharing that this process began; see ``acquire``."""
-    sharing.release(machine)
-    sharing.release(_challengers(machine))
+    client.release(machine)
+    client.release(_challengers(machine))
 
 
 def _challengers(machine: str) -> str:
-    return f"{machine}{sharing.OF_ONE_LAUNCH}challenger"
+    return f"{machine}{client.OF_ONE_LAUNCH}challenger"
 
 
 def _load_there(stores: StoreOptions, reference: ModelReference, device: Device, threads: int) -> Step:
@@ -255,7 +257,7 @@ def _load_there(stores: StoreOptions, reference: ModelReference, device: Device,
 def _load(reference: ModelReference, device: Device, threads: int) -> Step:
     held = artifact.opened(reference)
     devices.configure(reference, device, threads)
-    return backend.load(reference, held)
+    return keras_step.load(reference, held)
 
 
 def rows_of(tensors: Sequence[Tensor]) -> int:

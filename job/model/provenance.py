@@ -30,8 +30,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from job import artifact, storage
+from job import storage
 from job.errors import ModelError
+from job.model import artifact
 from job.spec import ModelReference, Reads
 
 _PSEUDO_FILES: Final = ("/proc/", "/sys/", "/dev/")

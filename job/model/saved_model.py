@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from job import artifact, operations
 from job.errors import ModelError, one_line
-from job.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
+from job.model import artifact, operations
+from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference, Reads
 
 _DEFAULT: Final = "serving_default"

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from job.signature import InputSpec, OutputSpec, Signature, Tensor
+from job.model.signature import InputSpec, OutputSpec, Signature, Tensor
 from job.spec import Reads
 
 _LOADS = itertools.count(1)
@@ -45,7 +45,7 @@ class Step(Protocol):
         """Return how often the predict step has been traced."""
 
     def reads(self) -> Reads:
-        """Return what a builder read to make the model, see ``job.provenance``; nothing of an artifact."""
+        """Return what a builder read to make the model, see ``job.model.provenance``; nothing of an artifact."""
 
     def weights_digest(self) -> str:
         """Return the SHA-256 of weights that no artifact pins, or nothing."""

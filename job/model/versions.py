@@ -6,8 +6,10 @@ import glob
 import os
 import re
 
-from job import artifact, matching, storage
+from job import storage
 from job.errors import ModelError
+from job.model import artifact
+from job.storage import matching
 
 _ALIAS = "@"
 # Numbers with a point, a dash or an underscore between them are one version, or one date.

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from job import console, errors, notify, redaction, stopping
+from job import errors, secrets
 from job.errors import JobError, UsageError
+from job.report import webhook
+from job.terminal import console, signals
 
 if TYPE_CHECKING:
-    from job.handover import Job
-    from job.report import RunReport
+    from job.commit.handover import Job
+    from job.report.run_report import RunReport
 
 VERSION: Final = 1
 # Those whose end is told; the others have their own output.
@@ -78,7 +80,7 @@ class Night:
             "status": self.status,
             "exit_code": self.exit_code,
             "ds": self.ds,
-            "output": None if self.output is None else redaction.scrub(self.output),
+            "output": None if self.output is None else secrets.scrub(self.output),
             "run_id": self.run_id,
             "rows": self.rows,
             "rejected": self.rejected,
@@ -87,7 +89,7 @@ class Night:
             "job": self.job,
             "started": _utc(self.started_unix_s),
             "ended": _utc(self.ended_unix_s),
-            "error": None if self.error is None else redaction.scrub(self.error),
+            "error": None if self.error is None else secrets.scrub(self.error),
         }
 
 
@@ -103,9 +105,9 @@ class Asked:
     def of(cls, args: Sequence[str], environment: Mapping[str, str]) -> Asked:
         """Read flags that may be wrong in other respects; a webhook whose address is wrong is none."""
         ours = list(args[: args.index("--")] if "--" in args else args)
-        url = _last(ours, "notify_url") or environment.get(notify.URL_IN_ENVIRONMENT, "")
+        url = _last(ours, "notify_url") or environment.get(webhook.URL_IN_ENVIRONMENT, "")
         try:
-            notify.check(url, "--notify_url")
+            webhook.check(url, "--notify_url")
         except UsageError:
             url = ""
         as_json = any(arg.partition("=")[0] == "--json" for arg in ours)
@@ -138,7 +140,7 @@ class Ended:
             whole.fails(error)
         whole.exit_code = code
         told = {"version": VERSION, "command": self.command, **whole.fields()}
-        told["flags"] = redaction.flags(self.args)
+        told["flags"] = secrets.flags(self.args)
         if not of_one:
             told["nights"] = [night.fields() for night in self.nights]
         return told
@@ -178,9 +180,9 @@ def ask(url: str | None, on: str | None) -> None:
         UsageError: a webhook's address is none, or ``--notify_on`` is no word for it.
     """
     if url is not None:
-        notify.check(url, "--notify_url")
-    elif os.environ.get(notify.URL_IN_ENVIRONMENT):
-        notify.check(os.environ[notify.URL_IN_ENVIRONMENT], notify.URL_IN_ENVIRONMENT)
+        webhook.check(url, "--notify_url")
+    elif os.environ.get(webhook.URL_IN_ENVIRONMENT):
+        webhook.check(os.environ[webhook.URL_IN_ENVIRONMENT], webhook.URL_IN_ENVIRONMENT)
     if on is not None and on not in NOTIFY_ON:
         raise UsageError(f"--notify_on={on}: must be one of {', '.join(NOTIFY_ON)}")
     if (ended := _ended.get()) is not None:
@@ -239,8 +241,8 @@ def tell(ended: Ended, error: BaseException | None, code: int, now_unix_s: float
         console.show(json.dumps(told))
     if asked.url and (asked.on == "always" or code):
         stopped = isinstance(error, KeyboardInterrupt)
-        most_s = notify.MOST_WHEN_STOPPED_S if stopped else notify.MOST_S
-        notify.send(asked.url, {"text": text(told), **told}, most_s=most_s)
+        most_s = webhook.MOST_WHEN_STOPPED_S if stopped else webhook.MOST_S
+        webhook.send(asked.url, {"text": text(told), **told}, most_s=most_s)
 
 
 def _last(args: Sequence[str], name: str) -> str:
@@ -256,14 +258,14 @@ def _last(args: Sequence[str], name: str) -> str:
 def code_of(error: BaseException) -> int:
     """Return the exit code that an error ends a command with."""
     if isinstance(error, KeyboardInterrupt):
-        return stopping.exit_code(error)
+        return signals.exit_code(error)
     return error.exit_code if isinstance(error, JobError) else 1
 
 
 def line_of(error: BaseException) -> str:
     """Return what is told of an error: one line."""
     if isinstance(error, KeyboardInterrupt):
-        return stopping.told(error)
+        return signals.told(error)
     return errors.told(error)
 
 

@@ -18,8 +18,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from job import progress
 from job.errors import UsageError, one_line
+from job.terminal import progress
 
 if TYPE_CHECKING:
     from urllib.request import Request

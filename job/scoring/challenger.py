@@ -20,12 +20,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from job import errors, model, rejected
-from job.binding import Binding, Places, pieces
+from job import errors
+from job.binding.binding import Binding, Places, pieces
+from job.binding.predictions import in_order, to_arrow
 from job.errors import ModelError, SchemaError
-from job.predictions import in_order, to_arrow
-from job.rejects import MODEL_ERROR, Rejects, RowPolicy, finite_only, predict_around, sift
-from job.sizing import batch_rows, chunk_rows
+from job.model import loading
+from job.scoring import reject_files
+from job.scoring.memory import batch_rows, chunk_rows
+from job.scoring.rejects import MODEL_ERROR, Rejects, RowPolicy, finite_only, predict_around, sift
 from job.spec import ChallengerRun, ChallengerWork, Device, OnNonfinite, ScoringSpec, Split, StoreOptions
 
 # Of a split. To find each takes some thirty predictions, which the champion waits for.
@@ -55,7 +57,7 @@ class Challenger:
 
     def acquire(
         self,
-        champion: model.LoadedModel,
+        champion: loading.LoadedModel,
         *,
         device: Device,
         threads: int,
@@ -65,7 +67,7 @@ class Challenger:
         """Take this process's copy, see ``model.acquire``; where there is none to be had, that is told of."""
         path = self.told.model.path
         try:
-            loaded = model.acquire(
+            loaded = loading.acquire(
                 self.told.model,
                 device=device,
                 threads=threads,
@@ -102,7 +104,7 @@ class Rival:
     """A challenger in this process; one that is not ``loaded`` predicts nothing, ``error`` says why."""
 
     challenger: Challenger
-    loaded: model.LoadedModel | None
+    loaded: loading.LoadedModel | None
     reason: str = ""
     error: str = ""
 
@@ -124,7 +126,7 @@ class Contest:
 
     def without_reading(self, error: BaseException) -> Rival | None:
         """Return the same challenger for another try at a split, which reads nothing for its sake."""
-        return self._rival and Rival(self._rival.challenger, None, rejected.BAD_SHARD, str(error))
+        return self._rival and Rival(self._rival.challenger, None, reject_files.BAD_SHARD, str(error))
 
     def predict(self, piece: pa.RecordBatch, good: pa.Array | None) -> list[pa.Array]:
         """Return its columns for rows of a batch; ``good`` are their positions, ``None`` for all of them."""
@@ -187,13 +189,13 @@ class Contest:
         """Return why a batch has no predictions; it is not asked again in this split."""
         # No single row is to blame, so the next batch would fare no better.
         is_absent = isinstance(error, SchemaError)
-        reason = rejected.BAD_SHARD if is_absent else MODEL_ERROR
+        reason = reject_files.BAD_SHARD if is_absent else MODEL_ERROR
         self._asked, self._reason = None, reason if is_absent else _NOT_ASKED
         self._error = self._error or errors.told(error)
         return reason
 
     def _predicted(
-        self, piece: pa.RecordBatch, challenger: Challenger, loaded: model.LoadedModel
+        self, piece: pa.RecordBatch, challenger: Challenger, loaded: loading.LoadedModel
     ) -> list[pa.Array]:
         # The numbers of its rows are the batch's: nobody looks for them in the shard.
         rejects = Rejects(self._split, challenger.policy)

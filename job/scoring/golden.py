@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job import host, storage
-from job.binding import Binding, Places, mismatches, pieces
+from job import environment, storage
+from job.binding.binding import Binding, Places, mismatches, pieces
+from job.binding.predictions import in_order, to_arrow
+from job.binding.tolerance import Tolerance, apart
 from job.errors import GoldenError, UsageError, one_line
-from job.predictions import in_order, to_arrow
-from job.rejects import Rejects, RowPolicy, sift, unfillable
+from job.scoring.rejects import Rejects, RowPolicy, sift, unfillable
 from job.spec import OnNonfinite, ScoringSpec, Shard, Split
-from job.tolerance import Tolerance, apart
 
 if TYPE_CHECKING:
-    from job.model import LoadedModel
+    from job.model.loading import LoadedModel
 
 MOST_ROWS: Final = 10_000
 # They are part of the pipeline's graph, of which Dataflow takes 10 MB.
@@ -181,7 +181,7 @@ def _wrong(path: str, told: str) -> UsageError:
 
 
 def _versions() -> str:
-    return ", ".join(f"{name} {version}" for name, version in host.versions())
+    return ", ".join(f"{name} {version}" for name, version in environment.versions())
 
 
 def _text(value: pa.Scalar) -> str:

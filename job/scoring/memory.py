@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from job import model
-from job.binding import Binding, open_axes, to_tensors
-from job.columns import nested_type
-from job.predictions import cell_bytes
-from job.signature import Feed
+from job.binding.binding import Binding, open_axes, to_tensors
+from job.binding.columns import nested_type
+from job.binding.predictions import cell_bytes
+from job.model import loading
+from job.model.signature import Feed
 from job.spec import Split
 
 CHUNK_BYTES = 32 << 20
@@ -61,14 +61,14 @@ def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> i
     return 1 << (fitting.bit_length() - 1)
 
 
-def batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: model.LoadedModel) -> int:
+def batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: loading.LoadedModel) -> int:
     """Return how many rows of a chunk of one shape to predict at once; ``asked`` 0 has it measured.
 
     That is done on the first of them. Of rows that take up more, fewer are a batch.
     """
     cells = 1
     if any(None in feed.input.shape for feed in binding.feeds):
-        cells = model.row_cells(to_tensors(chunk.slice(0, 1), binding)[0])
+        cells = loading.row_cells(to_tensors(chunk.slice(0, 1), binding)[0])
     if asked:
         return loaded.batch.within(asked, cells)
 

@@ -22,12 +22,12 @@ from functools import partial
 import apache_beam as beam
 from apache_beam.utils.windowed_value import WindowedValue
 
-from job import objects
-from job.metrics import CountReceipts
-from job.overlap import Overlap, StoppedError
+from job.scoring.metrics import CountReceipts
+from job.scoring.overlap import Overlap, StoppedError
+from job.scoring.task import ScoringTask
+from job.scoring.worker import PlanSlice, ReadPlan, ScoreSplits, begun, check_not_stopped, finished
 from job.spec import Device, Receipt, Run, Split
-from job.task import ScoringTask
-from job.worker import PlanSlice, ReadPlan, ScoreSplits, begun, check_not_stopped, finished
+from job.storage import objects
 
 
 @dataclass(eq=False)

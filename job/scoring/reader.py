@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -15,11 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job import fetching, planning, ranges, sizing, storage
-from job.columns import cast_views, nested_type, nested_values, without_views
+from job import storage
+from job.binding.columns import cast_views, nested_type, nested_values, without_views
 from job.errors import DataError, ShardChangedError, ShardError, check_not_passing, one_line
-from job.sizing import CHUNK_BYTES, data_bytes
+from job.scoring import memory
+from job.scoring.memory import CHUNK_BYTES, data_bytes
+from job.shards import planner
 from job.spec import Split
+from job.storage import ranges
 
 Unit = Literal["ns", "us", "s"]
 
@@ -54,7 +59,7 @@ class SplitReader:
         self.read_s = 0.0
 
     def __enter__(self) -> SplitReader:
-        self._samples: dict[tuple[str, ...], sizing.Sample] = {}
+        self._samples: dict[tuple[str, ...], memory.Sample] = {}
         self._kept: ranges.RangeFile | None = None
         self._file = self._open()
         self._opened = [self._file]
@@ -62,7 +67,7 @@ class SplitReader:
         self._in_file = self._file.schema_arrow
         self.schema = _without_views(self._in_file)
         self._types = {field.name: field.type for field in self.schema}
-        self._int96 = frozenset(planning.int96_columns(self._file, self.schema))
+        self._int96 = frozenset(planner.int96_columns(self._file, self.schema))
         return self
 
     def type_of(self, name: str, features: Sequence[str]) -> pa.DataType | None:
@@ -159,7 +164,7 @@ class SplitReader:
     def everything(self) -> Iterator[pa.RecordBatch]:
         """Yield the split's rows again, in order, with every column of the file: :attr:`whole_schema`."""
         names, unit = self.schema.names, self._whole_unit[0]
-        for batch in self._read((), (), names, sizing.chunk_rows((), 0, self.row_bytes((), names)), unit):
+        for batch in self._read((), (), names, memory.chunk_rows((), 0, self.row_bytes((), names)), unit):
             # Arrow finds columns by their leaves, and a struct without fields has none.
             found, fields = iter(batch.columns), list(self.whole_schema)
             columns = [next(found) if _has_leaf(f.type) else pa.nulls(batch.num_rows, f.type) for f in fields]
@@ -207,8 +212,8 @@ class SplitReader:
         shard = self._split.shard
         # Without coalescing a whole row group's compressed columns are not held at once: 840 MB for a row
         # group of 300,000 images of 28 × 28, where this way 30 MB are. Local reading is no slower.
-        coalesced = 0 < fetched_bytes <= fetching.MOST_FETCHED_BYTES
-        buffer_bytes = fetching.FETCHED_COLUMN_BYTES if fetched_bytes else COLUMN_BUFFER_BYTES
+        coalesced = 0 < fetched_bytes <= MOST_FETCHED_BYTES
+        buffer_bytes = FETCHED_COLUMN_BYTES if fetched_bytes else COLUMN_BUFFER_BYTES
         return pq.ParquetFile(
             source or storage.parquet_source(shard.path, shard.size_bytes, shard.stamp),
             metadata=metadata,
@@ -285,10 +290,10 @@ class SplitReader:
                 f"read ({one_line(e)}); {known or 'write the shard again'}"
             ) from e
 
-    def _sample(self, features: Sequence[str], keys: Sequence[str]) -> sizing.Sample:
+    def _sample(self, features: Sequence[str], keys: Sequence[str]) -> memory.Sample:
         names = (*features, *keys)
         if names not in self._samples:
-            self._samples[names] = sizing.Sample(self._file, self._split, names)
+            self._samples[names] = memory.Sample(self._file, self._split, names)
         return self._samples[names]
 
     def _read(
@@ -304,7 +309,7 @@ class SplitReader:
         fields = [name for name in features if name not in present and nested_type(self.schema, name)]
         wanted = [name for name in names if name in present or name in fields]
         folders = [
-            (name, planning.partition_scalar(value))
+            (name, planner.partition_scalar(value))
             for name, value in split.shard.partition
             if name in features and name not in present
         ]
@@ -359,9 +364,9 @@ class SplitReader:
         kept.keep(False)
         alone = {"side_by_side": is_all, "first_alone": kept.keeps}
         bytes_of = functools.partial(_group_bytes, self._file.metadata)
-        pieces = [piece for run in runs for piece in fetching.group_runs(run, bytes_of, **alone)]
+        pieces = [piece for run in runs for piece in group_runs(run, bytes_of, **alone)]
 
-        def begin(piece: list[int]) -> fetching.Begun:
+        def begin(piece: list[int]) -> Begun:
             # A file of its own for each: one has what it fetched until it is closed.
             is_first = piece is pieces[0]
             file = self._file_of(
@@ -374,7 +379,7 @@ class SplitReader:
             batches = file.iter_batches(chunk_rows, piece, columns, use_threads=False)
             return file, _then(batches, kept.forget) if is_first else batches
 
-        yield from fetching.fetched(pieces, bytes_of, begin)
+        yield from fetched(pieces, bytes_of, begin)
 
     def _read_at_once(self, wanted: Sequence[str]) -> list[list[int]]:
         """Return the split's row groups: one by one, where a dictionary lies within a list or a struct.
@@ -485,3 +490,77 @@ def _whole(batches: Iterator[pa.RecordBatch], chunk_rows: int) -> Iterator[pa.Re
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+# MERGED fetching """Row groups of a shard in a bucket, which are fetched while earlier ones are decoded."""
+#
+
+# Row groups that are fetched as a whole lie side by side: so much of them is one request.
+FETCHED_BYTES = 8 << 20
+# So many requests are sent ahead, which hides some 20 ms that each waits for its answer; more, as long as
+# they make up no more than the fewest would of row groups of ``FETCHED_BYTES``.
+_FEWEST_AHEAD, _MOST_AHEAD = 4, 16
+# Arrow reads from a file in Python in a thread of its own, of which it has 8; here each waits for an answer.
+_ARROW_THREADS = 32
+# A row group that is larger is not held as a whole: each of its columns is fetched in pieces of this size.
+MOST_FETCHED_BYTES = 96 << 20
+FETCHED_COLUMN_BYTES = 4 << 20
+
+Begun = tuple[pq.ParquetFile, Iterator[pa.RecordBatch]]
+
+
+def group_runs(
+    groups: Sequence[int], bytes_of: Callable[[list[int]], int], *, side_by_side: bool, first_alone: bool
+) -> list[list[int]]:
+    """Return row groups in runs that are small enough to be fetched at once.
+
+    ``side_by_side`` says that nothing lies between what is wanted of two row groups: otherwise a run of
+    several would save no request, and Arrow would ask for one after the other.
+    """
+    found: list[list[int]] = []
+    held_bytes = 0
+    for group in groups:
+        alone = not side_by_side or (first_alone and len(found) == 1)
+        if not found or alone or held_bytes + bytes_of([group]) > FETCHED_BYTES:
+            found.append([])
+            held_bytes = 0
+        found[-1].append(group)
+        held_bytes += bytes_of([group])
+    return found
+
+
+def fetched(
+    pieces: Sequence[list[int]],
+    bytes_of: Callable[[list[int]], int],
+    begin: Callable[[list[int]], Begun],
+) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of all pieces in order; ``begin`` opens one in a thread."""
+
+    def first_read(piece: list[int]) -> Begun:
+        file, batches = begin(piece)
+        # Fetches it.
+        return file, itertools.chain(list(itertools.islice(batches, 1)), batches)
+
+    if pa.io_thread_count() < _ARROW_THREADS:
+        pa.set_io_thread_count(_ARROW_THREADS)
+    waiting, held_bytes = deque(pieces), 0
+    pending: deque[tuple[int, Future[Begun]]] = deque()
+
+    def fill(pool: ThreadPoolExecutor) -> None:
+        nonlocal held_bytes
+        while waiting and len(pending) < _MOST_AHEAD:
+            more_bytes = bytes_of(waiting[0])
+            if len(pending) >= _FEWEST_AHEAD and held_bytes + more_bytes > _FEWEST_AHEAD * FETCHED_BYTES:
+                return
+            pending.append((more_bytes, pool.submit(first_read, waiting.popleft())))
+            held_bytes += more_bytes
+
+    with ThreadPoolExecutor(_MOST_AHEAD, thread_name_prefix="fetch") as pool:
+        fill(pool)
+        while pending:
+            size_bytes, begun = pending.popleft()
+            file, batches = begun.result()
+            held_bytes -= size_bytes
+            fill(pool)
+            yield from batches
+            file.close()

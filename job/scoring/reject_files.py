@@ -10,13 +10,13 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from job.columns import empty_table
+from job.binding.columns import empty_table
+from job.commit.staging import ATTEMPT_SUFFIX, REJECTED_SUFFIX
 from job.errors import ShardChangedError, ShardError, UnwritableError
-from job.reading import SplitReader
-from job.rejects import EXTRA_COLUMNS, Rejects, with_extras
+from job.scoring.reader import SplitReader
+from job.scoring.rejects import EXTRA_COLUMNS, Rejects, with_extras
+from job.scoring.writer import PartWriter, unwritable
 from job.spec import Run, Split
-from job.staging import ATTEMPT_SUFFIX, REJECTED_SUFFIX
-from job.writing import PartWriter, unwritable
 
 BAD_SHARD: Final = "bad_shard"
 _ROWS_AT_ONCE: Final = 65_536

@@ -9,8 +9,8 @@ waiting, being scored) of at most ``CHUNK_BYTES`` or one batch; ``COLUMN_BUFFER_
 is read; the model's activations for one batch; and two output row groups (filling, being written) of at
 most ``ROW_GROUP_BYTES``. For ten float32 columns: 3 × 2.6 MB + 10 × 128 kB + 2 × 1 MB, and 8 MB of
 activations for 16,384 rows of 128. Times the threads; plus the weights, once. A challenger adds its weights
-and its own activations, see ``job.challenging``. Where files are in buckets two splits are read at a time,
-see ``job.overlap``: of each there are up to five runs of row groups on top, as they are compressed, see
+and its own activations, see ``job.scoring.challenger``. Where files are in buckets two splits are read at a time,
+see ``job.scoring.overlap``: of each there are up to five runs of row groups on top, as they are compressed, see
 ``fetching.FETCHED_BYTES``; and of an output file up to two ``uploads.PART_BYTES``.
 """
 
@@ -28,20 +28,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from job import model, progress, rejected, staging, storage
-from job.binding import Places, pieces
-from job.binning import Counting
-from job.challenging import Contest, Rival
-from job.columns import as_type
+from job import storage
+from job.binding.binding import Places, pieces
+from job.binding.columns import as_type
+from job.binding.predictions import in_order, to_arrow
+from job.commit import staging
 from job.errors import DataError, ShardChangedError, ShardError
-from job.predictions import in_order, to_arrow
-from job.reading import SplitReader
-from job.rejects import MODEL_ERROR, Rejects, finite_only, predict_around, sift
-from job.signature import Tensor
-from job.sizing import batch_rows, chunk_rows, stretches
+from job.gates.histograms import Counting
+from job.model import loading
+from job.model.signature import Tensor
+from job.scoring import reject_files
+from job.scoring.challenger import Contest, Rival
+from job.scoring.memory import batch_rows, chunk_rows, stretches
+from job.scoring.reader import SplitReader
+from job.scoring.rejects import MODEL_ERROR, Rejects, finite_only, predict_around, sift
+from job.scoring.task import ScoringTask
+from job.scoring.writer import PartWriter
 from job.spec import Receipt, Split
-from job.task import ScoringTask
-from job.writing import PartWriter
+from job.terminal import progress
 
 Turn = AbstractContextManager[None]
 
@@ -62,7 +66,7 @@ class _Tally:
 def score_split(
     split: Split,
     task: ScoringTask,
-    loaded: model.LoadedModel,
+    loaded: loading.LoadedModel,
     turn: Turn | None = None,
     rival: Rival | None = None,
 ) -> Receipt:
@@ -93,13 +97,13 @@ def score_split(
         raise
 
 
-def _refuse(split: Split, task: ScoringTask, loaded: model.LoadedModel, error: str) -> Receipt:
+def _refuse(split: Split, task: ScoringTask, loaded: loading.LoadedModel, error: str) -> Receipt:
     """Reject every row of a split because of its shard."""
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
-    written = rejected.write_split(attempt, split, error, task.files)
+    written = reject_files.write_split(attempt, split, error, task.files)
     if split.rows > task.policy.most_rows:
         raise DataError(
-            rejected.too_many(split, split.rows, f"{rejected.BAD_SHARD}: {error}", task.run, written)
+            reject_files.too_many(split, split.rows, f"{reject_files.BAD_SHARD}: {error}", task.run, written)
         )
     progress.rows_done.add(split.rows)
     return Receipt(
@@ -110,7 +114,7 @@ def _refuse(split: Split, task: ScoringTask, loaded: model.LoadedModel, error: s
         file_sha256="",
         read_s=0.0,
         write_s=0.0,
-        reject_reasons=((rejected.BAD_SHARD, split.rows),) if split.rows else (),
+        reject_reasons=((reject_files.BAD_SHARD, split.rows),) if split.rows else (),
         refused=error,
         **written,
         **_circumstances(split, task, loaded, _Tally(rows=split.rows)),
@@ -120,7 +124,7 @@ def _refuse(split: Split, task: ScoringTask, loaded: model.LoadedModel, error: s
 def _score(
     split: Split,
     task: ScoringTask,
-    loaded: model.LoadedModel,
+    loaded: loading.LoadedModel,
     tally: _Tally,
     turn: Turn,
     contest: Contest,
@@ -149,7 +153,7 @@ def _score(
         # Only now: the thread that reads ahead has ended, and the file can be read again.
         if rejects.too_many:
             _give_up(attempt, reader, rejects, task, split)
-        set_aside = rejected.write_rows(attempt, reader, rejects, task.files)
+        set_aside = reject_files.write_rows(attempt, reader, rejects, task.files)
     return Receipt(
         attempt=part.handle,
         rows_scored=part.rows,
@@ -213,7 +217,7 @@ def _in_turn(chunks: Generator[pa.RecordBatch], turn: Turn) -> Generator[pa.Reco
 
 
 def _circumstances(
-    split: Split, task: ScoringTask, loaded: model.LoadedModel, tally: _Tally
+    split: Split, task: ScoringTask, loaded: loading.LoadedModel, tally: _Tally
 ) -> dict[str, Any]:
     """Return the receipt's fields that tell how and where the split was scored."""
     return {
@@ -242,9 +246,9 @@ def _circumstances(
 def _give_up(
     attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringTask, split: Split
 ) -> NoReturn:
-    written = rejected.write_rows(attempt, reader, rejects, task.files)
+    written = reject_files.write_rows(attempt, reader, rejects, task.files)
     reasons = ", ".join(f"{rows} {reason}" for reason, rows in rejects.reasons)
-    raise DataError(rejected.too_many(split, rejects.rows, reasons, task.run, written, rejects.first))
+    raise DataError(reject_files.too_many(split, rejects.rows, reasons, task.run, written, rejects.first))
 
 
 @dataclass(frozen=True)
@@ -253,7 +257,7 @@ class _Scoring:
 
     split: Split
     task: ScoringTask
-    loaded: model.LoadedModel
+    loaded: loading.LoadedModel
     tally: _Tally
     contest: Contest
     rejects: Rejects

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from job.binding import Binding
-from job.challenging import Challenger
-from job.golden import Golden
-from job.rejected import FileOptions
-from job.rejects import RowPolicy
+from job.binding.binding import Binding
+from job.scoring.challenger import Challenger
+from job.scoring.golden import Golden
+from job.scoring.reject_files import FileOptions
+from job.scoring.rejects import RowPolicy
 from job.spec import Device, OnBadShard, Run
 
 

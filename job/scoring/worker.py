@@ -18,13 +18,16 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
-from job import model, objects, output, staging, storage
-from job.challenging import Challenger, Rival
+from job import storage
+from job.commit import output, staging
 from job.errors import JobError, ModelError, StateUnknownError, one_line
-from job.overlap import Overlap, StoppedError
-from job.scoring import score_split
+from job.model import loading
+from job.scoring.challenger import Challenger, Rival
+from job.scoring.overlap import Overlap, StoppedError
+from job.scoring.split import score_split
+from job.scoring.task import ScoringTask
 from job.spec import Receipt, Run, Split
-from job.task import ScoringTask
+from job.storage import objects
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class ScoreSplits(beam.DoFn):
         self._overlap = overlap
         objects.configure(task.run.stores)
         with self._failures_left_behind(""):
-            self._loaded = model.acquire(
+            self._loaded = loading.acquire(
                 task.run.model,
                 device=task.device,
                 threads=_threads(task),

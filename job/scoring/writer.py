@@ -11,10 +11,10 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.columns import empty_table
+from job.binding.columns import empty_table
 from job.errors import JobError, StorageError, UnwritableError, one_line
-from job.hashing import HashingSink
-from job.sizing import data_bytes
+from job.scoring.memory import data_bytes
+from job.storage.sinks import HashingSink
 
 # A row group is written before it reaches this, whatever its rows: wide outputs must not fill the memory.
 ROW_GROUP_BYTES = 64 << 20

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Final
 
 import pyarrow as pa
 
-from job import artifact, challenger_flags, choosing, listing, planning, storage, tables
-from job.errors import ShardChangedError, ShardError, UsageError
+from job import storage
+from job.errors import NoInputError, ShardChangedError, ShardError, UsageError
+from job.model import artifact, challenger_spec, versions
+from job.shards import listing, planner, tables
 from job.spec import ScoringSpec, Shard
+from job.storage.parallel import parallel
+from job.terminal import progress
 
 # A footer that is far away is one request.
 _FOOTER_THREADS = 32
-# So many footers are read by the engine's workers, where it has some: see ``job.footers``.
+# So many footers are read by the engine's workers, where it has some: see ``job.launch.footers``.
 ON_WORKERS = 2000
 
 
 def absolute(spec: ScoringSpec) -> ScoringSpec:
     """Return the spec with absolute paths: workers stand elsewhere, and run ids must not depend on where.
 
-    Its model is the one that was chosen, see ``job.choosing``.
+    Its model is the one that was chosen, see ``job.model.versions``.
 
     Raises:
         UsageError: a path is not in UTF-8, so that nothing could be told of it.
     """
     _check_readable(spec)
-    with challenger_flags.told(spec):
+    with challenger_spec.told(spec):
         challenger = spec.challenger and _model(spec.challenger)
     inputs = tuple(
         f"@{storage.absolute(i[1:])}" if i.startswith("@") else storage.absolute(i) for i in spec.inputs
@@ -50,13 +56,13 @@ def absolute(spec: ScoringSpec) -> ScoringSpec:
 def _check_readable(spec: ScoringSpec) -> None:
     paths = {name: getattr(spec, name) for name in ("model", "weights", "golden", "challenger", "output")}
     for name, path in (*paths.items(), *(("input", path) for path in spec.inputs)):
-        if path and not planning.is_utf8(path):
+        if path and not planner.is_utf8(path):
             raise UsageError(f"--{name}={path}: the name is not in UTF-8; rename it")
 
 
 def _model(model: str) -> str:
-    if choosing.stands_for_another(model):
-        return choosing.chosen(storage.absolute(model))
+    if versions.stands_for_another(model):
+        return versions.chosen(storage.absolute(model))
     is_builder = not storage.is_remote(model) and artifact.kind_of(model) == "builder"
     return model if is_builder else storage.absolute(model)
 
@@ -85,14 +91,14 @@ def list_shards(spec: ScoringSpec) -> list[Shard]:
     tables.check(listed, real, seen)
     one = _one_of_each_file(listed, real)
     for info in listed:
-        kept, left_out = planning.hive_folders(one[info.path].path), planning.hive_folders(info.path)
+        kept, left_out = planner.hive_folders(one[info.path].path), planner.hive_folders(info.path)
         if left_out and left_out != kept:
             raise UsageError(
                 f"--input: {info.path} and {one[info.path].path} are one file in two Hive folders; "
                 f"take one of them out of the input"
             )
     found = {info.path: info for info in one.values()}
-    return [planning.shard_of(found[path]) for path in sorted(found)]
+    return [planner.shard_of(found[path]) for path in sorted(found)]
 
 
 def _real(path: str) -> str:
@@ -185,7 +191,7 @@ def _listed(spec: ScoringSpec, seen: tables.SeenFolders | None) -> list[storage.
     return [info for pattern in spec.inputs for info in listing.listing(pattern, seen)]
 
 
-def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
+def read_footers(shards: Sequence[Shard]) -> list[planner.Footer]:
     """Read every footer, several at a time; one that cannot be read tells so in its ``error``.
 
     Raises:
@@ -209,11 +215,69 @@ def read_footers(shards: Sequence[Shard]) -> list[planning.Footer]:
     return footers
 
 
-def _footer(shard: Shard) -> planning.Footer:
+def _footer(shard: Shard) -> planner.Footer:
     try:
-        return planning.read_footer(shard)
+        return planner.read_footer(shard)
     except ShardChangedError:
         raise
     except ShardError as e:
         # Without the path, so that shards with one and the same fault are told in one line.
-        return planning.Footer(pa.schema([]), (), str(e).removeprefix(f"{shard.path}: "))
+        return planner.Footer(pa.schema([]), (), str(e).removeprefix(f"{shard.path}: "))
+
+
+# MERGED awaiting """Input that is not there yet: waited for, so long as was asked."""
+#
+
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 60.0
+
+
+def shards(
+    spec: ScoringSpec,
+    announce: Callable[[str], None],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Shard]:
+    """Return the shards that the inputs name, as soon as there are some and every marker is there.
+
+    ``clock`` and ``sleep`` are in seconds.
+
+    Raises:
+        NoInputError: an input matches nothing, or a marker is missing, and the time is over.
+    """
+    end_s = clock() + spec.wait_for_input_s
+    pause_s = _FIRST_PAUSE_S
+    told = False
+    while True:
+        try:
+            return _complete(spec)
+        except NoInputError as e:
+            left_s = end_s - clock()
+            if left_s <= 0:
+                waited = f"; waited {progress.duration(spec.wait_for_input_s)} for it" if told else ""
+                raise NoInputError(f"{e}{waited}") from e
+            if not told:
+                announce(f"{e}; waiting for it, at most {progress.duration(spec.wait_for_input_s)}")
+                told = True
+        sleep(min(pause_s, left_s))
+        pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+
+
+def _complete(spec: ScoringSpec) -> list[Shard]:
+    if not spec.input_marker:
+        return list_shards(spec)
+    # The files are listed again when the markers have been seen: some may have come in between.
+    _check_markers(spec.input_marker, folders(spec))
+    return list_shards(spec)
+
+
+def _check_markers(name: str, folders: Sequence[str]) -> None:
+    def is_there(folder: str) -> bool:
+        return storage.describe(storage.join(folder, name)) is not None
+
+    found = parallel(is_there, folders, name="marker")
+    missing = [folder for folder, there in zip(folders, found, strict=True) if not there]
+    if missing:
+        others = f", nor have {len(missing) - 1:,} other folders" if missing[1:] else ""
+        raise NoInputError(f"--input_marker={name}: {missing[0]} has none{others}, so it is not complete")

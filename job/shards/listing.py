@@ -9,9 +9,10 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from job import matching, storage
+from job import storage
 from job.errors import NoInputError, ShardError, StorageError, UsageError
-from job.tables import SeenFolders
+from job.shards.tables import SeenFolders
+from job.storage import matching
 
 
 def listing(pattern: str, seen: SeenFolders | None = None) -> list[storage.FileInfo]:

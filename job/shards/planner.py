@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import storage
-from job.columns import index_columns
+from job.binding.columns import index_columns
 from job.errors import SchemaError, ShardChangedError, ShardError, check_not_passing
 from job.spec import Shard, Split
 from job.storage import FileInfo

@@ -11,8 +11,8 @@ from typing import Final
 
 from job import storage
 from job.errors import DeniedError, UsageError
-from job.files import FileInfo
-from job.together import parallel
+from job.storage.disk import FileInfo
+from job.storage.parallel import parallel
 
 _ICEBERG: Final = "metadata"
 # What a table of each kind has in its folder. An Iceberg table's is a common word: see ``_is_iceberg``.

@@ -1,7 +1,7 @@
 """The one door to files, wherever they are: local, ``gs://`` and ``s3://``.
 
-Paths are plain strings with ``/`` between the parts. What each kind of storage does is told in ``job.files``
-and ``job.objects``; what it promises to the protocol, in ``job.commit``.
+Paths are plain strings with ``/`` between the parts. What each kind of storage does is told in ``job.storage.disk``
+and ``job.storage.objects``; what it promises to the protocol, in ``job.commit.protocol``.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from job import buckets, files, objects
 from job.errors import UsageError
-from job.files import Copied as Copied
-from job.files import FileInfo as FileInfo
-from job.files import boot_id as boot_id
-from job.files import reason as reason
+from job.storage import buckets, disk, objects
+from job.storage.disk import Copied as Copied
+from job.storage.disk import FileInfo as FileInfo
+from job.storage.disk import boot_id as boot_id
+from job.storage.disk import reason as reason
 
 if TYPE_CHECKING:
-    from job.objects import ObjectStore
-    from job.sinks import Conditional, Sink
+    from job.storage.objects import ObjectStore
+    from job.storage.sinks import Conditional, Sink
 
 
 def is_remote(path: str) -> bool:
@@ -51,13 +51,13 @@ def local(path: str) -> str:
     """
     if is_remote(path):
         raise UsageError(f"{path}: only a local path will do here")
-    return files.local(path)
+    return disk.local(path)
 
 
 def absolute(path: str) -> str:
     """Return a path that means the same wherever a process stands; without ``/`` at its end."""
     if not is_remote(path):
-        return os.path.abspath(files.local(path))
+        return os.path.abspath(disk.local(path))
     return buckets.normal(path)
 
 
@@ -76,19 +76,19 @@ def parent(path: str) -> str:
 def exists(path: str) -> bool:
     """Say whether a file or a folder is there."""
     store = _remote(path)
-    return store.exists(path) if store else files.exists(path)
+    return store.exists(path) if store else disk.exists(path)
 
 
 def is_folder(path: str) -> bool:
     """Say whether ``path`` is a folder; in a bucket, whether objects lie below it."""
     store = _remote(path)
-    return store.is_folder(path) if store else files.is_folder(path)
+    return store.is_folder(path) if store else disk.is_folder(path)
 
 
 def describe(path: str) -> FileInfo | None:
     """Return a file as a listing would show it now, or ``None`` where there is no such file."""
     store = _remote(path)
-    return store.describe(path) if store else files.describe(path)
+    return store.describe(path) if store else disk.describe(path)
 
 
 def size_bytes(path: str) -> int | None:
@@ -100,31 +100,31 @@ def size_bytes(path: str) -> int | None:
 def tree(path: str) -> list[FileInfo]:
     """Return every file below a folder, hidden ones too, sorted by path; empty if it is absent."""
     store = _remote(path)
-    return store.tree(path) if store else files.tree(path)
+    return store.tree(path) if store else disk.tree(path)
 
 
 def names(path: str) -> list[str]:
     """Return the sorted names in a folder; empty if it is absent."""
     store = _remote(path)
-    return store.names(path) if store else files.names(path)
+    return store.names(path) if store else disk.names(path)
 
 
 def holds(path: str, names: Iterable[str]) -> list[str]:
     """Return which of these names a folder has in it; a bucket is asked once, or once for each name."""
     store = _remote(path)
-    return store.holds(path, names) if store else files.holds(path, names)
+    return store.holds(path, names) if store else disk.holds(path, names)
 
 
 def read_bytes(path: str) -> bytes | None:
     """Return a small file's content, or ``None`` where there is no such file."""
     store = _remote(path)
-    return store.read_bytes(path) if store else files.read_bytes(path)
+    return store.read_bytes(path) if store else disk.read_bytes(path)
 
 
 def sha256(path: str) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     store = _remote(path)
-    return store.sha256(path) if store else files.sha256(path)
+    return store.sha256(path) if store else disk.sha256(path)
 
 
 def parquet_source(path: str, size_bytes: int | None = None, stamp: str = "") -> Any:
@@ -137,7 +137,7 @@ def parquet_source(path: str, size_bytes: int | None = None, stamp: str = "") ->
         FileNotFoundError: there is no such object; a local file is not looked at yet.
     """
     store = _remote(path)
-    return store.source(path, size_bytes, stamp) if store else files.local(path)
+    return store.source(path, size_bytes, stamp) if store else disk.local(path)
 
 
 def footer_source(path: str, size_bytes: int | None = None, stamp: str = "") -> Any:
@@ -147,7 +147,7 @@ def footer_source(path: str, size_bytes: int | None = None, stamp: str = "") -> 
         FileNotFoundError: there is no such object; a local file is not looked at yet.
     """
     store = _remote(path)
-    return store.footer(path, size_bytes, stamp) if store else files.local(path)
+    return store.footer(path, size_bytes, stamp) if store else disk.local(path)
 
 
 def copied(path: str, target: str) -> Copied:
@@ -157,13 +157,13 @@ def copied(path: str, target: str) -> Copied:
         StorageError: something cannot be read or written, or there is nothing to read in a bucket.
     """
     store = _remote(path)
-    return store.copied(path, target) if store else files.copied(path, target)
+    return store.copied(path, target) if store else disk.copied(path, target)
 
 
 def state(path: str) -> str:
     """Return what changes whenever a file, or one below a folder, does; empty where there is nothing."""
     store = _remote(path)
-    return store.state(path) if store else files.state(path)
+    return store.state(path) if store else disk.state(path)
 
 
 def make_folder(path: str) -> None:
@@ -173,7 +173,7 @@ def make_folder(path: str) -> None:
         StorageError: the place cannot be written.
     """
     if not is_remote(path):
-        files.make_folder(path)
+        disk.make_folder(path)
 
 
 def create(path: str, final: str = "") -> Sink:
@@ -187,7 +187,7 @@ def create(path: str, final: str = "") -> Sink:
         StorageError: it cannot be written.
     """
     store = _remote(path)
-    return store.create(path, final) if store else files.LocalSink(path)
+    return store.create(path, final) if store else disk.LocalSink(path)
 
 
 def held_bytes(handle: str) -> int | None:
@@ -219,7 +219,7 @@ def release(handle: str, final: str) -> None:
     if store:
         store.release(handle, final)
     else:
-        files.rename(handle, final)
+        disk.rename(handle, final)
 
 
 def sweep(folder: str, keep: Callable[[], Collection[str]]) -> None:
@@ -241,12 +241,12 @@ def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str 
     if store:
         store.write(path, content)
     else:
-        files.write_atomic(path, content, durable=durable, aside=aside)
+        disk.write_atomic(path, content, durable=durable, aside=aside)
 
 
 def conditional(path: str) -> Conditional:
     """Return what writes small files of JSON on condition, there where ``path`` is."""
-    return _remote(path) or files.ConditionalFiles()
+    return _remote(path) or disk.ConditionalFiles()
 
 
 def write_first(path: str, content: bytes) -> bool:
@@ -257,7 +257,7 @@ def write_first(path: str, content: bytes) -> bool:
     store = _remote(path)
     if store:
         return store.write_if(path, content, "") is not None
-    files.write_atomic(path, content, durable=False)
+    disk.write_atomic(path, content, durable=False)
     return True
 
 
@@ -267,13 +267,13 @@ def sync_files(paths: Iterable[str]) -> None:
     Raises:
         StorageError: a file cannot be flushed.
     """
-    files.sync_files(path for path in paths if not is_remote(path))
+    disk.sync_files(path for path in paths if not is_remote(path))
 
 
 def sync_folder(path: str) -> None:
     """Flush a folder's names to the disk, where the file system can."""
     if not is_remote(path):
-        files.sync_folder(path)
+        disk.sync_folder(path)
 
 
 def sync_way(path: str) -> None:
@@ -283,7 +283,7 @@ def sync_way(path: str) -> None:
         StorageError: one cannot be flushed.
     """
     if not is_remote(path):
-        files.sync_way(path)
+        disk.sync_way(path)
 
 
 def remove(path: str) -> None:
@@ -292,7 +292,7 @@ def remove(path: str) -> None:
     if store:
         store.discard(path)
     else:
-        files.remove(path)
+        disk.remove(path)
 
 
 def withdraw(paths: Sequence[str], folder: str) -> None:
@@ -308,7 +308,7 @@ def withdraw(paths: Sequence[str], folder: str) -> None:
         store.remove(paths)
     else:
         for path in paths:
-            files.withdraw(path, folder)
+            disk.withdraw(path, folder)
 
 
 def remove_all(paths: Sequence[str]) -> None:
@@ -317,7 +317,7 @@ def remove_all(paths: Sequence[str]) -> None:
         store.remove(paths)
     else:
         for path in paths:
-            files.remove(path)
+            disk.remove(path)
 
 
 def remove_tree(path: str) -> None:
@@ -326,16 +326,16 @@ def remove_tree(path: str) -> None:
     if store:
         store.remove_tree(path)
     else:
-        files.remove_tree(path)
+        disk.remove_tree(path)
 
 
 def remove_empty_folder(path: str) -> None:
     """Remove a folder if it is there and empty; a bucket has none."""
     if not is_remote(path):
-        files.remove_empty_folder(path)
+        disk.remove_empty_folder(path)
 
 
 def remove_empty_parents(path: str, top: str) -> None:
     """Remove the folders above ``path`` that are empty, up to ``top``, which stays."""
     if not is_remote(path):
-        files.remove_empty_parents(path, top)
+        disk.remove_empty_parents(path, top)

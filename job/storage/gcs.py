@@ -16,17 +16,18 @@ import requests
 from google.api_core import exceptions as api
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, InvalidOperation, TransportError
 from google.cloud import storage
 from google.cloud.exceptions import from_http_response
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from urllib3.exceptions import HTTPError
 
-from job import gcs_errors, retrying
-from job.buckets import Found, Page, no_client
-from job.errors import StorageError, one_line
-from job.retrying import RefusedError, TransientError, patiently
+from job.errors import DeniedError, StorageError, one_line
 from job.spec import StoreOptions
-from job.uploads import PART_BYTES
+from job.storage import retries
+from job.storage.buckets import Found, Page, no_client
+from job.storage.objects import PART_BYTES
+from job.storage.retries import RefusedError, TransientError, patiently
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ _DELETES_AT_ONCE: Final = 16
 
 
 class CloudStorage:
-    """The requests of ``job.buckets.Client``."""
+    """The requests of ``job.storage.buckets.Client``."""
 
     keeps_uploads = False
 
@@ -83,13 +84,13 @@ class CloudStorage:
         def once() -> T:
             try:
                 return request()
-            except gcs_errors.ERRORS as e:
+            except ERRORS as e:
                 raise self._told(where, e) from e
 
         return patiently(where, once)
 
     def _told(self, where: str, error: Exception) -> Exception:
-        return gcs_errors.told(where, error, signed=self._signed)
+        return told(where, error, signed=self._signed)
 
     def head(self, bucket: str, key: str) -> Found | None:
         """Return an object's size and stamp, ``None`` where there is none."""
@@ -155,7 +156,7 @@ class CloudStorage:
         except FileNotFoundError as e:
             if only_if:
                 return None
-            raise gcs_errors.no_bucket(bucket) from e
+            raise no_bucket(bucket) from e
 
     def page(self, bucket: str, prefix: str, delimiter: str, token: str) -> Page:
         """Return up to a thousand of the objects whose keys begin with ``prefix``."""
@@ -177,7 +178,7 @@ class CloudStorage:
         try:
             return self._call(bucket, prefix, send)
         except FileNotFoundError as e:
-            raise gcs_errors.no_bucket(bucket) from e
+            raise no_bucket(bucket) from e
 
     def delete(self, bucket: str, keys: Sequence[str], only_if: str = "") -> None:
         """Delete objects; those that do not exist, or have another stamp, are left alone."""
@@ -240,9 +241,9 @@ class CloudUpload:
         self._store, self._where = store, (bucket, key)
         patient = Retry(
             predicate=lambda e: isinstance(store._told("", e), TransientError),
-            initial=retrying.FIRST_PAUSE_S,
-            maximum=retrying.LONGEST_PAUSE_S,
-            timeout=retrying.BUDGET_S,
+            initial=retries.FIRST_PAUSE_S,
+            maximum=retries.LONGEST_PAUSE_S,
+            timeout=retries.BUDGET_S,
         )
         blob = store._blob(bucket, key)
         self._writer: Any = blob.open(
@@ -252,11 +253,11 @@ class CloudUpload:
     def _tell(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except (*gcs_errors.ERRORS, api.GoogleAPIError, DataCorruption, InvalidResponse) as e:
+        except (*ERRORS, api.GoogleAPIError, DataCorruption, InvalidResponse) as e:
             where = f"gs://{'/'.join(self._where)}"
             told = self._store._told(where, e)
             if isinstance(told, FileNotFoundError):
-                raise gcs_errors.no_bucket(self._where[0]) from e
+                raise no_bucket(self._where[0]) from e
             if isinstance(told, TransientError):
                 raise StorageError(f"{where}: cannot be written: {one_line(e)}") from e
             raise told from e
@@ -280,3 +281,51 @@ class CloudUpload:
 
 def _found(blob: Any) -> Found:
     return Found(blob.name, blob.size, str(blob.generation), blob.updated.timestamp())
+
+
+# MERGED gcs_errors """What a failed request to Cloud Storage means: for the one who sent it, and for a person."""
+#
+
+ERRORS: Final = (
+    *(api.GoogleAPICallError, GoogleAuthError, requests.RequestException, HTTPError, ConnectionError),
+)
+_CHAIN: Final = (
+    "no credentials were found (tried GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, and the machine's "
+    "service account), and the bucket is not public; set one of them up"
+)
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+
+
+def told(where: str, error: Exception, *, signed: bool) -> Exception:
+    """Return what a failed request means.
+
+    Args:
+        where: the object.
+        error: one of ``ERRORS``.
+        signed: whether credentials were found.
+    """
+    if isinstance(error, InvalidResponse):
+        # What an upload in parts is told, where every other request is told the error itself.
+        error = from_http_response(error.response)
+    if isinstance(error, api.NotFound):
+        if "bucket does not exist" in str(error.message):
+            return no_bucket(where.partition("://")[2])
+        return FileNotFoundError(where)
+    if isinstance(error, api.PreconditionFailed):
+        return RefusedError(one_line(error))
+    if isinstance(error, api.GoogleAPICallError) and error.code in _PASSING:
+        return TransientError(one_line(error))
+    # Where nobody is known, the client takes a 401 for a token that it should replace, and cannot.
+    if isinstance(error, api.Forbidden | api.Unauthorized | InvalidOperation) and not signed:
+        return StorageError(f"{where}: it is not allowed: {_CHAIN}")
+    passing = (TransportError, requests.RequestException, HTTPError, ConnectionError)
+    wrong = isinstance(error, requests.exceptions.InvalidURL)
+    if getattr(error, "retryable", False) or (isinstance(error, passing) and not wrong):
+        return TransientError(one_line(error))
+    kind = DeniedError if isinstance(error, api.Forbidden) else StorageError
+    return kind(f"{where}: it failed: {one_line(error)}")
+
+
+def no_bucket(path: str) -> StorageError:
+    """Return what to say where a bucket is not there."""
+    return StorageError(f"gs://{path}: there is no such bucket; correct the name, or create it")

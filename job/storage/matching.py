@@ -1,4 +1,4 @@
-"""Which objects of a bucket an ``--input`` value names: the rules of ``job.listing``, of keys."""
+"""Which objects of a bucket an ``--input`` value names: the rules of ``job.shards.listing``, of keys."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from job import buckets, objects, storage
+from job import storage
 from job.errors import ShardError, UsageError
-from job.files import FileInfo
-from job.tables import SeenFolders
+from job.shards.tables import SeenFolders
+from job.storage import buckets, objects
+from job.storage.disk import FileInfo
 
 _HIDDEN = ("_", ".")
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from job import escapes, progress
+from job import escapes
 from job.errors import StorageError
+from job.terminal import progress
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, TextIO, cast
 
-from job import redaction
+from job import secrets
 
 TF_LEVEL: Final = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -53,11 +53,11 @@ def hush(*, debug: bool) -> None:
         os.environ[TF_LEVEL] = "0"
         logging.basicConfig(level=logging.INFO)
         for handler in logging.getLogger().handlers:
-            handler.setFormatter(redaction.Scrubbing(logging.BASIC_FORMAT))
+            handler.setFormatter(secrets.Scrubbing(logging.BASIC_FORMAT))
         return
     if logging.lastResort is not None:
         # What prints an error of a logger that nobody has given a handler.
-        logging.lastResort.setFormatter(redaction.Scrubbing())
+        logging.lastResort.setFormatter(secrets.Scrubbing())
     os.environ.setdefault(TF_LEVEL, "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.getLogger().setLevel(logging.ERROR)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from job import escapes, redaction
+from job import escapes, secrets
 from job.errors import JobError
 
 if TYPE_CHECKING:
@@ -162,12 +162,12 @@ def say(text: str) -> None:
 
     Where even that cannot be written, nobody is left to be told.
     """
-    _say(escapes.visible(redaction.scrub(text)))
+    _say(escapes.visible(secrets.scrub(text)))
 
 
 def say_lines(text: str) -> None:
     """Write several lines to standard error, a traceback perhaps, as ``say`` does."""
-    _say(escapes.visible_lines(redaction.scrub(text)))
+    _say(escapes.visible_lines(secrets.scrub(text)))
 
 
 def _say(text: str) -> None:

@@ -17,8 +17,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from deploy.flink.cluster import Cluster, free_port
 from deploy.flink.distribution import VERSION, fetched
-from job import engines
-from job.checks import Check
+from job.engines import choice
+from job.engines.checks import Check
 
 MINOR = VERSION.rpartition(".")[0]
 
@@ -92,7 +92,7 @@ def a_jar(path: Path, beam: str, flink_version: str) -> Path:
 def options(cluster: Cluster | str, *flags: str) -> PipelineOptions:
     """What the job makes of these flags, for a cluster or an address."""
     address = cluster if isinstance(cluster, str) else cluster.rest().url.removeprefix("http://")
-    return engines.beam_options(["--runner=FlinkRunner", f"--flink_master={address}", *flags])
+    return choice.beam_options(["--runner=FlinkRunner", f"--flink_master={address}", *flags])
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:

@@ -1,4 +1,4 @@
-"""Single looks at a Flink cluster and at what a job asks of it; ``job.flink`` says when each is taken."""
+"""Single looks at a Flink cluster and at what a job asks of it; ``job.engines.flink.engine`` says when each is taken."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from job.checks import Check, of_error
+from job.engines.checks import Check, of_error
+from job.engines.flink.rest import Cluster, Overview
 from job.errors import EngineError
-from job.flink_rest import Cluster, Overview
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -13,11 +13,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from job import flink_checks, flink_jar, progress
-from job.checks import Check, of_error
-from job.clusters import cores
+from job.engines.checks import Check, of_error
+from job.engines.dask import cores
+from job.engines.flink import checks as flink_checks
+from job.engines.flink import job_server
+from job.engines.flink.rest import Cluster, TaskManager
 from job.errors import EngineError
-from job.flink_rest import Cluster, TaskManager
+from job.terminal import progress
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -68,11 +70,11 @@ def refuse(options: PipelineOptions) -> None:
     looks: list[Check] = []
     if cluster is not None:
         looks += [flink_checks.version(options, cluster.overview()), flink_checks.room(options, cluster)]
-    if flink_jar.is_started(options):
-        looks.append(flink_jar.java(options, ask=False))
+    if job_server.is_started(options):
+        looks.append(job_server.java(options, ask=False))
         # Only where all the rest is well: it may be a download.
         if not any(look.ok is False for look in looks):
-            looks.append(flink_jar.jar(options, fetch=True))
+            looks.append(job_server.jar(options, fetch=True))
     for look in looks:
         if look.ok is False:
             raise EngineError(f"--runner=FlinkRunner: {look.told}; {look.fix}")
@@ -103,7 +105,7 @@ def threads(options: PipelineOptions) -> int:
     asked = options.view_as(FlinkRunnerOptions).parallelism
     if cluster is None:
         # One that the job server starts by itself has a slot for each core, and its workers in this process.
-        return max(1, cores() // asked) if asked > 0 else int(flink_jar.is_started(options))
+        return max(1, cores() // asked) if asked > 0 else int(job_server.is_started(options))
     if options.view_as(PortableOptions).environment_type == "LOOPBACK":
         return max(1, cores() // asked) if asked > 0 else 1
     return _share(cluster.task_managers(), asked)
@@ -164,8 +166,8 @@ def cancel(cluster: Cluster, name: str, but: Collection[str] = ()) -> list[str]:
 
 def checks(options: PipelineOptions) -> list[Check]:
     """Return the lines of ``job doctor`` about Flink."""
-    started, cluster = flink_jar.is_started(options), cluster_of(options)
-    looks = [flink_jar.java(options, ask=True), flink_jar.jar(options, fetch=False)] if started else []
+    started, cluster = job_server.is_started(options), cluster_of(options)
+    looks = [job_server.java(options, ask=True), job_server.jar(options, fetch=False)] if started else []
     minor = ""
     if cluster is None:
         told = "--flink_master names no address: the job server finds or starts a cluster by itself"
@@ -176,7 +178,7 @@ def checks(options: PipelineOptions) -> list[Check]:
             minor = cluster.overview().minor
         except EngineError as e:
             looks.append(of_error("Flink", e))
-    looks.append(flink_jar.version(options, minor) if started else flink_checks.endpoint(options))
+    looks.append(job_server.version(options, minor) if started else flink_checks.endpoint(options))
     looks.append(flink_checks.staging(options))
     return looks
 

@@ -6,7 +6,7 @@
     worker ┼──────────────────────────────────────▶┤ loads once, predicts for all of them,
     worker ┘◀──── the same of the predictions ─────┘ each in a thread of its own
 
-Messages are small; rows go through memory that both have mapped, see ``job.crossing``. The model has a
+Messages are small; rows go through memory that both have mapped, see ``job.model.sharing.memory``. The model has a
 process of its own, a child of the one that asked first: the launcher where the workers are on its machine,
 else a worker. It ends with that one. Workers import no TensorFlow.
 
@@ -35,13 +35,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from job import files, hosting, private, quiet
-from job.crossing import Memory
 from job.errors import JobError, ModelError, one_line
-from job.hosting import Facts, Failure, Host
-from job.signature import InputSpec, OutputSpec, Signature, Tensor
+from job.model.sharing import host as sharing_host
+from job.model.sharing.host import Facts, Failure, Host
+from job.model.sharing.memory import Memory
+from job.model.signature import InputSpec, OutputSpec, Signature, Tensor
+from job.model.step import Step
 from job.spec import Reads
-from job.step import Step
+from job.storage import disk, private_folder
+from job.terminal import library_output
 
 MOST_DEATHS: Final = 2
 # What a killed process leaves behind: an empty file that was locked, a socket, and its name and key.
@@ -200,7 +202,7 @@ def _host(load: Callable[[], Step], key: str) -> Any:
     if key in _began and not spawns and isinstance(_began[key].host, Host):
         return _began[key].host
     folder = _folder(key)
-    with private.turn(os.path.join(key, "door")):
+    with private_folder.turn(os.path.join(key, "door")):
         host = _found(folder)
         if host is None:
             host = _started(load, folder) if spawns else _here(load, folder)
@@ -210,14 +212,16 @@ def _host(load: Callable[[], Step], key: str) -> Any:
 
 def _found(folder: str) -> Any:
     """Return the host that another process has begun, ``None`` where there is none or it is gone."""
-    content = files.read_bytes(os.path.join(folder, _DOOR))
+    content = disk.read_bytes(os.path.join(folder, _DOOR))
     if content is None:
         return None
     door = json.loads(content)
     # A dead process's socket refuses at once. The next one has another name: the proxies of a thread that ask
     # at the same address share their connection, also a broken one.
     with contextlib.suppress(ConnectionError, FileNotFoundError, EOFError):
-        manager = hosting.door(hosting.address_in(folder, door["socket"]), bytes.fromhex(door["key"]))
+        manager = sharing_host.door(
+            sharing_host.address_in(folder, door["socket"]), bytes.fromhex(door["key"])
+        )
         manager.connect()
         return manager.host()
     return None
@@ -228,9 +232,9 @@ def _started(load: Callable[[], Step], folder: str) -> Any:
     name, key = secrets.token_hex(8), secrets.token_bytes(32)
     context = multiprocessing.get_context("spawn")
     ready, tell = context.Pipe(duplex=False)
-    process = context.Process(target=hosting.serve_alone, args=(load, folder, name, key, tell))
+    process = context.Process(target=sharing_host.serve_alone, args=(load, folder, name, key, tell))
     # The new process imports Beam before it can be told to be silent; it keeps what is aside now as its own.
-    with quiet.imports():
+    with library_output.imports():
         process.start()
         tell.close()
         with ready:
@@ -248,7 +252,7 @@ def _started(load: Callable[[], Step], folder: str) -> Any:
 def _here(load: Callable[[], Step], folder: str) -> Host:
     """Hold the model in this process, and let others ask for it."""
     name, key, host = secrets.token_hex(8), secrets.token_bytes(32), Host(load)
-    server = hosting.door(hosting.address_in(folder, name), key, host).get_server()
+    server = sharing_host.door(sharing_host.address_in(folder, name), key, host).get_server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     _write(folder, name, key)
     return host
@@ -265,7 +269,7 @@ def _write(folder: str, name: str, key: bytes) -> None:
 
 def _folder(key: str) -> str:
     """Return the folder of a launch's files on this machine."""
-    top = private.folder()
+    top = private_folder.folder()
     folder = os.path.join(top, key)
     if not os.path.exists(folder):
         _sweep(top)
@@ -274,7 +278,7 @@ def _folder(key: str) -> str:
 
 
 def _sweep(top: str) -> None:
-    for name in set(os.listdir(top)) - {private.MODELS}:
+    for name in set(os.listdir(top)) - {private_folder.MODELS}:
         path = os.path.join(top, name)
         with contextlib.suppress(OSError):
             if time.time() - os.stat(path).st_mtime > _KEPT_S:

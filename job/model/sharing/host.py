@@ -1,4 +1,4 @@
-"""The model in the process that holds it for all worker processes of a machine; see ``job.sharing``.
+"""The model in the process that holds it for all worker processes of a machine; see ``job.model.sharing.client``.
 
 Whoever may ask it may run code in it, for questions are pickles. So its door is a socket in a folder that
 only its user may enter, and nothing is unpickled before the other side has shown that it knows the key of
@@ -18,12 +18,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.managers import BaseManager
 from typing import Any
 
-from job import quiet
-from job.crossing import Address, Memory, Piece
 from job.errors import JobError, ModelError, by_name
-from job.signature import InputSpec, OutputSpec, Signature
+from job.model.sharing.memory import Address, Memory, Piece
+from job.model.signature import InputSpec, OutputSpec, Signature
+from job.model.step import Step, load_name
 from job.spec import Reads
-from job.step import Step, load_name
+from job.terminal import library_output
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Host:
     """
 
     def __init__(self, load: Callable[[], Step], *, alone: bool = False) -> None:
-        quiet.hush(debug=os.environ.get(quiet.TF_LEVEL) == "0")
+        library_output.hush(debug=os.environ.get(library_output.TF_LEVEL) == "0")
         self._load, self._alone = load, alone
         self._lock = threading.Lock()
         self._step: Step | None = None

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from job.signature import CodedStrings, Tensor
+from job.model.signature import CodedStrings, Tensor
 
 # TensorFlow takes an array as it is, without a copy, where it begins at such an address.
 _ALIGNED = 64
