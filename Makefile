@@ -46,11 +46,11 @@ $(FEATURES): models/flights_data.py | $(INSTALLED)
 	touch $@
 
 servers: $(INSTALLED) ## build what tests need: Airflow, readers of Parquet; a Cloud Storage stand-in, Prism, Kubernetes's validation (Go)
-	$(BIN)/python -m tests.servers.airflow
-	$(BIN)/python -m tests.servers.readers
-	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.stores; fi
-	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.prism; fi
-	if command -v go > /dev/null; then $(BIN)/python -m tests.servers.kubernetes; fi
+	$(BIN)/python -m tests.support.servers.airflow
+	$(BIN)/python -m tests.support.servers.readers
+	if command -v go > /dev/null; then $(BIN)/python -m tests.support.servers.stores; fi
+	if command -v go > /dev/null; then $(BIN)/python -m tests.support.servers.prism; fi
+	if command -v go > /dev/null; then $(BIN)/python -m tests.support.servers.kubernetes; fi
 
 test: $(INSTALLED) servers ## run every test (Cloud Storage's stand-in and Prism need Go, Flink Java; images Go, buildah, root)
 	if command -v java > /dev/null; then $(BIN)/python -m deploy.flink fetch; fi
@@ -68,7 +68,7 @@ flink-down: $(INSTALLED) ## end that cluster, with every process that it started
 # Exit code 77 (and 2 of make): not run, for want of Beam's job server. Told before anything else is done.
 flink-test: $(INSTALLED) ## score nights on such a cluster while its processes are killed (FLINK_JOB_SERVER_JAR=PATH)
 	$(BIN)/python -m deploy.flink jar
-	$(BIN)/python -m pytest tests/test_flink_nights.py
+	$(BIN)/python -m pytest tests/engines/test_flink_nights.py
 
 lint: $(INSTALLED) ## check style, format and types
 	$(BIN)/ruff check .
@@ -108,7 +108,7 @@ lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	$(COMPILE) pyproject.toml $(WORKERS) --extra dataflow --constraint requirements.lock \
 	  --output-file requirements-launcher.lock
 	$(COMPILE) deploy/airflow/requirements.in --output-file deploy/airflow/requirements.lock
-	$(COMPILE) tests/servers/readers.in --output-file tests/servers/readers.lock
+	$(COMPILE) tests/support/servers/readers.in --output-file tests/support/servers/readers.lock
 
 clean: ## remove what the chores made, except .venv and data
 	if test -d build/flink/run; then $(BIN)/python -m deploy.flink down; fi

@@ -21,9 +21,9 @@ from benchmarks.cases import ROWS, Bench, first_batch_s
 from benchmarks.compare import equal_outputs
 from benchmarks.data import first
 from benchmarks.measure import process, python
-from tests.dask_cluster import dask_cluster
-from tests.pools import service
-from tests.servers import prism
+from tests.support.dask_cluster import dask_cluster
+from tests.support.pools import service
+from tests.support.servers import prism
 
 EMBEDDED: Final = "embedded, threads"
 _SHARDS: Final = 8

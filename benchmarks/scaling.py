@@ -31,7 +31,7 @@ from typing import Final
 from benchmarks.cases import TINY, Bench, first_batch_s
 from benchmarks.data import Dataset, first
 from benchmarks.measure import process, python
-from tests.dask_cluster import ROOT, Cluster, dask_cluster
+from tests.support.dask_cluster import ROOT, Cluster, dask_cluster
 
 LEAST_SPEEDUP: Final = 1.8
 # Forty splits: five for each of the eight slices that two threads get.

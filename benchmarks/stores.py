@@ -32,8 +32,8 @@ from job.shards import inputs, planner
 from job.spec import ScoringSpec
 from job.storage import objects
 from job.storage.parallel import parallel
-from tests.servers import stores
-from tests.servers.proxy import Proxy, proxy
+from tests.support.servers import stores
+from tests.support.servers.proxy import Proxy, proxy
 
 DELAY_S: Final = 0.02
 LIMIT: Final = 1.3

@@ -15,13 +15,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import pytest
 
-from tests.nights import Night
+from tests.support.nights import Night
 
 if TYPE_CHECKING:
-    from tests.killing import Zygote
-    from tests.lease_places import Clock, Place
-    from tests.remote import Remote
-    from tests.store_nights import StoreNight
+    from tests.support.killing import Zygote
+    from tests.support.lease_places import Clock, Place
+    from tests.support.remote import Remote
+    from tests.support.store_nights import StoreNight
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -81,7 +81,7 @@ def december(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def nights(night: Night) -> Night:
     """Four nights of two shards each, and a model."""
-    from tests.many_nights import made
+    from tests.support.many_nights import made
 
     return made(night)
 
@@ -90,10 +90,10 @@ def nights(night: Night) -> Night:
 def warm() -> Iterator[Zygote]:
     """What forks jobs that have imported everything already; they find no store that is not told to them."""
     # Only here: most tests need no process of their own.
-    from tests.killing import zygote
-    from tests.servers import stores
+    from tests.support.killing import zygote
+    from tests.support.servers import stores
 
-    clients = ("job.storage.s3", "job.storage.gcs", "tests.servers.descriptions")
+    clients = ("job.storage.s3", "job.storage.gcs", "tests.support.servers.descriptions")
     with zygote(stores.environment(None, None), clients) as one:
         yield one
 
@@ -102,7 +102,7 @@ def warm() -> Iterator[Zygote]:
 def empty_store(request: pytest.FixtureRequest) -> Iterator[Remote]:
     """An S3 or a Cloud Storage with one bucket, which the tests of a module share."""
     # Only here: most tests need no store's client.
-    from tests.remote import remote
+    from tests.support.remote import remote
 
     with remote(request.param) as one:
         yield one
@@ -126,7 +126,7 @@ def night_in_store(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StoreNight]:
     """A night's shards and model in either store, which the tests of a module share."""
-    from tests.store_nights import store_night
+    from tests.support.store_nights import store_night
 
     with store_night(request.param, tmp_path_factory.mktemp("night")) as one:
         yield one
@@ -135,7 +135,7 @@ def night_in_store(
 @pytest.fixture(scope="module", params=["s3", "gs"])
 def lease_place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """A bucket of either store for outputs with leases."""
-    from tests.lease_places import place
+    from tests.support.lease_places import place
 
     with place(request.param) as one:
         yield one
@@ -151,7 +151,7 @@ def place(lease_place: Place) -> Place:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time that leases go by, which passes when the test says so."""
     from job.commit import lease
-    from tests.lease_places import Clock
+    from tests.support.lease_places import Clock
 
     one = Clock()
     monkeypatch.setattr(lease, "time", one)

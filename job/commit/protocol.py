@@ -77,7 +77,7 @@ that is late shows fewer leftovers, and fewer finished splits on the screen.
 What is flushed to the disk, and when: the mark and the names of all folders that lead to it, those above
 the output too, before the old ``_SUCCESS`` is taken away; that it is gone, before the first file is renamed;
 every published file, every folder that leads to one or to one that was removed, and the manifest, before the
-new ``_SUCCESS``. ``tests.power_cut`` cuts the power at every step of that. Attempts and receipts are not
+new ``_SUCCESS``. ``tests.support.power_cut`` cuts the power at every step of that. Attempts and receipts are not
 flushed one by one, which would cost 4 ms each. A power cut can take what was not yet on the disk; so a
 receipt tells in which boot of which machine its file was written, and after a restart it counts only if the
 file still has the receipt's digest. A torn receipt counts as none.

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.shards import dates
-from tests.nights import dense, features, saved, visible
-from tests.servers import airflow
-from tests.servers.stores import ROOT
+from tests.support.nights import dense, features, saved, visible
+from tests.support.servers import airflow
+from tests.support.servers.stores import ROOT
 
 FOLDER = ROOT / "deploy" / "airflow"
 DOCS = ROOT / "docs" / "schedulers.md"
@@ -44,7 +44,7 @@ class Nights:
 def command(folder: Path) -> Path:
     """The job's command, as a machine has it for Airflow: one path."""
     path = folder / "scoring-job"
-    path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.killed_once "$@"\n')
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.support.killed_once "$@"\n')
     path.chmod(0o755)
     return path
 
@@ -81,7 +81,13 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
         f'model = "{folder}/m.keras"\nkeys = ["id"]\nsplit_rows = {ROWS}\nmax_rows_change = 0.5\n'
     )
     (backfill,) = re.findall(r"^airflow backfill create .*$", DOCS.read_text(), re.M)
-    driver = [python, ROOT / "tests" / "airflow_nights.py", FOLDER, backfill, json.dumps(TEMPLATES)]
+    driver = [
+        python,
+        ROOT / "tests" / "support" / "airflow_nights.py",
+        FOLDER,
+        backfill,
+        json.dumps(TEMPLATES),
+    ]
     times = [*(f"2026-11-{day}T02:30:00+00:00" for day in (22, 23)), f"by hand:{BROKEN}"]
     times.append("2026-11-25T02:30:00+00:00")
     log = folder / "log"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import images
-from tests.nights import Night, dense, features, saved
-from tests.pools import external, free_port, job_service, listens
-from tests.store_nights import until
-from tests.test_rooms import pins
+from tests.support import images
+from tests.support.nights import Night, dense, features, saved
+from tests.support.pools import external, free_port, job_service, listens
+from tests.support.store_nights import until
+from tests.unit.test_repository import pins
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 CONTEXT = ("Dockerfile", ".dockerignore", "requirements-worker.lock", "pyproject.toml", "setup.py")

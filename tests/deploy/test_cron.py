@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.nights import Night, dense, features, saved
-from tests.store_nights import until
-from tests.systemd_manager import need
+from tests.support.nights import Night, dense, features, saved
+from tests.support.store_nights import until
+from tests.support.systemd_manager import need
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "deploy" / "job.toml"
 CRONTAB = ROOT / "deploy" / "cron" / "crontab"
 SCRIPT = ROOT / "deploy" / "cron" / "scoring-night"

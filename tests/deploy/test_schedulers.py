@@ -21,11 +21,11 @@ from job import errors
 from job.cli import options
 from job.errors import JobError
 from job.spec import ScoringSpec
-from tests.servers import kubernetes
-from tests.test_image import arguments, target
-from tests.test_rooms import pins
+from tests.deploy.test_image import arguments, target
+from tests.support.servers import kubernetes
+from tests.unit.test_repository import pins
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 CONFIG = DEPLOY / "job.toml"
 INSTALLED = "/opt/scoring-job/.venv/bin/scoring-job"

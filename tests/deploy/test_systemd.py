@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.nights import Night, dense, features, saved
-from tests.store_nights import until
-from tests.systemd_manager import Manager, manager, need
+from tests.support.nights import Night, dense, features, saved
+from tests.support.store_nights import until
+from tests.support.systemd_manager import Manager, manager, need
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "systemd"
 UNITS = ("scoring-job.service", "scoring-job.timer", "scoring-job-failed.service")
 NIGHT, STOPPED = "2026-02-01", "2026-02-03"
@@ -153,7 +153,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         "begun": "/bin/sh -c 'kill -TERM $$$$'",
         # As the job ends on SIGTERM, which systemd sends when a night takes too long.
         "slow": "/bin/sh -c 'trap \"exit 143\" TERM; sleep 60 & wait'",
-        "stopped": f"{job} --ds={STOPPED} --model=tests.slowly:build --split_rows=50 --batch_size=50",
+        "stopped": f"{job} --ds={STOPPED} --model=tests.support.slowly:build --split_rows=50 --batch_size=50",
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pager)
     told: list[str] = []

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import rehearsal
-from tests.dask_cluster import Cluster, dask_cluster
-from tests.nights import Night
-from tests.store_nights import until
+from tests.support import rehearsal
+from tests.support.dask_cluster import Cluster, dask_cluster
+from tests.support.nights import Night
+from tests.support.store_nights import until
 
 pytestmark = pytest.mark.slow
 

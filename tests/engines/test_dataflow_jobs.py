@@ -18,11 +18,11 @@ import pytest
 from job import storage
 from job.commit import lease as commit_lease
 from job.errors import EngineError, OutputConflictError, StateUnknownError, UsageError
-from tests import dataflow_jobs
-from tests.dataflow_jobs import IMAGE, ROOT, TIMEOUT_S, Dataflow
-from tests.servers.answers import Answer, answering
-from tests.servers.clients import BUCKET
-from tests.store_nights import StoreNight, store_night
+from tests.support import dataflow_jobs
+from tests.support.dataflow_jobs import IMAGE, ROOT, TIMEOUT_S, Dataflow
+from tests.support.servers.answers import Answer, answering
+from tests.support.servers.clients import BUCKET
+from tests.support.store_nights import StoreNight, store_night
 
 pytestmark = pytest.mark.slow
 

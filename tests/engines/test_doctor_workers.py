@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.doctor import engine
-from tests.dask_cluster import dask_cluster
-from tests.nights import Night, dense, features, saved
-from tests.pools import external, free_port, job_service, worker_pool
-from tests.remote import Remote
-from tests.servers.clients import BUCKET
-from tests.store_nights import until
-from tests.test_doctor import NOBODY, examined, not_ok
+from tests.support.dask_cluster import dask_cluster
+from tests.support.nights import Night, dense, features, saved
+from tests.support.pools import external, free_port, job_service, worker_pool
+from tests.support.remote import Remote
+from tests.support.servers.clients import BUCKET
+from tests.support.store_nights import until
+from tests.unit.doctor.test_doctor import NOBODY, examined, not_ok
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

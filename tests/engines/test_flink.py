@@ -24,13 +24,21 @@ from deploy.flink.distribution import VERSION
 from job.engines import choice
 from job.engines.flink import engine as flink_engine
 from job.errors import EngineError
-from tests import rehearsal
-from tests.archives import CONFIG, written
-from tests.nights import Night, dense, features, saved
-from tests.servers.flink import MINOR, a_jar, by_name, flink_cluster, holding_slots, options, processes_of
-from tests.store_nights import until
+from tests.support import rehearsal
+from tests.support.archives import CONFIG, written
+from tests.support.nights import Night, dense, features, saved
+from tests.support.servers.flink import (
+    MINOR,
+    a_jar,
+    by_name,
+    flink_cluster,
+    holding_slots,
+    options,
+    processes_of,
+)
+from tests.support.store_nights import until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

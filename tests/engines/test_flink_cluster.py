@@ -1,4 +1,4 @@
-"""The starter of a Flink cluster, where it starts none; what it starts is in tests/test_flink.py."""
+"""The starter of a Flink cluster, where it starts none; what it starts is in tests/engines/test_flink.py."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from deploy.flink import cluster as starter
 from deploy.flink import jobserver
 from deploy.flink.cluster import Cluster, free_port
 from deploy.flink.distribution import VERSION, DeployError
-from tests.servers.flink import java_or_skip, processes_of
+from tests.support.servers.flink import java_or_skip, processes_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:

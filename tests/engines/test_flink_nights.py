@@ -1,8 +1,8 @@
 """Nights on a real Flink cluster, while its processes are killed; ``make flink-test`` runs them.
 
 They need the jar of Beam's job server for Flink. The same functions run on Beam's own job service in
-tests/test_boot.py, with the Python worker that the TaskManagers here start, and on Dask in
-tests/test_dask_nights.py.
+tests/unit/test_boot.py, with the Python worker that the TaskManagers here start, and on Dask in
+tests/engines/test_dask_nights.py.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from deploy.flink import jobserver
 from deploy.flink.__main__ import flags
 from deploy.flink.cluster import Cluster
 from deploy.flink.distribution import DeployError
-from tests import rehearsal
-from tests.nights import Night, dense, features, saved
-from tests.pools import free_port, worker_pool
-from tests.servers.flink import flink_cluster
-from tests.store_nights import until
+from tests.support import rehearsal
+from tests.support.nights import Night, dense, features, saved
+from tests.support.pools import free_port, worker_pool
+from tests.support.servers.flink import flink_cluster
+from tests.support.store_nights import until
 
 WITHIN_S = 280.0
 
@@ -141,7 +141,7 @@ def test_ctrl_c_frees_the_slots(night: Night, cluster: Cluster, engine: list[str
     night.shard("part", features(96_000), group_rows=1000)
     slow = ["--keys=id", "--features=f0,f1,f2,f3", "--split_rows=1000", "--batch_size=1000"]
     log = night.folder / "log"
-    with rehearsal.start([*night.args("tests.slowly:build", *slow), *engine], log) as job:
+    with rehearsal.start([*night.args("tests.support.slowly:build", *slow), *engine], log) as job:
         until(lambda: rehearsal.receipts(night) >= 5, within_s=WITHIN_S)
         job.send_signal(signal.SIGINT)
         assert job.wait(60) != 0

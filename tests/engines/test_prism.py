@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.nights import Night, check_same_files, dense, features, saved
-from tests.pools import external, free_port, worker_pool
-from tests.servers import prism
-from tests.store_nights import until
-from tests.test_doctor import examined, not_ok
+from tests.support.nights import Night, check_same_files, dense, features, saved
+from tests.support.pools import external, free_port, worker_pool
+from tests.support.servers import prism
+from tests.support.store_nights import until
+from tests.unit.doctor.test_doctor import examined, not_ok
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAGS = ("--keys=id", "--split_rows=500", "--batch_size=500")
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.nights import Night, dense, features, saved
-from tests.pools import service
-from tests.store_nights import until
+from tests.support.nights import Night, dense, features, saved
+from tests.support.pools import service
+from tests.support.store_nights import until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(args: list[str]) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ from job.commit import protocol, staging
 from job.model import artifact
 from job.model.loading import acquire
 from job.scoring.split import score_split
-from tests.nights import Night, module, saved
+from tests.support.nights import Night, module, saved
 
 # A row on which the model itself fails, and how the others are spoilt.
 POISON = -777.0

@@ -21,11 +21,11 @@ from job.errors import JobError, UsageError
 from job.launch import backfill
 from job.shards import dates
 from job.storage import objects
-from tests.many_nights import DAYS, FIRST, closed, filled, flags, lines, report
-from tests.nights import Night, check_same_files, features, module, run_cli, visible
-from tests.servers import stores
-from tests.servers.clients import BUCKET, s3_way
-from tests.store_nights import until
+from tests.support.many_nights import DAYS, FIRST, closed, filled, flags, lines, report
+from tests.support.nights import Night, check_same_files, features, module, run_cli, visible
+from tests.support.servers import stores
+from tests.support.servers.clients import BUCKET, s3_way
+from tests.support.store_nights import until
 
 # Kills its process when it sees a value that no feature has.
 DEADLY = """

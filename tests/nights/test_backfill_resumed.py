@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from tests.many_nights import DAYS, filled, flags, lines, report
-from tests.nights import Night, dense, features, run_cli, saved, visible
-from tests.store_nights import until
+from tests.support.many_nights import DAYS, filled, flags, lines, report
+from tests.support.nights import Night, dense, features, run_cli, saved, visible
+from tests.support.store_nights import until
 
 
 def test_nights_of_another_run_are_kept_unless_they_are_to_be_replaced(

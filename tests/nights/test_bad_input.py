@@ -14,10 +14,16 @@ import pytest
 
 from job.scoring import worker
 from job.shards import planner
-from tests.bad_nights import CASES, Case, a_shard_that_is_cut_short, an_integer_that_no_float32_is, good
-from tests.nights import Night, features, run_cli, visible
+from tests.support.bad_nights import (
+    CASES,
+    Case,
+    a_shard_that_is_cut_short,
+    an_integer_that_no_float32_is,
+    good,
+)
+from tests.support.nights import Night, features, run_cli, visible
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FED = "model inputs: "
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.errors import DataError, SchemaError, ShardChangedError, ShardError, StorageError
-from tests.nights import Night, dense, features, matrix, run_cli, saved
+from tests.support.nights import Night, dense, features, matrix, run_cli, saved
 
 REJECT = ("--keys=id", "--batch_size=64", "--on_bad_shard=reject", "--max_rejected=0.5")
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.nights import Night, dense, features, matrix, module, run_cli, saved
+from tests.support.nights import Night, dense, features, matrix, module, run_cli, saved
 
 ALL = ("f0", "f1", "f2", "f3", "f4")
 FLAGS = ("--keys=id", "--features=f0,f1,f2,f3", "--split_rows=100", "--batch_size=64")

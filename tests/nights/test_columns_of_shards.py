@@ -14,7 +14,7 @@ import pytest
 
 from job.errors import SchemaError
 from job.scoring.split import score_split
-from tests.nights import Night, saved
+from tests.support.nights import Night, saved
 
 
 def ones(width: int) -> Any:

@@ -18,7 +18,7 @@ from job.compare.verify import verify
 from job.errors import SchemaError
 from job.shards import inputs
 from job.spec import ScoringSpec
-from tests.crafted_parquet import (
+from tests.support.crafted_parquet import (
     FLOAT,
     INT32,
     INT64,
@@ -33,9 +33,9 @@ from tests.crafted_parquet import (
     parquet,
     run,
 )
-from tests.nights import Night, dense, features, matrix, saved
+from tests.support.nights import Night, dense, features, matrix, saved
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS = 3
 FEATURES = ("f0", "f1", "f2", "f3")
 GOOD = features(50)

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.archives import CHANGES
+from tests.support.archives import CHANGES
 
 CASES = 6400
 ROWS = 60
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def tables() -> dict[str, pa.Table]:

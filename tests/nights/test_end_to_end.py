@@ -25,10 +25,10 @@ from job.cli import options
 from job.commit.output import published
 from job.errors import ModelError, OutputConflictError
 from job.launch import score
-from tests.killing import Job, Zygote
-from tests.nights import Array, Night, dense, features, matrix, saved
+from tests.support.killing import Job, Zygote
+from tests.support.nights import Array, Night, dense, features, matrix, saved
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BATCH = 64
 
 UNSEEDED = """import keras

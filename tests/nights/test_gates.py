@@ -17,8 +17,8 @@ from job.cli import options
 from job.commit import output, staging
 from job.errors import UsageError
 from job.gates import gates
-from tests.gated_nights import ROWS, moved, published, report, run_of, score, staged
-from tests.nights import Night, dense, features, matrix, put_back, run_cli, saved
+from tests.support.gated_nights import ROWS, moved, published, report, run_of, score, staged
+from tests.support.nights import Night, dense, features, matrix, put_back, run_cli, saved
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 from job.commit.handover import Job
 from job.errors import DataError
 from job.report import json_line
-from tests.nights import Night, dense, features, run_cli, saved
-from tests.servers.answers import Answer, answering
-from tests.test_report import REPORT
-from tests.test_telling import FIELDS
+from tests.support.nights import Night, dense, features, run_cli, saved
+from tests.support.servers.answers import Answer, answering
+from tests.unit.report.test_json_line import FIELDS
+from tests.unit.report.test_run_report import REPORT
 
 
 def test_several_nights_are_told_each_and_together() -> None:

@@ -17,9 +17,9 @@ import pytest
 
 from job.cli import options
 from job.launch import score
-from tests.killing import Done, Job, Zygote, kinds
-from tests.nights import Night, dense, features, saved
-from tests.store_nights import until
+from tests.support.killing import Done, Job, Zygote, kinds
+from tests.support.nights import Night, dense, features, saved
+from tests.support.store_nights import until
 
 SPLITS = 12
 KILLED = -9

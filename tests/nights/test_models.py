@@ -18,8 +18,8 @@ from job.errors import ModelError, OutputConflictError, SchemaError, UsageError
 from models import MODELS
 from models.flights import tensors
 from models.flights_data import write_features
-from tests.nights import Night, dense, saved
-from tests.test_saved_model import of_examples, save, several
+from tests.support.nights import Night, dense, saved
+from tests.unit.model.test_saved_model import of_examples, save, several
 
 SIX = [name for name in MODELS if name != "flights"]
 ROWS = 300
@@ -95,7 +95,7 @@ def test_flights_are_scored_as_predict_scores_them(night: Night) -> None:
 
 def test_there_are_seven() -> None:
     assert len(MODELS) == 7
-    assert all((Path(__file__).parents[1] / "models" / f"{name}.py").exists() for name in MODELS)
+    assert all((Path(__file__).parents[2] / "models" / f"{name}.py").exists() for name in MODELS)
 
 
 def test_the_signature_that_is_asked_for_is_scored_verified_and_part_of_the_run(night: Night) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from job.commit.manifest import is_inside
 from job.shards.planner import output_stems
 from job.spec import Shard
-from tests.nights import Night, dense, features, saved, visible
+from tests.support.nights import Night, dense, features, saved, visible
 
 # What a file system allows in a name, and what could do harm in one.
 PARTS = st.one_of(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from job.binding.binding import Binding, by_shape, pieces, to_tensors
 from job.handler import KerasModelHandler
 from job.model.signature import Feed, InputSpec
-from tests.nights import Night, run_cli, saved
+from tests.support.nights import Night, run_cli, saved
 
 ROWS = 40
 RNG = np.random.default_rng(3)

@@ -15,7 +15,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from tests.nights import Night, dense, features, matrix, saved
+from tests.support.nights import Night, dense, features, matrix, saved
 
 MOMENT = datetime(2013, 12, 1, 23, 59, 59, 123456)
 

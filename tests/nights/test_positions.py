@@ -20,7 +20,7 @@ import pytest
 
 from job.cli import main
 from job.errors import DataError, GateError, ModelError, SchemaError, UsageError
-from tests.nights import Night, saved
+from tests.support.nights import Night, saved
 
 NAMES = ("f0", "f1", "f2", "f3")
 # One row, 1 2 3 4 in the model's order.

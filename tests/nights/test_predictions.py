@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.fed_by_hand import BATCH, ROWS, WIDE, check, numbers, scalars, score
-from tests.nights import Night, dense, features, matrix
+from tests.support.fed_by_hand import BATCH, ROWS, WIDE, check, numbers, scalars, score
+from tests.support.nights import Night, dense, features, matrix
 
 
 def test_strings_come_out_as_text(night: Night) -> None:

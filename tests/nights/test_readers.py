@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.nights import Night, dense, features, matrix, saved
-from tests.servers import readers
-from tests.servers.stores import ROOT
+from tests.support.nights import Night, dense, features, matrix, saved
+from tests.support.servers import readers
+from tests.support.servers.stores import ROOT
 
 DOCS = ROOT / "docs" / "reading.md"
 ROWS = 300

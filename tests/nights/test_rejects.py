@@ -13,7 +13,7 @@ import pytest
 
 from job.errors import DataError
 from job.model.loading import LoadedModel
-from tests.nights import Night, dense, features, matrix, saved, visible
+from tests.support.nights import Night, dense, features, matrix, saved, visible
 
 ROWS = 400
 BAD: dict[str, dict[int, float | None]] = {"a": {7: None, 8: None, 399: None}, "b": {0: 1e39}}

@@ -16,11 +16,11 @@ from job.commit import output, refusal, staging
 from job.gates import gates
 from job.gates.comparison import Compared
 from job.spec import Gates
-from tests.gated_nights import FLAGS, moved, published, report, score, staged
-from tests.killing import Job, Zygote
-from tests.nights import Night, dense, features, matrix, put_back, run_cli
-from tests.pools import service
-from tests.store_nights import until
+from tests.support.gated_nights import FLAGS, moved, published, report, score, staged
+from tests.support.killing import Job, Zygote
+from tests.support.nights import Night, dense, features, matrix, put_back, run_cli
+from tests.support.pools import service
+from tests.support.store_nights import until
 
 
 @pytest.fixture(scope="module")

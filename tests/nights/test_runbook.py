@@ -17,10 +17,10 @@ from string import Template
 import pyarrow as pa
 import pytest
 
-from tests.nights import Night, dense, features, run_cli, saved, visible
-from tests.store_nights import until
+from tests.support.nights import Night, dense, features, run_cli, saved, visible
+from tests.support.store_nights import until
 
-RUNBOOK = (Path(__file__).parents[1] / "docs" / "runbook.md").read_text(encoding="utf-8")
+RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text(encoding="utf-8")
 SECTIONS = {
     title: re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
     for title, text in re.findall(r"^#+ ([^\n]+)\n(.*?)(?=^## |\Z)", RUNBOOK, flags=re.DOTALL | re.MULTILINE)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from job.errors import JobError
-from tests.nights import Night, dense, features, module, saved
+from tests.support.nights import Night, dense, features, module, saved
 
 PROCESSES = ("--keys=id", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
 SPLITS = ("--split_rows=1000", "--batch_size=256")

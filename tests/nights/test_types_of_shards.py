@@ -17,7 +17,7 @@ import pytest
 
 from job.cli import main
 from job.errors import SchemaError, ShardError
-from tests.nights import Night, saved
+from tests.support.nights import Night, saved
 
 FAR = datetime.datetime(9999, 12, 31)
 NEAR = datetime.datetime(2024, 1, 2, 3, 4, 5, 678901)

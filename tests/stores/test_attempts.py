@@ -16,9 +16,9 @@ from job.scoring.split import score_split
 from job.scoring.task import ScoringTask
 from job.scoring.worker import ScoreSplits
 from job.spec import Receipt
-from tests.nights import Night, Planned
-from tests.servers.proxy import Fault
-from tests.store_nights import StoreNight, held
+from tests.support.nights import Night, Planned
+from tests.support.servers.proxy import Fault
+from tests.support.store_nights import StoreNight, held
 
 OTHER = ("--row_group_rows=30", "--split_rows=30")
 REPLACE = "--if_exists=replace"

@@ -12,11 +12,11 @@ import pytest
 
 from job import storage
 from job.errors import StorageError
-from tests.permitted import OUTPUT, Buckets, failed, in_this_process, s3_buckets
-from tests.servers import stores
-from tests.servers.answers import Answer, Asked, answering
-from tests.servers.clients import BUCKET, Way, s3_way
-from tests.servers.proxy import Entry
+from tests.support.permitted import OUTPUT, Buckets, failed, in_this_process, s3_buckets
+from tests.support.servers import stores
+from tests.support.servers.answers import Answer, Asked, answering
+from tests.support.servers.clients import BUCKET, Way, s3_way
+from tests.support.servers.proxy import Entry
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 CONTENT = b"anything"

@@ -14,9 +14,9 @@ import pytest
 
 from job import storage
 from job.storage import gcs, objects, retries, s3
-from tests.nights import run_cli
-from tests.servers.proxy import Fault
-from tests.store_nights import SPLITS, StoreNight, own_clients
+from tests.support.nights import run_cli
+from tests.support.servers.proxy import Fault
+from tests.support.store_nights import SPLITS, StoreNight, own_clients
 
 # What a store is asked: by its request, as the proxy sees it.
 S3_REQUESTS = {

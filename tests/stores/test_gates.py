@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from job.commit import output
-from tests.nights import run_cli
-from tests.store_nights import FLAGS, ROWS, StoreNight
+from tests.support.nights import run_cli
+from tests.support.store_nights import FLAGS, ROWS, StoreNight
 
 
 def command(night: StoreNight, day: int, shards: str, *flags: str) -> list[str]:

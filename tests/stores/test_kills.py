@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import pytest
 
 from job.commit import lease
-from tests.killing import Done, Job, Zygote
-from tests.servers.proxy import Entry, Fault
-from tests.store_nights import MUTATES, SPLITS, StoreNight, kind, until
+from tests.support.killing import Done, Job, Zygote
+from tests.support.servers.proxy import Entry, Fault
+from tests.support.store_nights import MUTATES, SPLITS, StoreNight, kind, until
 
 KILLED = -9
 ATTEMPT = {"s3": "POST uploads files", "gs": "POST attempts"}

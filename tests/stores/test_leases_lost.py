@@ -15,9 +15,9 @@ from job import storage
 from job.commit import lease
 from job.errors import OutputConflictError, StateUnknownError, StorageError
 from job.storage import objects, retries
-from tests.lease_places import OTHER, Clock, Place
-from tests.servers.proxy import Fault
-from tests.store_nights import until
+from tests.support.lease_places import OTHER, Clock, Place
+from tests.support.servers.proxy import Fault
+from tests.support.store_nights import until
 
 RENEW_S, EXPIRES_S = lease.RENEW_S, lease.EXPIRES_S
 

@@ -18,8 +18,8 @@ from job.shards.listing import listing
 from job.storage import objects
 from job.storage.buckets import Client, Found, Page
 from job.storage.parallel import parallel
-from tests.servers import stores
-from tests.servers.clients import BUCKET, gcs_way, s3_way
+from tests.support.servers import stores
+from tests.support.servers.clients import BUCKET, gcs_way, s3_way
 
 # Each name is a file; by its contents a mix-up would be seen, so all differ in length.
 TREE = (

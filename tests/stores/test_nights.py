@@ -23,11 +23,11 @@ from job.launch import score as launch_score
 from job.model import artifact, keras_step, versions
 from job.report.run_report import RunReport
 from job.storage import objects
-from tests.nights import dense, features, matrix, module, saved
-from tests.servers import stores
-from tests.servers.clients import BUCKET, gcs_way, s3_way
-from tests.store_nights import until
-from tests.test_backend import TWO_LAYERS, write_weights
+from tests.support.nights import dense, features, matrix, module, saved
+from tests.support.servers import stores
+from tests.support.servers.clients import BUCKET, gcs_way, s3_way
+from tests.support.store_nights import until
+from tests.unit.model.test_keras_step import TWO_LAYERS, write_weights
 
 ROWS = 120
 

@@ -14,8 +14,8 @@ import pytest
 from job import storage
 from job.errors import UsageError
 from job.storage import objects
-from tests.remote import Remote
-from tests.servers.clients import BUCKET
+from tests.support.remote import Remote
+from tests.support.servers.clients import BUCKET
 
 # More than either store lists at once.
 MANY = 1010

@@ -10,9 +10,9 @@ import pytest
 from job import storage
 from job.errors import ShardChangedError, StorageError
 from job.storage.parallel import parallel
-from tests.remote import Remote
-from tests.servers.clients import BUCKET
-from tests.servers.proxy import Fault
+from tests.support.remote import Remote
+from tests.support.servers.clients import BUCKET
+from tests.support.servers.proxy import Fault
 
 WRITERS, ROUNDS = 6, 8
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from job.storage import retries
-from tests.permitted import (
+from tests.support.permitted import (
     KMS_KEYS,
     OUTPUT,
     PAYER,
@@ -29,9 +29,9 @@ from tests.permitted import (
     run,
     s3_buckets,
 )
-from tests.servers import stores
-from tests.servers.proxy import Entry
-from tests.store_nights import SCHEMES, environment
+from tests.support.servers import stores
+from tests.support.servers.proxy import Entry
+from tests.support.store_nights import SCHEMES, environment
 
 # What Beam makes of everything that it hands to workers: pickled, squeezed, and written in letters.
 PICKLED = re.compile(rb"QlpoO[A-Za-z0-9+/]+=*")

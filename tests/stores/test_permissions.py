@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.permitted import (
+from tests.support.permitted import (
     INPUT,
     OUTPUT,
     ROOT,
@@ -24,7 +24,7 @@ from tests.permitted import (
     policy,
     s3_buckets,
 )
-from tests.servers.proxy import Entry
+from tests.support.servers.proxy import Entry
 
 WHOLE, READING = policy("s3.json"), policy("s3-read.json")
 # What S3 asks for where a key is given, and the server does not: whoever uses --kms_key grants them besides.

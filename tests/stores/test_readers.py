@@ -12,8 +12,8 @@ import pytest
 
 from job.report.run_report import RunReport
 from job.storage import gcs, parallel
-from tests.servers.proxy import Fault
-from tests.store_nights import MUTATES, StoreNight, held, until_held
+from tests.support.servers.proxy import Fault
+from tests.support.store_nights import MUTATES, StoreNight, held, until_held
 
 # A night with other files, of the same names and of others.
 OTHER = ("--row_group_rows=30", "--split_rows=30")

@@ -26,11 +26,11 @@ from job.scoring.reader import SplitReader
 from job.spec import Shard, Split
 from job.storage import objects, retries
 from job.storage.buckets import Client
-from tests.nights import dense, features, saved
-from tests.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
-from tests.remote import Remote
-from tests.servers.proxy import Fault
-from tests.store_nights import until
+from tests.support.nights import dense, features, saved
+from tests.support.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
+from tests.support.remote import Remote
+from tests.support.servers.proxy import Fault
+from tests.support.store_nights import until
 
 GROUPS, GROUP_ROWS = 10, 20_000
 AHEAD, MOST_AHEAD = 4, 16

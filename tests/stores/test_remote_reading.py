@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.scoring import reader
-from tests.nights import features
-from tests.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
-from tests.remote import Remote
+from tests.support.nights import features
+from tests.support.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
+from tests.support.remote import Remote
 
 ROWS = 60_000
 MORE = 1.05

@@ -14,9 +14,19 @@ from typing import Any
 
 import pytest
 
-from tests.servers import stores
-from tests.servers.clients import BUCKET, RETRY, Way, gcs_bucket, gcs_way, race, refused, s3_client, s3_way
-from tests.servers.proxy import Fault, proxy
+from tests.support.servers import stores
+from tests.support.servers.clients import (
+    BUCKET,
+    RETRY,
+    Way,
+    gcs_bucket,
+    gcs_way,
+    race,
+    refused,
+    s3_client,
+    s3_way,
+)
+from tests.support.servers.proxy import Fault, proxy
 
 ROUNDS = 20
 WRITERS = 4

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.servers.clients import BUCKET, Way, botocore, gcs_way, race, refused, s3_way
-from tests.servers.faults import Plan
-from tests.servers.proxy import Entry, Fault
+from tests.support.servers.clients import BUCKET, Way, botocore, gcs_way, race, refused, s3_way
+from tests.support.servers.faults import Plan
+from tests.support.servers.proxy import Entry, Fault
 
 BODY = bytes(range(256)) * 40
 

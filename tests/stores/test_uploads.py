@@ -14,9 +14,9 @@ from job.errors import StateUnknownError, StorageError
 from job.storage import gcs, objects, s3
 from job.storage import objects as storage_objects
 from job.storage.parallel import parallel
-from tests.remote import Remote
-from tests.servers.clients import BUCKET, s3_client
-from tests.servers.proxy import Fault
+from tests.support.remote import Remote
+from tests.support.servers.clients import BUCKET, s3_client
+from tests.support.servers.proxy import Fault
 
 # The smallest that each store takes.
 PART_BYTES = {"s3": 5 << 20, "gs": 256 << 10}

@@ -65,7 +65,7 @@ def load_in_a_process(paths: list[Path], folder: Path) -> list[str]:
     (folder / "canary/__init__.py").write_text(CANARY)
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{folder}:{Path(__file__).parents[1]}",
+        "PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}",
         "CANARY": f"{folder}/dead",
     }
     command = [sys.executable, "-W", "ignore", "-c", LOADER, *map(str, paths)]

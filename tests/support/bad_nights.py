@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.nights import Night, dense, features, saved
+from tests.support.nights import Night, dense, features, saved
 
 Case = tuple[list[str], int, str]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.killing import Job, Zygote
+from tests.support.killing import Job, Zygote
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 START_S = 60
 _IMPORTS = (
     "distributed.cli.dask_worker",

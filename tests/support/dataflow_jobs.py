@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from job.launch.score import Outcome
-from tests.servers import stores
-from tests.store_nights import StoreNight
+from tests.support.servers import stores
+from tests.support.store_nights import StoreNight
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 IMAGE = "europe-docker.pkg.dev/p/r/scoring-job:1"
 TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
 class Dataflow:
-    """Dataflow's folder, see ``tests.servers.dataflowd``, and a night in Cloud Storage."""
+    """Dataflow's folder, see ``tests.support.servers.dataflowd``, and a night in Cloud Storage."""
 
     folder: Path
     proxy: str
@@ -94,7 +94,7 @@ class Dataflow:
         url = job.environment.sdk_pipeline_options["options"]["pipelineUrl"]
         graph = self.folder / "pipeline.pb"
         graph.write_bytes(self.night.bucket.files(url.removeprefix(self.night.path("")))[""])
-        command = [sys.executable, "-m", "tests.dataflow_jobs", str(graph)]
+        command = [sys.executable, "-m", "tests.support.dataflow_jobs", str(graph)]
         return subprocess.run(
             command, cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
         )
@@ -109,7 +109,7 @@ def created(content: bytes) -> Any:
 @contextlib.contextmanager
 def dataflow(folder: Path, night: StoreNight) -> Iterator[Dataflow]:
     """A Dataflow for a night, to which this process is led as well."""
-    command = [sys.executable, "-m", "tests.servers.dataflowd", str(folder)]
+    command = [sys.executable, "-m", "tests.support.servers.dataflowd", str(folder)]
     with (
         stores.served(command, stores.environment(None, None)) as (proxy, _),
         pytest.MonkeyPatch.context() as patch,

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests import short_leases
+from tests.support import short_leases
 
 short_leases.shorten(pytest.MonkeyPatch())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tests.nights import Array, Night, saved
+from tests.support.nights import Array, Night, saved
 
 ROWS = 53
 BATCH = 16

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from job.commit import output
-from tests.nights import Night, dense, features, kept, run_cli, saved
+from tests.support.nights import Night, dense, features, kept, run_cli, saved
 
 FLAGS = ("--keys=id", "--split_rows=100", "--batch_size=64", "--if_exists=replace")
 ROWS = 2400

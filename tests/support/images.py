@@ -2,7 +2,7 @@
 
 What the stand-in has is what the ``Dockerfile`` asks of the base: Debian's shell and ``useradd``, this
 machine's Python as ``python``, and Beam's own ``boot``, built from its source. Everything is kept in
-``build/images``, so that only the first build installs TensorFlow. ``python -m tests.images`` makes it all
+``build/images``, so that only the first build installs TensorFlow. ``python -m tests.support.images`` makes it all
 ahead of the tests.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STORE = ROOT / "build" / "images"
 LIMIT_S = 900
 # Debian's, as far as a RUN needs them.

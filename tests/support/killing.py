@@ -1,6 +1,6 @@
 """Jobs that are killed for real, at chosen steps, without waiting for TensorFlow and Beam each time.
 
-A zygote (``tests.zygote``) has imported both, and forks for every job, or for a server that would import them
+A zygote (``tests.support.zygote``) has imported both, and forks for every job, or for a server that would import them
 too. Tests take the one that they share: the fixture ``warm``.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Zygote:
         self._jobs: dict[int, Job] = {}
         self._last: tuple[int, ...] = ()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from tests.zygote import serve; serve()", *modules],
+            [sys.executable, "-c", "from tests.support.zygote import serve; serve()", *modules],
             cwd=ROOT,
             env=env,
             stdin=subprocess.PIPE,

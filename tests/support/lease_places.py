@@ -13,9 +13,9 @@ import pytest
 
 from job import storage
 from job.commit import lease
-from tests.servers import clients, stores
-from tests.servers.proxy import Proxy
-from tests.store_nights import Bucket, CloudBucket, S3Bucket, environment, own_clients
+from tests.support.servers import clients, stores
+from tests.support.servers.proxy import Proxy
+from tests.support.store_nights import Bucket, CloudBucket, S3Bucket, environment, own_clients
 
 OTHER = "process 77 on other since 2999-01-01"
 _outputs = (f"out{number}" for number in itertools.count())

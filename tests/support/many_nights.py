@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.nights import Night, dense, features, run_cli, saved
+from tests.support.nights import Night, dense, features, run_cli, saved
 
 FIRST = datetime.date(2026, 2, 27)
 DAYS = ("2026-02-27", "2026-02-28", "2026-03-01", "2026-03-02")

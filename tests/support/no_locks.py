@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests import lockless
+from tests.support import lockless
 
 _patch = pytest.MonkeyPatch()
 lockless.without(_patch)

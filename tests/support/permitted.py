@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.spec import StoreOptions
-from tests.nights import dense, saved
-from tests.servers import clients, stores
-from tests.servers.proxy import Entry, Fault, Proxy, proxy
-from tests.store_nights import FLAGS, environment, own_clients, shard
+from tests.support.nights import dense, saved
+from tests.support.servers import clients, stores
+from tests.support.servers.proxy import Entry, Fault, Proxy, proxy
+from tests.support.store_nights import FLAGS, environment, own_clients, shard
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 INPUT, OUTPUT = "features", "predictions"
 SHARDS = 2
 USER = "job"

@@ -17,11 +17,11 @@ import numpy as np
 
 from job.cli import options
 from job.launch import score
-from tests import slowly
-from tests.nights import Night, check_same_files, features, matrix, visible
-from tests.store_nights import until
+from tests.support import slowly
+from tests.support.nights import Night, check_same_files, features, matrix, visible
+from tests.support.store_nights import until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _ROWS_A_SPLIT = 1000
 
 
@@ -93,7 +93,7 @@ def killed(
     rows = splits * _ROWS_A_SPLIT
     night.shard("part", features(rows), group_rows=_ROWS_A_SPLIT)
     flags = ["--keys=id", "--features=f0,f1,f2,f3", f"--split_rows={_ROWS_A_SPLIT}"]
-    args = [*night.args("tests.slowly:build", *flags, f"--batch_size={_ROWS_A_SPLIT}"), *engine]
+    args = [*night.args("tests.support.slowly:build", *flags, f"--batch_size={_ROWS_A_SPLIT}"), *engine]
     log = night.folder / "log"
     with start(args, log) as job:
         try:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from job.storage import objects
-from tests.servers import clients, stores
-from tests.servers.clients import BUCKET, Way
-from tests.servers.proxy import Entry
-from tests.store_nights import Bucket, CloudBucket, S3Bucket, environment, own_clients, until
+from tests.support.servers import clients, stores
+from tests.support.servers.clients import BUCKET, Way
+from tests.support.servers.proxy import Entry
+from tests.support.store_nights import Bucket, CloudBucket, S3Bucket, environment, own_clients, until
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.nights import Night, dense, saved
+from tests.support.nights import Night, dense, saved
 
 
 def table_of(path: Path) -> pa.Table:

@@ -27,10 +27,10 @@ from job.errors import JobError
 from job.model import artifact
 from job.report.run_report import RunReport
 from job.storage import objects
-from tests.nights import dense, features, matrix, saved
-from tests.servers import clients, stores
-from tests.servers.clients import BUCKET, Way
-from tests.servers.proxy import Entry, Fault
+from tests.support.nights import dense, features, matrix, saved
+from tests.support.servers import clients, stores
+from tests.support.servers.clients import BUCKET, Way
+from tests.support.servers.proxy import Entry, Fault
 
 SCHEMES = ("s3", "gs")
 SHARDS, ROWS, NULLS = 3, 60, 4

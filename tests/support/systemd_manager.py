@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.store_nights import until
+from tests.support.store_nights import until
 
 PROGRAM = Path("/lib/systemd/systemd")
 GROUPS = Path("/sys/fs/cgroup")

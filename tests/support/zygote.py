@@ -1,4 +1,4 @@
-"""The process that ``tests.killing`` starts: it imports TensorFlow and Beam once, and forks for every job.
+"""The process that ``tests.support.killing`` starts: it imports TensorFlow and Beam once, and forks for every job.
 
 Imports start no threads of their own and open no channels, so that a fork is a fresh process in all that
 matters. The hook that counts and kills sits at the interpreter's seam to the file system
@@ -21,7 +21,7 @@ import time
 import traceback
 from typing import Any
 
-from tests.killing import Job, kill_group
+from tests.support.killing import Job, kill_group
 
 _SLOW = (
     "apache_beam.runners.portability.fn_api_runner.fn_runner",

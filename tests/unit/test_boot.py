@@ -15,12 +15,12 @@ import psutil
 import pytest
 
 from deploy.flink import settings
-from tests import rehearsal
-from tests.nights import Night, dense, features, saved
-from tests.pools import external, free_port, job_service, listens
-from tests.store_nights import until
+from tests.support import rehearsal
+from tests.support.nights import Night, dense, features, saved
+from tests.support.pools import external, free_port, job_service, listens
+from tests.support.store_nights import until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WITHIN_S = 150.0
 
 

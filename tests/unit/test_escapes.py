@@ -17,9 +17,9 @@ import pytest
 from job import escapes
 from job.report import page
 from job.terminal import console, progress
-from tests.nights import Night, dense, features, run_cli, saved
+from tests.support.nights import Night, dense, features, run_cli, saved
 
-JOB = Path(__file__).parents[1] / "job"
+JOB = Path(__file__).parents[2] / "job"
 
 # A title, a colour, C1's clearing of the screen, DEL, an override and an isolate, line breaks of three kinds,
 # what rich would read as markup and as an emoji, and what a reader might take for another line.

@@ -16,7 +16,7 @@ from apache_beam.ml.inference.base import RunInference
 
 from job.errors import DataError, ModelError, SchemaError, UsageError
 from job.handler import KerasModelHandler
-from tests.nights import module
+from tests.support.nights import module
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from job.pipeline import Publish, ScoreParquet
 from job.scoring.split import score_split
 from job.scoring.worker import PlanSlice, ReadPlan, ScoreSplits
 from job.spec import Receipt, Shard, Split
-from tests.nights import Night, Planned, dense, features, saved
+from tests.support.nights import Night, Planned, dense, features, saved
 
 GROUP_BY_KEY = "beam:transform:group_by_key:v1"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Imports go down this list only. A line is one room: the first module is its door, the modules after
 # it belong to the same room. `python -m job` enters at the top.

@@ -13,7 +13,7 @@ import pytest
 from job import secrets
 from job.commit import staging
 from job.errors import StorageError
-from tests.nights import Night, dense, features, run_cli, saved
+from tests.support.nights import Night, dense, features, run_cli, saved
 
 # Made up, and of the form that clouds give theirs.
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -108,7 +108,7 @@ def test_a_whole_run_leaves_no_secret_anywhere(night: Night) -> None:
     done = subprocess.run(
         [*command, f"--s3_secret_access_key={SECRET}"],
         env=environment,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         check=False,
     )

@@ -1,14 +1,14 @@
 """The real Airflow, in an environment of its own: ``build/airflow``, of ``deploy/airflow/requirements.lock``.
 
-``python -m tests.servers.airflow`` makes it ahead of the tests.
+``python -m tests.support.servers.airflow`` makes it ahead of the tests.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.servers import environment
-from tests.servers.stores import ROOT
+from tests.support.servers import environment
+from tests.support.servers.stores import ROOT
 
 LOCK = ROOT / "deploy" / "airflow" / "requirements.lock"
 HOME = ROOT / "build" / "airflow"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.servers import descriptions, stores
-from tests.servers.proxy import Proxy, proxy
+from tests.support.servers import descriptions, stores
+from tests.support.servers.proxy import Proxy, proxy
 
 with warnings.catch_warnings():
     # It misses grpcio-status, which nothing here needs.

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.servers.stores import BUILD_S
+from tests.support.servers.stores import BUILD_S
 
 
 def built(home: Path, lock: Path) -> Path:

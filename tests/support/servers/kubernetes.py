@@ -1,7 +1,7 @@
 """What Kubernetes's API server says of a manifest, by its own decoding, defaults and validation.
 
 Beyond a schema they know times of cron, names of zones, and containers that are not there.
-``python -m tests.servers.kubernetes`` builds it ahead of the tests; a minute where it is the first time.
+``python -m tests.support.servers.kubernetes`` builds it ahead of the tests; a minute where it is the first time.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.servers.stores import ROOT, compiled
+from tests.support.servers.stores import ROOT, compiled
 
-SOURCE = ROOT / "tests" / "servers" / "kubecheck"
+SOURCE = ROOT / "tests" / "support" / "servers" / "kubecheck"
 BINARY = ROOT / "build" / "kubecheck"
 
 

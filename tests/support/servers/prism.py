@@ -1,6 +1,6 @@
 """Beam's Prism for tests, built from the Go module of the installed Beam's version.
 
-``python -m tests.servers.prism`` builds it ahead of the tests; two minutes where it is the first time.
+``python -m tests.support.servers.prism`` builds it ahead of the tests; two minutes where it is the first time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.pools import free_port, listens
-from tests.servers.stores import BUILD_S, ROOT, go_or_skip
-from tests.store_nights import until
+from tests.support.pools import free_port, listens
+from tests.support.servers.stores import BUILD_S, ROOT, go_or_skip
+from tests.support.store_nights import until
 
 VERSION = version("apache-beam")
 BINARY = ROOT / "build" / f"prism-{VERSION}"

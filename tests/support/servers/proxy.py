@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from tests.servers import stores
-from tests.servers.faults import Fault, Plan
-from tests.servers.relay import Entry, Relay
+from tests.support.servers import stores
+from tests.support.servers.faults import Fault, Plan
+from tests.support.servers.relay import Entry, Relay
 
 __all__ = ["Counts", "Entry", "Fault", "Proxy", "proxy"]
 
@@ -115,7 +115,7 @@ class Proxy:
 @contextlib.contextmanager
 def proxy(upstream: str) -> Iterator[Proxy]:
     """A proxy to the store with this endpoint; ends with the body."""
-    command = [sys.executable, "-m", "tests.servers.proxy", upstream]
+    command = [sys.executable, "-m", "tests.support.servers.proxy", upstream]
     with (
         stores.served(command, stores.environment(None, None)) as (endpoint, port),
         socket.create_connection(("127.0.0.1", int(port)), stores.START_S) as control,

@@ -1,16 +1,16 @@
-"""Readers of Parquet, in an environment of their own: ``build/readers``, of ``tests/servers/readers.lock``.
+"""Readers of Parquet, in an environment of their own: ``build/readers``, of ``tests/support/servers/readers.lock``.
 
-``python -m tests.servers.readers`` makes it ahead of the tests.
+``python -m tests.support.servers.readers`` makes it ahead of the tests.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.servers import environment
-from tests.servers.stores import ROOT
+from tests.support.servers import environment
+from tests.support.servers.stores import ROOT
 
-LOCK = ROOT / "tests" / "servers" / "readers.lock"
+LOCK = ROOT / "tests" / "support" / "servers" / "readers.lock"
 HOME = ROOT / "build" / "readers"
 
 

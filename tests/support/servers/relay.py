@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tests.servers import http1, listings
-from tests.servers.faults import ERRORS, Fault, Plan, refusal
+from tests.support.servers import http1, listings
+from tests.support.servers.faults import ERRORS, Fault, Plan, refusal
 
 STEP_S = 0.05
 _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

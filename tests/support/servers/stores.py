@@ -1,7 +1,7 @@
 """Object stores for tests, and the environment that leads clients to them and nowhere else.
 
 A server takes a free port itself and says which, so that no two can want the same one. It ends with the
-``with`` body, or when this process dies. ``python -m tests.servers.stores`` builds gcsd ahead of the tests.
+``with`` body, or when this process dies. ``python -m tests.support.servers.stores`` builds gcsd ahead of the tests.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "tests" / "servers" / "gcsd"
+ROOT = Path(__file__).parents[3]
+SOURCE = ROOT / "tests" / "support" / "servers" / "gcsd"
 BINARY = ROOT / "build" / "gcsd"
 BUILD_S = 600
 START_S = 60
@@ -63,7 +63,7 @@ def s3_server(**settings: str) -> Iterator[str]:
     about each one, signature included.
     """
     env = environment(None, None) | settings
-    with served([sys.executable, "-m", "tests.servers.s3d"], env) as (endpoint, _):
+    with served([sys.executable, "-m", "tests.support.servers.s3d"], env) as (endpoint, _):
         _wait(f"{endpoint}/moto-api/")
         yield endpoint
 

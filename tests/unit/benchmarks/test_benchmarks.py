@@ -20,7 +20,7 @@ from benchmarks.data import Dataset
 from benchmarks.measure import CommandFailedError, Measured, alternate, environment, process, python
 from job.commit import staging
 from job.shards import planner
-from tests.receipts import RUN_ID, receipt, split
+from tests.support.receipts import RUN_ID, receipt, split
 
 SCALARS = Dataset("rows", "columns", shards=3, shard_rows=1_000, width=4)
 VECTORS = Dataset("vectors", "vectors", shards=2, shard_rows=300, width=6)

@@ -248,7 +248,7 @@ def test_the_room_needs_no_engine_and_no_backend() -> None:
     program = "import sys, job.binding.binding, job.binding.predictions; print(sorted(m.split('.')[0] for m in sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=True,

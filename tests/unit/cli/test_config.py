@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from job.cli import options
 from job.errors import UsageError
-from tests.nights import Night, dense, features, run_cli, saved
+from tests.support.nights import Night, dense, features, run_cli, saved
 
 BASE = """\
 input = "a/ds={ds}"

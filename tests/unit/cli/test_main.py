@@ -18,9 +18,9 @@ from job.cli import main
 from job.launch.score import Outcome
 from job.spec import ScoringSpec
 from job.terminal import library_output
-from tests.test_report import REPORT
+from tests.unit.report.test_run_report import REPORT
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 ALL = "score, backfill, plan, doctor, report, verify, diff, publish, golden, clean"
 REQUIRED = ("--input=a", "--model=m.keras", "--output=o")
 

@@ -17,7 +17,7 @@ from job.cli import options, parser
 from job.errors import UsageError
 from job.spec import ScoringSpec
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 REQUIRED = ("--input=a/*.parquet", "--model=m.keras", "--output=out")
 SPEC = ScoringSpec(inputs=("a/*.parquet",), model="m.keras", output="out", output_template="out")
 SHA = "0123456789abcdef" * 4

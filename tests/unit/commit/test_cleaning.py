@@ -14,8 +14,8 @@ import pytest
 from job.commit import output, protocol, staging
 from job.commit.cleaning import clean
 from job.errors import OutputConflictError, UsageError
-from tests.nights import Night, dense, features, run_cli, saved
-from tests.receipts import receipt, run_of, split
+from tests.support.nights import Night, dense, features, run_cli, saved
+from tests.support.receipts import receipt, run_of, split
 
 NOW = 2_000_000_000.0
 RUNS = {name: name * 64 for name in "bcde"}

@@ -16,9 +16,9 @@ from job import storage
 from job.commit import output, protocol, reconciliation, staging
 from job.errors import StorageError
 from job.spec import Split
-from tests.nights import visible
-from tests.power_cut import Disk
-from tests.receipts import RUN_ID, receipt, run_of, split
+from tests.support.nights import visible
+from tests.support.power_cut import Disk
+from tests.support.receipts import RUN_ID, receipt, run_of, split
 
 SPLITS = [split("year=2013/month=12/day=01/a"), split("year=2013/month=12/day=02/b"), split("c")]
 

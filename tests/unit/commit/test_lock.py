@@ -24,12 +24,12 @@ from job.commit import handover, output
 from job.commit import lock as commit_lock
 from job.errors import OutputConflictError, StateUnknownError
 from job.storage import disk
-from tests import lockless, short_leases
-from tests.killing import Job, Zygote, kinds
-from tests.nights import Night, dense, features, saved
-from tests.store_nights import until
-from tests.test_kills import files as files_of
-from tests.test_kills import is_whole
+from tests.nights.test_kills import files as files_of
+from tests.nights.test_kills import is_whole
+from tests.support import lockless, short_leases
+from tests.support.killing import Job, Zygote, kinds
+from tests.support.nights import Night, dense, features, saved
+from tests.support.store_nights import until
 
 RUN = "a" * 64
 
@@ -196,7 +196,7 @@ def full(night: Night) -> Night:
     return night
 
 
-MODULES = ("tests.expiring_soon",)
+MODULES = ("tests.support.expiring_soon",)
 
 
 def job(night: Night, name: str, locks: str, *flags: str, stop_at: int = -1) -> Job:
@@ -206,7 +206,7 @@ def job(night: Night, name: str, locks: str, *flags: str, stop_at: int = -1) -> 
     return Job(("score", *args), str(night.folder / name), watched, stop_at=stop_at, imports=imports)
 
 
-@pytest.mark.parametrize("locks", ["tests.no_locks", "tests.local_locks"])
+@pytest.mark.parametrize("locks", ["tests.support.no_locks", "tests.support.local_locks"])
 def test_two_commands_at_once_make_one_night_where_there_are_no_locks(
     full: Night, warm: Zygote, locks: str
 ) -> None:
@@ -226,11 +226,11 @@ def test_two_commands_at_once_make_one_night_where_there_are_no_locks(
 
 
 def test_a_killed_owner_without_locks_holds_nothing(full: Night, warm: Zygote) -> None:
-    one = job(full, "log", "tests.no_locks")
+    one = job(full, "log", "tests.support.no_locks")
     (killed,) = warm.run(Job(one.args, one.log, one.watched, kill_at=25, imports=one.imports))
     assert killed.code == -9
     assert (full.output / "_staging/lease.json").exists()
-    (done,) = warm.run(job(full, "log1", "tests.no_locks"))
+    (done,) = warm.run(job(full, "log1", "tests.support.no_locks"))
     assert done.code == 0, done.text
     is_whole(full.output)
     assert not (full.output / "_staging").exists()
@@ -254,8 +254,8 @@ def test_an_owner_that_stood_still_before_any_change_leaves_the_next_night_alone
     model, replacing = full.folder / "m.keras", "--if_exists=replace"
     full.score(model, "--keys=id", "--row_group_rows=20", "--split_rows=100")
     old = shutil.copytree(full.output, full.folder / "old")
-    one = job(full, "log", "tests.no_locks", replacing)
-    one = dataclasses.replace(one, imports=(*one.imports, "tests.standing_clocks"))
+    one = job(full, "log", "tests.support.no_locks", replacing)
+    one = dataclasses.replace(one, imports=(*one.imports, "tests.support.standing_clocks"))
     (whole,) = warm.run(one)
     assert whole.code == 0, whole.text
     found = kinds(whole.steps)

@@ -13,10 +13,10 @@ import pytest
 from job.commit import protocol
 from job.commit.output import check_output, damaged, lease, leftovers, published, remove_staging
 from job.errors import OutputConflictError
-from tests.receipts import RUN_ID
-from tests.test_commit import NOW, staged, tree
+from tests.support.receipts import RUN_ID
+from tests.unit.commit.test_protocol import NOW, staged, tree
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def test_another_run_is_refused_and_replaced(tmp_path: Path) -> None:

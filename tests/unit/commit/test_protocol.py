@@ -17,7 +17,7 @@ from job.commit.output import check_output, lease, mark_again, published, remove
 from job.errors import DataError, OutputConflictError, StateUnknownError
 from job.report.run_report import RunReport
 from job.spec import Receipt, Run, Shard
-from tests.receipts import RUN_ID, parquet, receipt, run_of, split
+from tests.support.receipts import RUN_ID, parquet, receipt, run_of, split
 
 SPLITS = [split("a", 3), split("ds=1/b", 4), split("ds=1/c", 0)]
 NOW = 1010.0

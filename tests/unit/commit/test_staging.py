@@ -11,7 +11,7 @@ import pytest
 from job.commit import staging
 from job.errors import DataError, JobError, SchemaError
 from job.spec import Shard, Split
-from tests.receipts import RUN_ID, receipt, split
+from tests.support.receipts import RUN_ID, receipt, split
 
 NAMES = ("a", "ds=2013-12-01/part-00000", "odd name ü/x~1-00000-00002")
 

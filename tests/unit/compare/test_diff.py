@@ -17,11 +17,11 @@ from job.compare import night_files, pairing
 from job.compare.diff import Asked, diff
 from job.compare.night_files import NightFiles
 from job.errors import DataError, StateUnknownError, UsageError
-from tests.nights import Night, put_back, run_cli, visible
-from tests.remote import Remote
-from tests.spoilt_nights import table_of
-from tests.test_report import Page
-from tests.two_nights import by_id, check_against_python, folder, replaced, retold, scored
+from tests.support.nights import Night, put_back, run_cli, visible
+from tests.support.remote import Remote
+from tests.support.spoilt_nights import table_of
+from tests.support.two_nights import by_id, check_against_python, folder, replaced, retold, scored
+from tests.unit.report.test_run_report import Page
 
 
 @pytest.fixture(scope="module")

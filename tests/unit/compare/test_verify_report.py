@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.nights import Night, dense, features, kept, put_back, run_cli, saved
+from tests.support.nights import Night, dense, features, kept, put_back, run_cli, saved
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ from job.doctor import engine as doctor_engine
 from job.doctor.timeouts import Look
 from job.engines.checks import Check
 from job.errors import EngineError
-from tests.nights import Night, dense, features, saved
-from tests.pools import free_port
-from tests.servers import stores
-from tests.store_nights import until
+from tests.support.nights import Night, dense, features, saved
+from tests.support.pools import free_port
+from tests.support.servers import stores
+from tests.support.store_nights import until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 # So that no worker is asked, where only the paths matter.
 NOBODY = ("--runner=PortableRunner", "--environment_type=LOOPBACK")
 

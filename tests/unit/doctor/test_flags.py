@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.nights import Night, dense, features, saved
-from tests.test_devices import without_gpu
-from tests.test_doctor import examined, not_ok
+from tests.support.nights import Night, dense, features, saved
+from tests.unit.doctor.test_doctor import examined, not_ok
+from tests.unit.model.test_devices import without_gpu
 
 
 def args_of(night: Night) -> list[str]:

@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from job.engines import choice
 from job.errors import EngineError
-from tests.nights import Night, dense, features, saved
+from tests.support.nights import Night, dense, features, saved
 
 FULL_PATH = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 

@@ -17,7 +17,7 @@ from job.engines import choice
 from job.engines.flink import checks, engine, job_server, rest
 from job.engines.flink.rest import Overview, TaskManager
 from job.errors import EngineError
-from tests.servers.flink import MINOR, a_jar, by_name, options
+from tests.support.servers.flink import MINOR, a_jar, by_name, options
 
 
 def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from job.errors import SchemaError, ShardChangedError
 from job.launch import footers
 from job.shards import inputs
 from job.spec import ScoringSpec, Shard
-from tests.nights import Night, dense, features, saved
+from tests.support.nights import Night, dense, features, saved
 
 RUN = "a" * 64
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from job.launch import forecast
-from tests.nights import Night, dense, features, run_cli, saved
+from tests.support.nights import Night, dense, features, run_cli, saved
 
 
 @pytest.fixture(autouse=True)

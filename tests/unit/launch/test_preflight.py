@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from job.errors import SchemaError
-from tests.nights import Night, dense, features, matrix, saved
+from tests.support.nights import Night, dense, features, matrix, saved
 
 
 def price_and_age(as_dict: bool) -> Any:

@@ -19,9 +19,9 @@ from job.errors import DataError, JobError, OutputConflictError, StorageError, U
 from job.launch import score
 from job.model import loading
 from job.storage.sinks import HashingSink
-from tests.nights import Night, dense, features, module, saved, visible
+from tests.support.nights import Night, dense, features, module, saved, visible
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from job.commit.handover import Job
 from job.errors import OutputConflictError, StateUnknownError, UsageError
 from job.launch import score, submission
 from job.terminal.signals import Terminated, on_sigterm
-from tests import lease_places, lockless
-from tests.lease_places import Place
-from tests.nights import Night, dense, features, saved
-from tests.pools import ROOT, service
-from tests.store_nights import SCHEMES, until
+from tests.support import lease_places, lockless
+from tests.support.lease_places import Place
+from tests.support.nights import Night, dense, features, saved
+from tests.support.pools import ROOT, service
+from tests.support.store_nights import SCHEMES, until
 
 RUN = "a" * 64
 JOB = Job(RUN, "FlinkRunner", "job-7", "http://flink/7", "flink:8099")

@@ -16,8 +16,8 @@ import pytest
 from job import environment
 from job.errors import ModelError
 from job.model import archive
-from tests.archives import CHANGES, CONFIG, WEIGHTS, load_in_a_process, members, strange, written
-from tests.nights import dense, saved
+from tests.support.archives import CHANGES, CONFIG, WEIGHTS, load_in_a_process, members, strange, written
+from tests.support.nights import dense, saved
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from job.errors import ModelError, UsageError
 from job.model import artifact
-from tests.nights import module
+from tests.support.nights import module
 
 PLAIN = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {}}]}}
 LAMBDA = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Lambda", "config": {}}]}}

@@ -22,9 +22,9 @@ from job.errors import JobError, ModelError, StorageError
 from job.model import artifact, copies
 from job.model.loading import LoadedModel
 from job.spec import ModelReference
-from tests.nights import dense, module
+from tests.support.nights import dense, module
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[3]
 ROWS: Final = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
@@ -110,7 +110,7 @@ def by_name(path: Path, other: Path) -> None:
 
 
 BUILDER: Final = """
-from tests.nights import dense
+from tests.support.nights import dense
 def build():
     return dense(seed=2)
 """

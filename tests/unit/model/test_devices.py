@@ -22,7 +22,7 @@ from job.model import artifact, devices
 from job.pipeline import ScoreParquet
 from job.scoring import worker
 from job.spec import ModelReference
-from tests.nights import Night, dense, features, saved
+from tests.support.nights import Night, dense, features, saved
 
 HAS_GPU = bool(tf.config.list_physical_devices("GPU"))
 without_gpu = pytest.mark.skipif(HAS_GPU, reason="there is a GPU")

@@ -16,7 +16,7 @@ from job.errors import ModelError
 from job.handler import KerasModelHandler
 from job.model.independence import Batch, Independence
 from job.model.signature import CodedStrings, Tensor
-from tests.nights import Array, Night, dense, features, matrix, module, run_cli, saved
+from tests.support.nights import Array, Night, dense, features, matrix, module, run_cli, saved
 
 Model = Callable[[Array], Array]
 RNG = np.random.default_rng(5)

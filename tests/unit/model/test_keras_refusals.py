@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from job.errors import ModelError
-from tests.archives import CONFIG, METADATA, members, written
-from tests.nights import dense, module, saved
-from tests.test_backend import X, built, load
+from tests.support.archives import CONFIG, METADATA, members, written
+from tests.support.nights import dense, module, saved
+from tests.unit.model.test_keras_step import X, built, load
 
 
 @pytest.mark.parametrize("content", ["other", "garbage"])

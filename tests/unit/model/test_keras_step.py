@@ -16,7 +16,7 @@ from job.model import artifact, keras_step
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature
 from job.model.step import Step
 from job.spec import ModelReference
-from tests.nights import dense, module, saved
+from tests.support.nights import dense, module, saved
 
 X = InputSpec("x", (4,), "float32")
 

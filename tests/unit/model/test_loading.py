@@ -16,7 +16,7 @@ from job.model import artifact, keras_step, loading
 from job.model.loading import LoadedModel
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference, Reads
-from tests.nights import dense, module, saved
+from tests.support.nights import dense, module, saved
 
 X = InputSpec("x", (4,), "float32")
 

@@ -17,9 +17,9 @@ from tensorflow.python.client import pywrap_tf_session
 
 import models
 from job.model import operations
-from tests.test_models import module
+from tests.unit.models.test_models import module
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[3]
 # What reaches outside by its name, whatever TensorFlow says of it.
 SUSPICIOUS: Final = re.compile(
     r"File|Path|Directory|Dataset|Iterator|PyFunc|Save|Restore|Checkpoint|Summary|Send|Recv|Rpc|Remote|"

@@ -11,7 +11,7 @@ import pytest
 from job.errors import ModelError
 from job.model import artifact
 from job.model.loading import LoadedModel
-from tests.nights import Night, dense, features, matrix, saved
+from tests.support.nights import Night, dense, features, matrix, saved
 
 
 def loaded(path: Path) -> LoadedModel:

@@ -30,7 +30,7 @@ from job.model import provenance
 from job.model.loading import acquire, forget
 from job.scoring import worker
 from job.spec import ModelReference
-from tests.nights import Night, module
+from tests.support.nights import Night, module
 
 
 def sha256(path: Path) -> str:
@@ -410,7 +410,7 @@ def test_the_same_command_again_needs_neither_keras_nor_beam(
     args = rows.args(f"{name}:build", "--keys=id", "--split_rows=20", "--model_sharing=machine")
     program = f"import sys; from job.cli import main as cli; code = cli.main(['score', *{args}]); "
     program += "print(sorted({'apache_beam', 'tensorflow', 'keras'} & set(sys.modules))); sys.exit(code)"
-    paths = os.pathsep.join([str(rows.folder), str(Path(__file__).parents[1])])
+    paths = os.pathsep.join([str(rows.folder), str(Path(__file__).parents[3])])
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False

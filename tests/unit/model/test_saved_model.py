@@ -17,7 +17,7 @@ from job.model import artifact, keras_step
 from job.model.saved_model import SavedModelStep
 from job.model.signature import CodedStrings, InputSpec, OutputSpec
 from job.spec import ModelReference
-from tests.nights import dense
+from tests.support.nights import dense
 
 
 def load(path: Path, *, trusted: bool = False, signature: str = "") -> SavedModelStep:

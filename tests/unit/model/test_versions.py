@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from job.errors import ModelError
 from job.model import versions
-from tests.nights import Night, dense, features, run_cli, saved
+from tests.support.nights import Night, dense, features, run_cli, saved
 
 
 def touched(folder: Path, *names: str) -> None:

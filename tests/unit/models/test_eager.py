@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models import custom_layer, custom_training_loop, sequential
 
 SIZES = (16, 32, 64, 128)
-PAGE = Path(__file__).parent.parent / "docs" / "eager.md"
+PAGE = Path(__file__).parents[3] / "docs" / "eager.md"
 
 
 class Watched(keras.Model):

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pytest
 
 from job import secrets
-from tests.nights import Night, dense, features, kept, module, put_back, run_cli, saved
-from tests.servers.answers import Answer, Answers, answering
+from tests.support.nights import Night, dense, features, kept, module, put_back, run_cli, saved
+from tests.support.servers.answers import Answer, Answers, answering
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 # Of a webhook; it is secret, and made up.
 PATH = "/services/T012/B345/wJalrXUtnFEMIK7MDENG"
 FIELDS = [

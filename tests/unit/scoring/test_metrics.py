@@ -15,8 +15,8 @@ from job.engines import choice
 from job.pipeline import ScoreParquet
 from job.scoring import metrics
 from job.spec import Receipt
-from tests.nights import Night, Planned, dense, features, saved
-from tests.receipts import receipt, split
+from tests.support.nights import Night, Planned, dense, features, saved
+from tests.support.receipts import receipt, split
 
 
 def run(planned: Planned) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.scoring.overlap import MOST_AT_ONCE, READ_BYTES, Overlap, StoppedError
-from tests.store_nights import until
+from tests.support.store_nights import until
 
 
 class Gauge:

@@ -22,7 +22,7 @@ from job.scoring.reader import SplitReader
 from job.scoring.split import score_split
 from job.shards import planner
 from job.spec import Shard, Split
-from tests.nights import Night, dense, features, saved
+from tests.support.nights import Night, dense, features, saved
 
 ROWS = 1000
 

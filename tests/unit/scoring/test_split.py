@@ -22,7 +22,7 @@ from job.model import loading
 from job.scoring.split import score_split
 from job.scoring.worker import ScoreSplits
 from job.terminal import progress
-from tests.nights import Night, dense, features, matrix, module, saved
+from tests.support.nights import Night, dense, features, matrix, module, saved
 
 SUM_BUILDER = """import keras
 def build():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from job.cli import options
 from job.errors import UsageError
 from job.shards import dates
-from tests.nights import Night, dense, features, run_cli, saved, visible
+from tests.support.nights import Night, dense, features, run_cli, saved, visible
 
 DAY = datetime.date(2026, 11, 25)
 DAYS = st.dates(datetime.date(1300, 1, 1), datetime.date(9000, 1, 1))

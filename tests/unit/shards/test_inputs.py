@@ -16,7 +16,7 @@ import pytest
 from job.errors import UsageError
 from job.shards import inputs
 from job.spec import ScoringSpec, Shard
-from tests.nights import Night, features
+from tests.support.nights import Night, features
 
 
 def shards(*paths: str | Path) -> list[str]:

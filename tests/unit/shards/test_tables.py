@@ -12,8 +12,8 @@ import pytest
 from job.errors import UsageError
 from job.shards import inputs
 from job.spec import ScoringSpec
-from tests.nights import features
-from tests.remote import Remote, remote
+from tests.support.nights import features
+from tests.support.remote import Remote, remote
 
 # What a table has beside its data, and what it is called.
 LOGS = {

@@ -16,7 +16,7 @@ from job.errors import JobError
 from job.model import artifact, keras_step
 from job.spec import ModelReference
 from job.storage import private_folder
-from tests.nights import dense, saved
+from tests.support.nights import dense, saved
 
 HOLDING = """
 import sys, time

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 NOISE = "import os, sys; os.write(2, b'from C\\n'); print('from Python', file=sys.stderr)"
 BEAM = """

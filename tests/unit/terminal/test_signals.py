@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from tests import killing
-from tests.killing import Zygote
-from tests.nights import Night, dense, features, saved
-from tests.servers.answers import Answer, answering
-from tests.test_telling import PATH, the_line
+from tests.support import killing
+from tests.support.killing import Zygote
+from tests.support.nights import Night, dense, features, saved
+from tests.support.servers.answers import Answer, answering
+from tests.unit.report.test_json_line import PATH, the_line
 
 
 @pytest.mark.parametrize(

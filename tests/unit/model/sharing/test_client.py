@@ -28,9 +28,9 @@ from job.model.sharing.client import SharedStep
 from job.model.sharing.memory import Memory
 from job.model.signature import CodedStrings, InputSpec
 from job.spec import ModelReference
-from tests import steps
+from tests.support import steps
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[4]
 INPUT = InputSpec("x", (1,), "float32")
 
 # Another worker process: it does what its standard input says, a line at a time.
@@ -38,7 +38,7 @@ WORKER = """
 import sys
 import numpy as np
 from job.model.sharing.client import SharedStep
-from tests import steps
+from tests.support import steps
 step = SharedStep(steps.Doubling, sys.argv[1], "m")
 for line in sys.stdin:
     print(step.facts.load, step.predict([np.full(100, float(line), np.float32)])[0][1], flush=True)
@@ -273,7 +273,7 @@ import multiprocessing, sys, uuid
 import numpy as np
 multiprocessing.current_process()._config["daemon"] = True  # as a worker of Dask is
 from job.model.sharing import client as sharing
-from tests import steps
+from tests.support import steps
 found = []
 for build in (steps.Doubling, steps.Unseeded):
     step = sharing.SharedStep(build, uuid.uuid4().hex, "m")
