@@ -3,7 +3,8 @@ r"""Characters that steer a terminal, shown instead of sent.
 Names of columns, shards and models come from other people's files, and so do values and many errors. One that
 holds an escape sequence would recolour, overwrite or retitle the terminal of whoever reads about it; one with
 a line break, or with a character that turns the direction of writing, would tell of what is not there. So
-every text is looked through at the door that it leaves by: ``job.terminal.console``, ``job.terminal.progress``, what is logged,
+every text is looked through at the door that it leaves by: ``job.terminal.console``,
+``job.terminal.progress``, what is logged,
 and the pages.
 
 They are shown as JSON, TOML and Python write them, ``\u001b``, so that text of these means what it meant.

@@ -65,7 +65,8 @@ class ScoringSpec:
     """What a person asked for, validated. ``batch_size`` is rows; ``None`` means ``auto``.
 
     ``ds`` is the night, as in ``2026-11-25``; empty where no path has a date in it and nobody gave one.
-    ``output_template`` is the output with its placeholders, see ``job.shards.dates``. ``input_marker`` is the name
+    ``output_template`` is the output with its placeholders, see ``job.shards.dates``. ``input_marker`` is
+    the name
     of a file that says that an input folder is complete. ``challenger`` is a second model, which has columns
     of its own in the same files.
     """
@@ -269,7 +270,8 @@ class Receipt:
     ``refused`` says why every row was rejected, because of the shard; then ``attempt`` is empty.
     ``nonfinite_rows`` are rows that were kept with a prediction that is not finite. ``memory_rows`` is the
     smallest batch that did not fit the memory so far, 0 where all did. ``histograms`` tells, by prediction
-    column, how the predictions that were written are distributed, see ``job.gates.histograms``. ``golden_rows``
+    column, how the predictions that were written are distributed, see ``job.gates.histograms``.
+    ``golden_rows``
     were predicted rightly before the loaded model scored, see ``job.scoring.golden``. By the end of the split
     ``again_rows`` had been predicted again, beside others and alone, and at most ``again_apart`` away, see
     ``job.model.independence``.

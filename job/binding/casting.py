@@ -252,12 +252,10 @@ def _cast_bisecting(values: Any, wanted: Any) -> tuple[Any, NDArray[np.bool_]]:
     return values.cast(wanted), bad
 
 
-# MERGED rounding """NumPy values of one type → another, and which of them would change.
+# NumPy values of one type → another, and which of them would change.
 #
 # Rounding to the nearest float is no loss; any other change of a value is a fault of that
 # value, and a zero stands in its place.
-# """
-#
 
 Numbers = NDArray[Any]
 

@@ -1,6 +1,7 @@
 """Who may work on an output where there is no lock that a dying process lets go of.
 
-That is so in buckets, and on file systems whose locks cannot be relied on, see ``job.commit.lock``. The lease is
+That is so in buckets, and on file systems whose locks cannot be relied on, see ``job.commit.lock``. The
+lease is
 an object, or a file, that one process created: the store sees to it that only one does. Its owner writes
 it anew every ``RENEW_S``, so that its stamp changes; each write holds only if the lease is still its own.
 Whoever finds one waits until the stamp has changed, and is refused, or until it has not for ``EXPIRES_S``,
@@ -16,7 +17,8 @@ suspended: a :class:`Moment`. What is left is a machine that stands still betwee
 and the one request after it, with all of its clocks, or a request that was sent at once and arrives half a
 minute late. The next owner's manifest then has other digests than the file: ``verify`` finds it.
 
-A process that ends before its job hands the lease over, see ``job.commit.handover``: then nobody renews it and it
+A process that ends before its job hands the lease over, see ``job.commit.handover``: then nobody renews it
+and it
 does not expire. The job is told by the same token.
 """
 

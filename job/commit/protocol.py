@@ -37,7 +37,8 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
 * A publisher that outlives its launcher may find that another run has published. It ends there, before it
   removes anything of that night; at worst its ``_SUCCESS``, which the other run's command puts back.
 * A second command is refused while the lease is held. The system frees the lease of one that died. One that
-  ends before its job hands it over, see ``job.commit.handover``. Where locks do not hold, the lease is of the kind
+  ends before its job hands it over, see ``job.commit.handover``. Where locks do not hold, the lease is of
+  the kind
   that buckets have, see ``job.commit.lock`` and ``job.commit.lease``.
 * One that stood still while another took its lease finds what it would have renamed gone: who replaces a
   night first removes the staging of all others, and what is taken away, ``_SUCCESS`` too, is moved into one's
@@ -71,20 +72,23 @@ abandoned  given up when a night is published, and by           gone with the st
 Rejected rows are plain objects in staging, to be looked at there, and are copied in both. A machine that
 stood still may have lost the lease: it is looked at right before each step that cannot be taken back (the
 mark, ``_SUCCESS`` taken away or written, each move, each removal), and before any other request where the own
-clocks say that this may be so; see ``job.commit.lease``, also for what is left. No step relies on a listing: one
+clocks say that this may be so; see ``job.commit.lease``, also for what is left. No step relies on a listing:
+one
 that is late shows fewer leftovers, and fewer finished splits on the screen.
 
 What is flushed to the disk, and when: the mark and the names of all folders that lead to it, those above
 the output too, before the old ``_SUCCESS`` is taken away; that it is gone, before the first file is renamed;
 every published file, every folder that leads to one or to one that was removed, and the manifest, before the
-new ``_SUCCESS``. ``tests.support.power_cut`` cuts the power at every step of that. Attempts and receipts are not
+new ``_SUCCESS``. ``tests.support.power_cut`` cuts the power at every step of that. Attempts and receipts are
+not
 flushed one by one, which would cost 4 ms each. A power cut can take what was not yet on the disk; so a
 receipt tells in which boot of which machine its file was written, and after a restart it counts only if the
 file still has the receipt's digest. A torn receipt counts as none.
 
 Before the mark is written, rows are counted three times: the plan's (from the shards' footers), the receipts'
 (read = scored + rejected, split by split), and those in the footers of the files that were written. Then the
-gates compare the night with the last good one, see ``job.gates.gates``; what they said is in the mark, so that who
+gates compare the night with the last good one, see ``job.gates.gates``; what they said is in the mark, so
+that who
 goes on from there asks nobody again.
 """
 

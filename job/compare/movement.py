@@ -1,7 +1,8 @@
 """How far predictions moved between two nights: counts, means, quantiles, and the rows that moved most.
 
 Everything is added up part by part, in memory that does not grow with the rows. Counts, means, extremes,
-correlation and biggest movers are exact; quantiles are a sketch's (``job.compare.sketches``), the PSI is of bins
+correlation and biggest movers are exact; quantiles are a sketch's (``job.compare.sketches``), the PSI is of
+bins
 (``job.gates.histograms``).
 """
 

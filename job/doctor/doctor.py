@@ -1,7 +1,8 @@
 """``job doctor``: looks at the engine and the paths of a night before it is submitted.
 
 Looks go on at the same time and have a limit each; what they find is yielded in one order. The workers are
-asked last, by the smallest job there is (``job.doctor.probe``), and only where the engine answers at all. Nothing is
+asked last, by the smallest job there is (``job.doctor.probe``), and only where the engine answers at all.
+Nothing is
 written but below ``OUTPUT/_staging/doctor-…``, which is removed again.
 """
 

@@ -182,8 +182,7 @@ def _command(config: str, *, here: bool) -> Check:
     return Check(name, True, f"{program} can be started")
 
 
-# MERGED ports """Whether somebody answers at a port, and who listens there on this machine. gRPC is HTTP/2."""
-#
+# Whether somebody answers at a port, and who listens there on this machine. gRPC is HTTP/2.
 
 _LISTENING: Final = "0A"
 # RFC 9113: what a client begins with, then an empty SETTINGS frame; the type of the first frame in answer.

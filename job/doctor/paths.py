@@ -162,8 +162,7 @@ def _existing(path: str) -> str:
     return path
 
 
-# MERGED credentials """As whom buckets are asked, and who said so. Never what proves it."""
-#
+# As whom buckets are asked, and who said so. Never what proves it.
 
 EXTRAS = {"s3": "s3", "gs": "gcs"}
 _STORES = {"s3": "S3", "gs": "Cloud Storage"}

@@ -7,7 +7,8 @@
             ▶ Ask                 number → nothing        answers go to a file in staging, or into an error
 
 Beam hands functions over by reference or as bytecode: the first needs this package on the worker, the second
-the same Python. Whether it has these is the question, so the workers get source (``job.doctor.question``). On Dask
+the same Python. Whether it has these is the question, so the workers get source (``job.doctor.question``).
+On Dask
 every worker is asked by itself, and the scheduler as well.
 
 ``python -m job.doctor.probe`` takes a request as JSON and prints what came of it as JSON.

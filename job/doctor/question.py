@@ -22,7 +22,7 @@ MARK = "doctor-of-scoring-job:"
 def answer(told: dict[str, Any]) -> dict[str, Any]:
     """Return who this worker is, what it has, and what it finds at the night's paths.
 
-    ``package`` is what fails when this package is imported; without that, ``job.doctor.answer`` tells the rest.
+    ``package`` is what fails when this package is imported; without that, ``doctor.answer`` tells the rest.
     """
     found = {
         "worker": f"{socket.gethostname()}:{os.getpid()}",

@@ -1,4 +1,4 @@
-"""What the engine's workers answered, as checks. They are asked by a process of its own, ``job.doctor.probe``."""
+"""What the engine's workers answered, as checks. ``job.doctor.probe`` asks them, in a process of its own."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ other in one output, it is the night that is to be replaced. A gate without it p
 One gate needs no flag: columns that feed the model by position must be those of the last good night, in its
 order. It is asked before the first prediction, and here again, for the same reason.
 
-What is refused stays in staging with a note (``job.commit.refusal``): the same command with another threshold goes
+What is refused stays in staging with a note (``job.commit.refusal``): the same command with another
+threshold goes
 on from the receipts, and ``job publish`` releases it as it is.
 """
 

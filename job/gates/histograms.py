@@ -173,11 +173,9 @@ def _by_value(histogram: Histogram) -> Counter[int | None]:
     return found
 
 
-# MERGED binning """Predictions on their way to a file, counted into the bins of ``job.gates.histograms``: about 6 ns a value.
+# Predictions on their way to a file, counted into the bins of the bins above: about 6 ns a value.
 #
 # Few steps for many values: the thread that writes shares the interpreter's lock with those that score.
-# """
-#
 
 
 # Numbers of bins, ascending, and how many values each of them has.

@@ -299,8 +299,7 @@ def _loaded() -> object:
     return nights, pipeline
 
 
-# MERGED endings """How nights ended, and what is told of them together."""
-#
+# How nights ended, and what is told of them together.
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,6 +1,7 @@
 """From a validated spec to a published night: what happens on the launching machine.
 
-``job.launch.preparation`` names the run and plans it; here the pipeline runs. Where the run is published already,
+``job.launch.preparation`` names the run and plans it; here the pipeline runs. Where the run is published
+already,
 neither Keras nor Beam has been imported.
 """
 

@@ -2,7 +2,8 @@
 
 ``--wait`` is the default. Then the job is part of the command: it has the command's lease, and Ctrl-C cancels
 it, so that nothing goes on that costs money and works on an output that others may take. With ``--no_wait``
-the job is on its own: the lease is handed over to it (see ``job.commit.handover``), and it publishes by itself.
+the job is on its own: the lease is handed over to it (see ``job.commit.handover``), and it publishes by
+itself.
 """
 
 from __future__ import annotations

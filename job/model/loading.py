@@ -165,7 +165,7 @@ class LoadedModel:
 
     @property
     def reads(self) -> Reads:
-        """Return what a builder read to make the model, see ``job.model.provenance``; nothing of an artifact."""
+        """Return what a builder read to make the model (``model.provenance``); nothing of an artifact."""
         return self._step.reads()
 
     @property

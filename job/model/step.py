@@ -45,7 +45,7 @@ class Step(Protocol):
         """Return how often the predict step has been traced."""
 
     def reads(self) -> Reads:
-        """Return what a builder read to make the model, see ``job.model.provenance``; nothing of an artifact."""
+        """Return what a builder read to make the model (``model.provenance``); nothing of an artifact."""
 
     def weights_digest(self) -> str:
         """Return the SHA-256 of weights that no artifact pins, or nothing."""

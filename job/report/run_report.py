@@ -338,8 +338,7 @@ def _size(size_bytes: int) -> str:
     return f"{size:.1f} TB"
 
 
-# MERGED challenged """What a night's challenger did, as its report and its manifest tell. Values only."""
-#
+# What a night's challenger did, as its report and its manifest tell. Values only.
 
 
 @dataclass(frozen=True)

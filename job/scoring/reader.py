@@ -492,8 +492,7 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-# MERGED fetching """Row groups of a shard in a bucket, which are fetched while earlier ones are decoded."""
-#
+# Row groups of a shard in a bucket, which are fetched while earlier ones are decoded.
 
 # Row groups that are fetched as a whole lie side by side: so much of them is one request.
 FETCHED_BYTES = 8 << 20

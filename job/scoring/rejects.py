@@ -329,8 +329,7 @@ def predict_around(
     return [np.concatenate(pair) for pair in zip(left, right, strict=True)], bad
 
 
-# MERGED finite """Which rows hold a NaN or an infinity."""
-#
+# Which rows hold a NaN or an infinity.
 
 NONFINITE: Final = "nonfinite"
 NONFINITE_PREDICTION: Final = "nonfinite_prediction"

@@ -9,8 +9,10 @@ waiting, being scored) of at most ``CHUNK_BYTES`` or one batch; ``COLUMN_BUFFER_
 is read; the model's activations for one batch; and two output row groups (filling, being written) of at
 most ``ROW_GROUP_BYTES``. For ten float32 columns: 3 × 2.6 MB + 10 × 128 kB + 2 × 1 MB, and 8 MB of
 activations for 16,384 rows of 128. Times the threads; plus the weights, once. A challenger adds its weights
-and its own activations, see ``job.scoring.challenger``. Where files are in buckets two splits are read at a time,
-see ``job.scoring.overlap``: of each there are up to five runs of row groups on top, as they are compressed, see
+and its own activations, see ``job.scoring.challenger``. Where files are in buckets two splits are read at a
+time,
+see ``job.scoring.overlap``: of each there are up to five runs of row groups on top, as they are compressed,
+see
 ``fetching.FETCHED_BYTES``; and of an output file up to two ``uploads.PART_BYTES``.
 """
 

@@ -225,8 +225,7 @@ def _footer(shard: Shard) -> planner.Footer:
         return planner.Footer(pa.schema([]), (), str(e).removeprefix(f"{shard.path}: "))
 
 
-# MERGED awaiting """Input that is not there yet: waited for, so long as was asked."""
-#
+# Input that is not there yet: waited for, so long as was asked.
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0

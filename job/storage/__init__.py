@@ -1,6 +1,7 @@
 """The one door to files, wherever they are: local, ``gs://`` and ``s3://``.
 
-Paths are plain strings with ``/`` between the parts. What each kind of storage does is told in ``job.storage.disk``
+Paths are plain strings with ``/`` between the parts. What each kind of storage does is told in
+``job.storage.disk``
 and ``job.storage.objects``; what it promises to the protocol, in ``job.commit.protocol``.
 """
 

@@ -283,8 +283,7 @@ def _found(blob: Any) -> Found:
     return Found(blob.name, blob.size, str(blob.generation), blob.updated.timestamp())
 
 
-# MERGED gcs_errors """What a failed request to Cloud Storage means: for the one who sent it, and for a person."""
-#
+# What a failed request to Cloud Storage means: for the one who sent it, and for a person.
 
 ERRORS: Final = (
     *(api.GoogleAPICallError, GoogleAuthError, requests.RequestException, HTTPError, ConnectionError),

@@ -314,13 +314,12 @@ class ObjectStore:
                 self._client.abort(bucket, of, upload_id)
 
 
-# MERGED uploads """An object that is being written: in one request if it is small, else in parts.
+# An object that is being written: in one request if it is small, else in parts.
 #
-# It holds up to two parts in memory, and nobody sees it before it is sealed. The client says whether an upload
+# It holds up to two parts in memory, and nobody sees it before it is sealed. The client says whether an
+# upload
 # may stay open when all of it has been sent: then finishing it is what publishes it, and costs one request
 # whatever its size.
-# """
-#
 
 # S3 takes at most 10,000 parts of an upload, and none below 5 MiB but the last.
 PART_BYTES: Final = 8 << 20

@@ -11,7 +11,8 @@ from typing import Final
 
 from job.errors import JobError
 
-# The folder in it for copies of models, see ``job.model.copies``. All others are launches', see ``job.model.sharing.client``.
+# The folder in it for copies of models, see ``job.model.copies``. All others are launches', see
+# ``job.model.sharing.client``.
 MODELS: Final = "models"
 
 

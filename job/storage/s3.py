@@ -283,8 +283,7 @@ def _body(size_bytes: int, answer: Any) -> bytes:
     return content
 
 
-# MERGED s3_errors """What a failed request to S3 means: for the one who sent it, and for a person."""
-#
+# What a failed request to S3 means: for the one who sent it, and for a person.
 
 PASSING: Final = frozenset(
     (

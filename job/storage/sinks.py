@@ -52,8 +52,7 @@ class Conditional(Protocol):
         ...
 
 
-# MERGED hashing """A file that is digested while it is written."""
-#
+# A file that is digested while it is written.
 
 
 class HashingSink:

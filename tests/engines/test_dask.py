@@ -242,7 +242,9 @@ def test_a_cluster_without_workers_is_told(night: Night, tmp_path: Path, warm: Z
 def test_without_dask_the_extra_is_named(night: Night) -> None:
     night.shard("part", features(100))
     args = night.args(saved(dense(), night.folder / "m.keras"), "--keys=id", "--runner=DaskRunner")
-    hidden = "import sys; sys.modules['dask'] = None; from job.cli import main as cli; sys.exit(cli.main(sys.argv[1:]))"
+    hidden = (
+        "import sys; sys.modules['dask'] = None; from job.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", hidden, "score", *args],
         cwd=ROOT,

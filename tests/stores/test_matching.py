@@ -1,4 +1,4 @@
-"""Which objects an input names: what ``job.shards.listing`` finds in the same tree on a disk, root and all."""
+"""Which objects an input names: what ``job.shards.listing`` finds in the same tree on a disk."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 What the stand-in has is what the ``Dockerfile`` asks of the base: Debian's shell and ``useradd``, this
 machine's Python as ``python``, and Beam's own ``boot``, built from its source. Everything is kept in
-``build/images``, so that only the first build installs TensorFlow. ``python -m tests.support.images`` makes it all
+``build/images``, so that only the first build installs TensorFlow. ``python -m tests.support.images`` makes
+it all
 ahead of the tests.
 """
 

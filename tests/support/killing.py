@@ -1,7 +1,7 @@
 """Jobs that are killed for real, at chosen steps, without waiting for TensorFlow and Beam each time.
 
-A zygote (``tests.support.zygote``) has imported both, and forks for every job, or for a server that would import them
-too. Tests take the one that they share: the fixture ``warm``.
+A zygote (``tests.support.zygote``) has imported both, and forks for every job, or for a server that would
+import them too. Tests take the one that they share: the fixture ``warm``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process that ``tests.support.killing`` starts: it imports TensorFlow and Beam once, and forks for every job.
+"""A process that imports TensorFlow and Beam once, and forks for every job of ``tests.support.killing``.
 
 Imports start no threads of their own and open no channels, so that a fork is a fresh process in all that
 matters. The hook that counts and kills sits at the interpreter's seam to the file system

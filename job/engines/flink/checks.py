@@ -1,4 +1,4 @@
-"""Single looks at a Flink cluster and at what a job asks of it; ``job.engines.flink.engine`` says when each is taken."""
+"""Checks of a Flink cluster and of what a job asks of it. ``flink.engine`` says when each is taken."""
 
 from __future__ import annotations
 

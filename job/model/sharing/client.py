@@ -6,7 +6,8 @@
     worker ┼──────────────────────────────────────▶┤ loads once, predicts for all of them,
     worker ┘◀──── the same of the predictions ─────┘ each in a thread of its own
 
-Messages are small; rows go through memory that both have mapped, see ``job.model.sharing.memory``. The model has a
+Messages are small; rows go through memory that both have mapped, see ``job.model.sharing.memory``. The model
+has a
 process of its own, a child of the one that asked first: the launcher where the workers are on its machine,
 else a worker. It ends with that one. Workers import no TensorFlow.
 

@@ -1,4 +1,4 @@
-"""The model in the process that holds it for all worker processes of a machine; see ``job.model.sharing.client``.
+"""The model in the process that holds it for all worker processes of a machine.
 
 Whoever may ask it may run code in it, for questions are pickles. So its door is a socket in a folder that
 only its user may enter, and nothing is unpickled before the other side has shown that it knows the key of

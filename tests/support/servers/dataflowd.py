@@ -1,6 +1,7 @@
 """A Dataflow that takes jobs and starts none, for clients that believe to speak to Google's.
 
-``python -m tests.support.servers.dataflowd FOLDER`` prints the address of a proxy and serves until its standard input
+``python -m tests.support.servers.dataflowd FOLDER`` prints the address of a proxy and serves until its
+standard input
 ends. The proxy leads to Dataflow, which has the certificate of a throwaway authority (``FOLDER/ca.pem``), and
 answers 403 to whoever asks for another host. What was asked lies in the folder, as it came: ``ID.create`` and
 ``ID.update``. What a job is told to be like is read from there each time: ``state``, and ``error``, which

@@ -1,7 +1,8 @@
 """What Kubernetes's API server says of a manifest, by its own decoding, defaults and validation.
 
 Beyond a schema they know times of cron, names of zones, and containers that are not there.
-``python -m tests.support.servers.kubernetes`` builds it ahead of the tests; a minute where it is the first time.
+``python -m tests.support.servers.kubernetes`` builds it ahead of the tests; a minute where it is the first
+time.
 """
 
 from __future__ import annotations

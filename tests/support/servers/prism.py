@@ -1,6 +1,7 @@
 """Beam's Prism for tests, built from the Go module of the installed Beam's version.
 
-``python -m tests.support.servers.prism`` builds it ahead of the tests; two minutes where it is the first time.
+``python -m tests.support.servers.prism`` builds it ahead of the tests; two minutes where it is the first
+time.
 """
 
 from __future__ import annotations

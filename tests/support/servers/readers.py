@@ -1,4 +1,4 @@
-"""Readers of Parquet, in an environment of their own: ``build/readers``, of ``tests/support/servers/readers.lock``.
+"""Readers of Parquet, in an environment of their own, ``build/readers``, of ``servers/readers.lock``.
 
 ``python -m tests.support.servers.readers`` makes it ahead of the tests.
 """

@@ -1,7 +1,8 @@
 """Object stores for tests, and the environment that leads clients to them and nowhere else.
 
 A server takes a free port itself and says which, so that no two can want the same one. It ends with the
-``with`` body, or when this process dies. ``python -m tests.support.servers.stores`` builds gcsd ahead of the tests.
+``with`` body, or when this process dies. ``python -m tests.support.servers.stores`` builds gcsd ahead of the
+tests.
 """
 
 from __future__ import annotations

@@ -245,7 +245,8 @@ def test_only_declared_inputs_are_read() -> None:
 
 
 def test_the_room_needs_no_engine_and_no_backend() -> None:
-    program = "import sys, job.binding.binding, job.binding.predictions; print(sorted(m.split('.')[0] for m in sys.modules))"
+    imports = "import sys, job.binding.binding, job.binding.predictions"
+    program = f"{imports}; print(sorted(m.split('.')[0] for m in sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[3],

@@ -279,8 +279,9 @@ def test_pythons_last_number_may_differ() -> None:
 
 
 def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:
-    sooner = "doctor._PLACES_S = doctor._MODEL_S = looks._AFTER_ANOTHER_S = 2.0"
-    program = f"import sys; from job.cli import main as cli; from job.doctor import doctor; from job.doctor import timeouts as looks; {sooner}; sys.exit(cli.main(sys.argv[1:]))"
+    sooner = "doctor._PLACES_S = doctor._MODEL_S = timeouts._AFTER_ANOTHER_S = 2.0"
+    imports = "import sys; from job.cli.main import main; from job.doctor import doctor, timeouts"
+    program = f"{imports}; {sooner}; sys.exit(main(sys.argv[1:]))"
     with hung() as port:
         env = stores.environment(f"http://127.0.0.1:{port}", None)
         places = ["--input=s3://b/in", "--model=s3://b/m.keras", "--output=s3://b/out"]

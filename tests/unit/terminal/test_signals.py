@@ -70,7 +70,8 @@ def test_sigterm_ends_a_command_that_has_only_begun(night: Night) -> None:
 @pytest.mark.parametrize("ignored", ["signal.SIG_IGN", "len"])
 def test_who_has_decided_otherwise_about_sigterm_keeps_it(ignored: str) -> None:
     program = (
-        f"import signal; from job.terminal import signals as stopping; signal.signal(signal.SIGTERM, {ignored})\n"
+        "import signal; from job.terminal import signals as stopping\n"
+        f"signal.signal(signal.SIGTERM, {ignored})\n"
         f"with stopping.on_sigterm(): assert signal.getsignal(signal.SIGTERM) is {ignored}\n"
         f"with stopping.later(): pass\n"
         f"assert signal.getsignal(signal.SIGTERM) is {ignored}"
