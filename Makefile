@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FEATURES := data/features/_made
 FLIGHTS := data/models/flights.keras
-CHECKED := job models benchmarks deploy tests
+CHECKED := job models benchmarks deploy docs tests
 # For two cores: tests wait for servers, leases and engines. A file's tests share what they start, so they stay
 # together.
 PROCESSES ?= 3
@@ -70,10 +70,12 @@ flink-test: $(INSTALLED) ## score nights on such a cluster while its processes a
 	$(BIN)/python -m deploy.flink jar
 	$(BIN)/python -m pytest tests/engines/test_flink_nights.py
 
-lint: $(INSTALLED) ## check style, format and types
+lint: $(INSTALLED) ## check style, format, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
+	$(BIN)/lint-imports
+	$(BIN)/python -m docs.architecture --check
 	$(BIN)/hadolint $(wildcard Dockerfile deploy/*/Dockerfile)
 
 format: $(INSTALLED) ## put the code into the common format
@@ -102,10 +104,10 @@ WORKERS := --extra gcs --extra s3 --extra dask
 
 lock: ## pin every version again, with hashes (UPGRADE=--upgrade for the newest)
 	test -x $(BIN)/uv || $(MAKE) install
-	$(COMPILE) pyproject.toml --extra gcs --extra s3 --extra dask --extra dataflow --extra jax --extra demo --extra dev --output-file requirements.lock
+	$(COMPILE) pyproject.toml --extra gcs --extra s3 --extra dask --extra dataflow --extra jax --extra diff --extra completion --extra demo --extra dev --output-file requirements.lock
 	$(COMPILE) pyproject.toml $(WORKERS) --constraint requirements.lock --output-file requirements-worker.lock
 	$(COMPILE) pyproject.toml $(WORKERS) --extra gpu --constraint requirements.lock --output-file requirements-worker-gpu.lock
-	$(COMPILE) pyproject.toml $(WORKERS) --extra dataflow --constraint requirements.lock \
+	$(COMPILE) pyproject.toml $(WORKERS) --extra dataflow --extra diff --extra completion --constraint requirements.lock \
 	  --output-file requirements-launcher.lock
 	$(COMPILE) deploy/airflow/requirements.in --output-file deploy/airflow/requirements.lock
 	$(COMPILE) tests/support/servers/readers.in --output-file tests/support/servers/readers.lock

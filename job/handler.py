@@ -16,11 +16,11 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from job import storage
 from job.binding.binding import Binding, Places, bind, pieces, to_tensors
-from job.binding.columns import index_columns
 from job.binding.predictions import in_order, prediction_fields, to_arrow
 from job.errors import DataError, SchemaError
 from job.model import artifact, loading
 from job.model.signature import listed
+from job.shards.planner import index_columns
 from job.spec import Device
 
 

@@ -7,11 +7,8 @@ A column is seen as cells: one cell a row, each cell of some *extents* (``()`` f
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,10 +51,6 @@ _EXAMPLES: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
 
 # By Arrow's type number: a batch asks for the kind of every column.
 _KINDS: dict[int, Kind] = {example.id: offered for offered, examples in _EXAMPLES for example in examples}
-
-
-# How pandas calls an index without a name.
-_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
 @dataclass(frozen=True)
@@ -283,15 +276,3 @@ def leaf_misfit(leaf: Any, dtype: str, cast: str | None) -> str | None:
     if (cast == "string") != (dtype == "string"):
         return f"cast to {cast} where {dtype} is wanted"
     return None
-
-
-def index_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Return the columns that hold a pandas index: by their name, or as pandas' own metadata says.
-
-    The metadata is told in https://pandas.pydata.org/docs/development/developer.html.
-    """
-    named: list[Any] = []
-    # Whatever a file holds there: it is no error of its rows.
-    with suppress(ValueError, AttributeError, TypeError, RecursionError):
-        named = list(json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ()))
-    return tuple(name for name in schema.names if name in named or _PANDAS_INDEX.fullmatch(name))

@@ -87,7 +87,7 @@ file still has the receipt's digest. A torn receipt counts as none.
 
 Before the mark is written, rows are counted three times: the plan's (from the shards' footers), the receipts'
 (read = scored + rejected, split by split), and those in the footers of the files that were written. Then the
-gates compare the night with the last good one, see ``job.gates.gates``; what they said is in the mark, so
+gates compare the night with the last good one, see ``job.commit.baseline``; what they said is in the mark, so
 that who
 goes on from there asks nobody again.
 """
@@ -102,9 +102,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from job import storage
-from job.commit import manifest, output, reconciliation, staging
+from job.commit import baseline, manifest, output, reconciliation, staging
 from job.errors import StateUnknownError
-from job.gates import gates
 from job.gates.comparison import Compared
 from job.report.run_report import RunReport
 from job.spec import Receipt, Run, Shard, Split
@@ -126,7 +125,7 @@ def publish(
     run: Run,
     receipts: Iterable[Receipt],
     *,
-    ask: gates.Ask = gates.passed,
+    ask: baseline.Ask = baseline.passed,
     clock: Callable[[], float] = time.time,
 ) -> RunReport:
     """Publish a run whose splits all have receipts; safe to repeat from any point.
@@ -160,7 +159,7 @@ def _publish(
     run: Run,
     receipts: Iterable[Receipt],
     seen: output.Seen,
-    ask: gates.Ask,
+    ask: baseline.Ask,
     clock: Callable[[], float],
 ) -> RunReport:
     every = _one_of_each_split(run, receipts)

@@ -1,1 +1,6 @@
-"""gates."""
+"""Gates: may a night be published, compared with the last good one?
+
+Owns: what each gate asks, histograms of predictions and their distance.
+Public: ``gates.refusals``, ``comparison.Compared``, ``histograms.Histogram``.
+May import: ``binding`` and below. No Beam.
+"""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from job import environment, storage
-from job.commit import cleaning, output, staging
+from job.commit import baseline, cleaning, output, staging
 from job.commit.handover import Job
 from job.engines import choice, dataflow
 from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
@@ -351,7 +351,7 @@ def _check_as_before(claim: Claim, binding: Binding, rival: Challenger | None) -
     if "position" not in (binding.by, rival and rival.binding.by):
         return
     try:
-        folder, before = gates.last_good(spec.output, gates.baselines(spec), claim.held)
+        folder, before = baseline.last_good(spec.output, baseline.baselines(spec), claim.held)
     except StorageError as e:
         raise type(e)(
             f"{e}; columns feed the model by position, which is compared with the last published night: "
@@ -383,6 +383,6 @@ def _run_of(claim: Claim, splits: Sequence[Split], ready: preflight.Ready, rival
         handed=not spec.wait,
         stores=spec.stores,
         ds=spec.ds,
-        gates=gates.of(spec, ready.predictions),
+        gates=gates.of(spec, ready.predictions, baseline.baselines(spec)),
         challenger=None if rival is None else rival.told,
     )

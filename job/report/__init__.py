@@ -1,1 +1,6 @@
-"""report."""
+"""What a night was, told to people and programs: table, page, JSON, webhook.
+
+Owns: ``_report.json`` and ``_report.html``, the line of ``--json``, and messages to a webhook.
+Public: ``run_report.RunReport``, ``json_line.tell``, ``webhook.send``.
+May import: ``gates`` and below. No Beam.
+"""

@@ -8,18 +8,21 @@ seek and never decodes a row that another split needs. A shard of no more than
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import storage
-from job.binding.columns import index_columns
 from job.errors import SchemaError, ShardChangedError, ShardError, check_not_passing
 from job.spec import Shard, Split
 from job.storage import FileInfo
@@ -29,6 +32,8 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 # Of the 255 bytes that file systems allow for a name; the rest is for row-group numbers and attempts.
 STEM_BYTES = 180
+# How pandas calls an index without a name.
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,7 @@ class Footer:
     """What a shard says of itself: its columns and the rows of each row group.
 
     ``error`` says why it cannot be read, where it cannot; then it has no columns and no rows.
-    ``index_columns`` are those that hold the index of a data frame, see ``columns.index_columns``, and
+    ``index_columns`` are those that hold the index of a data frame, see :func:`index_columns`, and
     ``int96`` those with timestamps of Parquet's oldest form, see :func:`int96_columns`.
     """
 
@@ -104,6 +109,18 @@ def _check_unchanged(shard: Shard) -> None:
 def is_utf8(path: str) -> bool:
     """Say whether a path is text; Python makes lone surrogates of a name's bytes that are none."""
     return not any("\ud800" <= letter <= "\udfff" for letter in path)
+
+
+def index_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns that hold a pandas index: by their name, or as pandas' own metadata says.
+
+    The metadata is told in https://pandas.pydata.org/docs/development/developer.html.
+    """
+    named: list[Any] = []
+    # Whatever a file holds there: it is no error of its rows.
+    with suppress(ValueError, AttributeError, TypeError, RecursionError):
+        named = list(json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ()))
+    return tuple(name for name in schema.names if name in named or _PANDAS_INDEX.fullmatch(name))
 
 
 def int96_columns(file: pq.ParquetFile, schema: pa.Schema) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
-"""The one door to files, wherever they are: local, ``gs://`` and ``s3://``.
+"""Files, wherever they are: local, ``gs://`` and ``s3://``. This package itself is the one door to them.
 
-Paths are plain strings with ``/`` between the parts. What each kind of storage does is told in
-``job.storage.disk``
-and ``job.storage.objects``; what it promises to the protocol, in ``job.commit.protocol``.
+Owns: paths, which are plain strings with ``/`` between the parts; reading and writing; ranges of objects,
+retries, and requests sent in parallel. What each kind of storage does is told in ``disk`` and ``objects``.
+Public: the functions below, as in ``storage.join(a, b)`` or ``storage.write_atomic(path, data)``, and
+``parallel.parallel``, which asks several files at the same time.
+May import: ``errors``, ``spec``, ``secrets``. No Beam, no Keras.
 """
 
 from __future__ import annotations

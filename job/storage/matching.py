@@ -7,17 +7,27 @@ import glob
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from job import storage
 from job.errors import ShardError, UsageError
-from job.shards.tables import SeenFolders
 from job.storage import buckets, objects
 from job.storage.disk import FileInfo
 
 _HIDDEN = ("_", ".")
 
 
-def matches(pattern: str, seen: SeenFolders | None = None) -> list[FileInfo]:
+class Seen(Protocol):
+    """Takes note of what a listing shows."""
+
+    def add(self, path: str) -> None:
+        """Take note of an object."""
+
+    def has_all(self, start: str) -> None:
+        """Take note that all objects whose paths begin so were added."""
+
+
+def matches(pattern: str, seen: Seen | None = None) -> list[FileInfo]:
     """Return the objects that a value names: an object, a folder (to any depth), or a glob of either.
 
     ``seen`` takes note of what else is shown of their folders.
@@ -48,7 +58,7 @@ def _literal(path: str) -> str:
     return re.split(r"[*?[]", path, maxsplit=1)[0]
 
 
-def _beginning(start: str, seen: SeenFolders | None) -> Iterator[FileInfo]:
+def _beginning(start: str, seen: Seen | None) -> Iterator[FileInfo]:
     bucket, prefix = buckets.bucket_and_key(start)
     scheme = start.partition("://")[0]
     for one in objects.store(scheme).beginning(bucket, prefix):

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pytest
 
 from job.cli import options
-from job.commit import output, staging
+from job.commit import baseline, output, staging
 from job.errors import UsageError
-from job.gates import gates
 from tests.support.gated_nights import ROWS, moved, published, report, run_of, score, staged
 from tests.support.nights import Night, dense, features, matrix, put_back, run_cli, saved
 
@@ -245,10 +244,13 @@ def test_where_nights_have_folders_the_newest_that_is_published_counts(
 
 
 def test_candidates_are_the_nights_before_in_order() -> None:
-    found = gates.candidates("/o/{ds}", date(2013, 3, 2), "/o/2013-03-02")
+    found = baseline.candidates("/o/{ds}", date(2013, 3, 2), "/o/2013-03-02")
     assert (len(found), found[:2], found[-1]) == (35, ("/o/2013-03-01", "/o/2013-02-28"), "/o/2013-01-26")
-    assert gates.candidates("/o/{ds:%Y-%m}", date(2013, 3, 2), "/o/2013-03") == ("/o/2013-02", "/o/2013-01")
-    assert gates.candidates("/o/{ds}", date(1, 1, 2), "/o") == ("/o/0001-01-01",)
+    assert baseline.candidates("/o/{ds:%Y-%m}", date(2013, 3, 2), "/o/2013-03") == (
+        "/o/2013-02",
+        "/o/2013-01",
+    )
+    assert baseline.candidates("/o/{ds}", date(1, 1, 2), "/o") == ("/o/0001-01-01",)
 
 
 def test_in_a_backfill_each_night_is_compared_with_the_one_before_it(

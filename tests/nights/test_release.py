@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job.commit import output, refusal, staging
-from job.gates import gates
+from job.commit import baseline, output, refusal, staging
 from job.gates.comparison import Compared
 from job.spec import Gates
 from tests.support.gated_nights import FLAGS, moved, published, report, score, staged
@@ -178,7 +177,7 @@ def test_a_note_tells_the_run_as_it_was(night: Night) -> None:
     compared = Compared("/x", "ab", 5, 0.5, (("p", 0.25),), "note", ("no",), 0.0)
     refusal.write(run, compared)
     assert refusal.read(run.output, run.run_id) == (run, compared)
-    assert gates.NIGHTS_BACK == 35
+    assert baseline.NIGHTS_BACK == 35
 
 
 @pytest.mark.slow

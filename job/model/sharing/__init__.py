@@ -1,1 +1,6 @@
-"""model/sharing."""
+"""One loaded model for all worker processes of a machine.
+
+Owns: the process that holds the model, and the memory through which batches reach it.
+Public: ``client.SharedStep`` (a predict step that asks that process), ``client.release``.
+May import: ``model.signature``, ``model.step`` and what ``model`` may.
+"""
