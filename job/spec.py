@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Device = Literal["auto", "cpu", "gpu"]
 IfExists = Literal["fail", "keep", "replace"]
@@ -42,22 +42,16 @@ NO_OPTIONS = StoreOptions()
 class Gates:
     """What a night must be like to be published; the same night by other gates is the same run.
 
-    ``min_rows`` is how many rows must be published at least. The others look at the last good night:
-    ``max_rows_change`` is a share of its rows, ``None`` for any change; ``max_psi`` has the most that a
-    prediction column's population stability index may be, by column, with ``""`` for those that it does not
-    name. ``baselines`` are the folders where that night may be, the latest first; none where it is the one
-    that the output holds.
+    ``limits`` are those that somebody asked for, by the names in ``job.gates``. ``baselines`` are the folders
+    where the last good night may be, the latest first; none where it is the one that the output holds.
     """
 
-    min_rows: int = 0
-    max_rows_change: float | None = None
-    max_psi: tuple[tuple[str, float], ...] = ()
+    limits: tuple[tuple[str, Any], ...] = ()
     baselines: tuple[str, ...] = ()
 
-    @property
-    def look_back(self) -> bool:
-        """Say whether any of them needs the last good night."""
-        return self.max_rows_change is not None or bool(self.max_psi)
+    def limit(self, name: str) -> Any:
+        """Return a limit, ``None`` where nobody asked for it."""
+        return dict(self.limits).get(name)
 
 
 @dataclass(frozen=True)

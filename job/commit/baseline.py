@@ -11,7 +11,6 @@ threshold goes on from the receipts, and ``job publish`` releases it as it is.
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -21,6 +20,7 @@ from job.commit import output, refusal
 from job.errors import GateError, OutputConflictError, StorageError
 from job.gates import gates
 from job.gates.comparison import Compared
+from job.gates.gate import Nights
 from job.shards import dates
 from job.spec import Receipt, Run, ScoringSpec
 from job.storage.parallel import parallel
@@ -78,10 +78,10 @@ def _compared(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compa
         folder, before = last_good(run.output, run.gates.baselines, seen.published)
     except StorageError as e:
         # Whoever asks for no comparison need not be allowed to read the night before.
-        if run.gates.look_back or json.loads(run.scoring).get("fed_by") == "position":
+        if gates.needs_last_good(run):
             raise
         return Compared(note=f"cannot be read: {e}")
-    return gates.compare(run, receipts, folder, before, held=seen.published)
+    return gates.compare(Nights(run, receipts, folder, before, held=seen.published))
 
 
 def last_good(

@@ -12,7 +12,7 @@ from typing import Any, Final
 from job import storage
 from job.commit import staging
 from job.errors import StateUnknownError
-from job.gates.comparison import Compared
+from job.gates.comparison import Compared, as_tuples
 from job.spec import ChallengerRun, Gates, ModelReference, Run, StoreOptions
 
 NOTE: Final = "refused.json"
@@ -20,7 +20,8 @@ NOTE: Final = "refused.json"
 
 def write(run: Run, compared: Compared) -> None:
     """Note that the gates have refused a run."""
-    content = {"run": asdict(run), "compared": compared.to_fields()}
+    limits = {**dict(run.gates.limits), "baselines": run.gates.baselines}
+    content = {"run": {**asdict(run), "gates": limits}, "compared": compared.to_fields()}
     storage.write_atomic(_path(run.output, run.run_id), json.dumps(content).encode())
 
 
@@ -49,8 +50,8 @@ def _path(output: str, run: str) -> str:
 def _run(told: dict[str, Any]) -> Run:
     # What a later version added is of no use here.
     known = {field.name: told[field.name] for field in fields(Run) if field.name in told}
-    gates = known.pop("gates")
-    max_psi = tuple((name, most) for name, most in gates["max_psi"])
+    limits = {name: as_tuples(value) for name, value in known.pop("gates").items()}
+    baselines = limits.pop("baselines")
     if (challenger := known.pop("challenger", None)) is not None:
         challenger = ChallengerRun(**{**challenger, "model": ModelReference(**challenger["model"])})
     return Run(
@@ -60,6 +61,6 @@ def _run(told: dict[str, Any]) -> Run:
             "model": ModelReference(**known["model"]),
             "versions": tuple((name, version) for name, version in known["versions"]),
             "stores": StoreOptions(**known["stores"]),
-            "gates": Gates(**{**gates, "max_psi": max_psi, "baselines": tuple(gates["baselines"])}),
+            "gates": Gates(tuple(limits.items()), baselines),
         }
     )

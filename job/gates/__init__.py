@@ -1,6 +1,7 @@
 """Gates: may a night be published, compared with the last good one?
 
-Owns: what each gate asks, histograms of predictions and their distance.
-Public: ``gates.refusals``, ``comparison.Compared``, ``histograms.Histogram``.
+Owns: what each gate asks, histograms of predictions and their distance. A gate is one module with one
+``gate.Gate``, listed in ``gates.GATES``.
+Public: ``gates.compare`` and ``gates.refusals``, ``comparison.Compared``, ``histograms.Histogram``.
 May import: ``binding`` and below. No Beam.
 """

@@ -4,45 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
-
-# A report tells of so many columns; the manifest and its JSON of all.
-_MOST_TOLD = 3
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A night's rows and predictions beside those of the last good night, the ``baseline``.
+    """A night beside the last good one, the ``baseline``.
 
-    ``baseline`` is that night's folder, empty where there is none. ``rows_change`` is the change of the
-    published rows as a share of the baseline's, ``psi`` the population stability index of each prediction
-    column that both nights have, ``note`` what could not be compared. ``refused`` is what the gates said, one
+    ``baseline`` is that night's folder, empty where there is none. ``measured`` is what each gate measured,
+    by the gate's name for it. ``note`` is what could not be compared. ``refused`` is what the gates said, one
     line each; ``released_unix_s`` is when somebody published the night nevertheless, 0 where nobody had to.
-    ``columns`` says how the columns that fed the model by position differ from that night's, empty where they
-    do not.
     """
 
     baseline: str = ""
     baseline_run: str = ""
     baseline_rows: int = 0
-    rows_change: float | None = None
-    psi: tuple[tuple[str, float], ...] = ()
+    measured: tuple[tuple[str, Any], ...] = ()
     note: str = ""
     refused: tuple[str, ...] = ()
     released_unix_s: float = 0.0
-    columns: str = ""
+
+    def value(self, measure: str) -> Any:
+        """Return what was measured, ``None`` where nothing was."""
+        return dict(self.measured).get(measure)
+
+    @property
+    def last_good(self) -> str:
+        """How messages name the last good night."""
+        return f"the last good night ({self.baseline})"
 
     def to_fields(self) -> dict[str, Any]:
-        """Return it as JSON's object."""
-        return asdict(self)
+        """Return it as JSON's object, in which each measure has its own key."""
+        fields = asdict(self)
+        measured = fields.pop("measured")
+        return {**fields, **dict(measured)}
 
     @classmethod
     def of_fields(cls, fields: Mapping[str, Any]) -> Compared:
-        """Return what :meth:`to_fields` gave, from JSON; what a later version added is ignored."""
-        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
-        psi = tuple((str(name), float(value)) for name, value in known.pop("psi", ()))
-        return cls(**{**known, "psi": psi, "refused": tuple(known.pop("refused", ()))})
+        """Return what :meth:`to_fields` gave, from JSON; what is no field of ours was measured."""
+        values = {name: as_tuples(value) for name, value in fields.items()}
+        known = {name: values.pop(name) for name in cls.__dataclass_fields__ if name in values}
+        return cls(**known, measured=tuple(values.items()))
 
     @property
     def release(self) -> dict[str, Any] | None:
@@ -51,18 +53,7 @@ class Compared:
             return None
         return {"released_unix_s": self.released_unix_s, "refused": list(self.refused)}
 
-    def lines(self) -> dict[str, str]:
-        """Return what a report tells of it, by label; empty values are to be left out."""
-        told = [self.note] if self.note else []
-        if self.psi:
-            by_size = sorted(self.psi, key=lambda pair: -pair[1])
-            more = f" and {len(by_size) - _MOST_TOLD} more" if len(by_size) > _MOST_TOLD else ""
-            told.insert(0, f"PSI {', '.join(f'{n} {v:.3f}' for n, v in by_size[:_MOST_TOLD])}{more}")
-        if self.rows_change is not None:
-            told.insert(0, f"{self.rows_change:+.1%} rows")
-        released = ""
-        if self.released_unix_s:
-            at = datetime.fromtimestamp(self.released_unix_s, UTC).isoformat(timespec="seconds")
-            released = f"by hand at {at}; the gates had said: {'; '.join(self.refused)}"
-        beside = f" ({self.baseline})" if self.baseline else ""
-        return {"last good night": f"{', '.join(told)}{beside}" if told else "", "released": released}
+
+def as_tuples(value: Any) -> Any:
+    """Return a value that was read from JSON with tuples for its lists."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value

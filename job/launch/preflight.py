@@ -16,7 +16,7 @@ from job.binding.binding import Binding, bind, closest, disagreement, mismatches
 from job.binding.columns import is_null, layout, nested_type, plain_type
 from job.binding.predictions import check_names, prediction_fields
 from job.errors import DataError, GateError, SchemaError, ShardError, as_flag
-from job.gates import gates
+from job.gates import columns
 from job.model.signature import Signature, input_text, listed
 from job.shards import planner
 from job.shards.planner import Footer
@@ -540,7 +540,7 @@ def check_same(spec: ScoringSpec, binding: Binding, before: Mapping[str, Any] | 
     Raises:
         GateError: other columns fed its model, or in another order.
     """
-    if told := gates.columns_changed(binding.by, [feed.columns for feed in binding.feeds], where, before):
+    if told := columns.changed(binding.by, [feed.columns for feed in binding.feeds], where, before):
         raise GateError(
             f"{spec.output}: {told}; nothing was scored; if today's are right, say so with "
             f"{as_flag('features', *binding.columns)}, else give the others"

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from job.errors import UsageError
+from job.gates import gates
 from job.gates.comparison import Compared
 from job.model.signature import Feed, InputSpec, feeds_text
 from job.report import page
@@ -178,7 +179,9 @@ class RunReport:
 
     def to_json(self) -> str:
         """Return ``_report.json``: one object, one field a line, equal for equal reports."""
-        return json.dumps({"report_version": VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        compared = self.compared and self.compared.to_fields()
+        fields = {"report_version": VERSION, **asdict(self), "compared": compared}
+        return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "_report.json") -> RunReport:
@@ -261,7 +264,7 @@ class RunReport:
             ),
             "thread seconds": _join(*(f"{stage} {getattr(self, f'{stage}_s'):.1f}" for stage in STAGES)),
             **(self.challenger.lines() if self.challenger else {}),
-            **(self.compared.lines() if self.compared else {}),
+            **(gates.lines(self.compared) if self.compared else {}),
             "started": self.started_utc,
             "run": self.run_id,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,12 @@ import pyarrow as pa
 import pytest
 
 from job.cli import options
-from job.commit import baseline, output, staging
+from job.commit import baseline, output, refusal, staging
 from job.errors import UsageError
+from job.gates import gates
+from job.gates.comparison import Compared
+from job.gates.gate import Gate, Nights
+from job.spec import ScoringSpec
 from tests.support.gated_nights import ROWS, moved, published, report, run_of, score, staged
 from tests.support.nights import Night, dense, features, matrix, put_back, run_cli, saved
 
@@ -207,6 +211,62 @@ def dated(night: Night, day: int, table: pa.Table, *flags: str) -> list[str]:
         ),
         *(f"--model={night.folder / 'm.keras'}", "--keys=id", f"--ds=2013-12-{day:02}", *flags),
     ]
+
+
+class Dozens(Gate):
+    """A gate that this job does not have: rows must come in dozens, and more dozens than last time."""
+
+    limit, measure, looks_back = "dozens", "dozens_more", True
+
+    def asked(self, spec: ScoringSpec) -> tuple[tuple[str, int], ...]:
+        return (("a dozen", 12),)
+
+    def measured(self, nights: Nights, /) -> tuple[list[Any], str]:
+        return [nights.rows // 12 - nights.rows_before // 12, "dozens"], "half dozens are left out"
+
+    def told(self, value: Sequence[Any], /) -> str:
+        return f"{value[0]:+} {value[1]}"
+
+    def refusals(self, limit: Sequence[Sequence[Any]], rows: int, compared: Compared, /) -> Iterator[str]:
+        ((name, size),) = limit
+        if rows % size or compared.value(self.measure)[0] < 0:
+            yield f"{rows} rows are no full dozens ({name} is {size})"
+
+
+def test_a_gate_is_one_class_and_one_entry(
+    night: Night, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "GATES", (*gates.GATES, Dozens()))
+    night.shard("a", features(2407), group_rows=100)
+    code, _, err = score(night, capfd)
+    assert code == 5
+    assert "2407 rows are no full dozens (a dozen is 12)" in err
+    (run_id,) = staged(night)
+    # The note from which a refused night is released brings limit and measure back as they were.
+    run, compared = refusal.read(str(night.output), run_id) or pytest.fail("no note")
+    assert run.gates.limit("dozens") == (("a dozen", 12),)
+    assert compared.value("dozens_more") == (0, "dozens")
+    publish = ("publish", str(night.output), f"--run_id={run_id}", "--if_exists=replace")
+    code, out, err = run_cli(capfd, *publish)
+    assert code == 0, err
+    assert "+0.3% rows, PSI prediction" in " ".join(out.split())
+    assert "+0 dozens, half dozens are left out" in " ".join(out.split())
+    assert report(night)["compared"]["dozens_more"] == [0, "dozens"]
+
+
+def test_a_note_of_an_older_version_is_released(night: Night, capfd: pytest.CaptureFixture[str]) -> None:
+    night.shard("a", features(50))
+    assert score(night, capfd, "--min_rows=51")[0] == 5
+    (run_id,) = staged(night)
+    (path,) = (night.output / "_staging").rglob(refusal.NOTE)
+    note = json.loads(path.read_text())
+    # What gates were before each of them kept its own limit.
+    note["run"]["gates"] = {"min_rows": 51, "max_rows_change": None, "max_psi": [], "baselines": []}
+    path.write_text(json.dumps(note))
+    publish = ("publish", str(night.output), f"--run_id={run_id}", "--if_exists=replace")
+    code, _, err = run_cli(capfd, *publish)
+    assert code == 0, err
+    assert night.manifest()["released"]["refused"] == ["50 rows are scored, fewer than --min_rows=51"]
 
 
 def test_where_nights_have_folders_the_newest_that_is_published_counts(

@@ -172,9 +172,10 @@ def test_a_release_that_is_killed_at_any_step_is_finished_by_the_same_command(
 def test_a_note_tells_the_run_as_it_was(night: Night) -> None:
     night.shard("a", features(50))
     planned = night.planned(night.folder / "m.keras", *FLAGS)
-    asked = Gates(5, 0.5, (("", 0.2), ("a", 0.1)), ("/x", "/y"))
+    limits = ("min_rows", 5), ("max_rows_change", 0.5), ("max_psi", (("", 0.2), ("a", 0.1)))
+    asked = Gates(limits, ("/x", "/y"))
     run = replace(planned.task.run, gates=asked, versions=(("python", "3"),), lease="t", handed=True)
-    compared = Compared("/x", "ab", 5, 0.5, (("p", 0.25),), "note", ("no",), 0.0)
+    compared = Compared("/x", "ab", 5, (("rows_change", 0.5), ("psi", (("p", 0.25),))), "note", ("no",))
     refusal.write(run, compared)
     assert refusal.read(run.output, run.run_id) == (run, compared)
     assert baseline.NIGHTS_BACK == 35
