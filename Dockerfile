@@ -29,37 +29,34 @@ RUN python -m pip install --require-hashes -r requirements-worker-gpu.lock
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 FROM dependencies-gpu AS worker-gpu
-COPY pyproject.toml setup.py ./
+COPY pyproject.toml setup.py LICENSE ./
 COPY job ./job
-COPY models ./models
 RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.egg-info
 # The environment stays root's: a worker reads code and never changes it. The imports are tried from
 # outside the sources, so that a package left out of the installation fails here and not on a cluster.
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import models, job.launch.score, job.scoring.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
+RUN python -c "import job.launch.score, job.scoring.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
 ENTRYPOINT ["/opt/apache/beam/boot"]
 
 # The same steps: a stage can only follow one other.
 FROM dependencies AS worker-cpu
-COPY pyproject.toml setup.py ./
+COPY pyproject.toml setup.py LICENSE ./
 COPY job ./job
-COPY models ./models
 RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.egg-info
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import models, job.launch.score, job.scoring.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
+RUN python -c "import job.launch.score, job.scoring.worker, apache_beam, keras, pyarrow, tensorflow, distributed"
 ENTRYPOINT ["/opt/apache/beam/boot"]
 
 # It reads the model before anything is scored, so it needs what a worker needs, in the same versions.
 FROM dependencies-launcher AS launcher
-COPY pyproject.toml setup.py ./
+COPY pyproject.toml setup.py LICENSE ./
 COPY job ./job
-COPY models ./models
 RUN python -m pip install --no-deps --no-build-isolation . && rm -rf build ./*.egg-info
 USER 10001
 WORKDIR /home/worker
-RUN python -c "import models, job.launch.score, job.scoring.worker, apache_beam, keras, pyarrow, tensorflow, distributed" \
+RUN python -c "import job.launch.score, job.scoring.worker, apache_beam, keras, pyarrow, tensorflow, distributed" \
     && python -c "import apitools, google.cloud.dataflow, google.cloud.storage, google_auth_httplib2"
 ENTRYPOINT ["python", "-m", "job"]
 CMD ["--help"]

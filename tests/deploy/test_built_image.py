@@ -20,7 +20,7 @@ from tests.support.store_nights import until
 from tests.unit.test_repository import pins
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-CONTEXT = ("Dockerfile", ".dockerignore", "requirements-worker.lock", "pyproject.toml", "setup.py")
+CONTEXT = ("Dockerfile", ".dockerignore", "requirements-worker.lock", "pyproject.toml", "setup.py", "LICENSE")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,15 +150,15 @@ def with_other_hashes(context: Path) -> None:
     lock.write_text(re.sub(r"sha256:[0-9a-f]{64}", f"sha256:{'0' * 64}", lock.read_text()))
 
 
-def without_models(context: Path) -> None:
-    edit(context / "pyproject.toml", '"job.*", "models", "models.*"', '"job.*"')
+def without_packages(context: Path) -> None:
+    edit(context / "pyproject.toml", '"job", "job.*"', '"job"')
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a source is missing": (lambda context: shutil.rmtree(context / "models"), "models"),
+    "a source is missing": (lambda context: (context / "LICENSE").unlink(), "LICENSE"),
     "a source is hidden": (lambda context: edit(context / ".dockerignore", "!job\n", ""), "job"),
     "a hash is wrong": (with_other_hashes, "DO NOT MATCH THE HASHES"),
-    "a package is left out": (without_models, "No module named 'models'"),
+    "a package is left out": (without_packages, "No module named 'job.launch'"),
 }
 
 
@@ -166,8 +166,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_build_fails_where(name: str, tmp_path: Path) -> None:
     for one in CONTEXT:
         shutil.copy2(images.ROOT / one, tmp_path)
-    for package in ("job", "models"):
-        shutil.copytree(images.ROOT / package, tmp_path / package)
+    shutil.copytree(images.ROOT / "job", tmp_path / "job")
     spoil, told = BROKEN[name]
     spoil(tmp_path)
     done = images.build("worker-cpu", tmp_path)

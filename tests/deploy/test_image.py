@@ -56,7 +56,7 @@ def test_every_copied_path_exists_and_reaches_the_build() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = [line.removeprefix("!") for line in lines if line.startswith("!")]
     assert lines[1] == "*", "all that is not named is left out"
-    assert {"job", "models", *(path.name for path in ROOT.glob("requirements-worker*.lock"))} <= set(copied)
+    assert {"job", "LICENSE", *(path.name for path in ROOT.glob("requirements-worker*.lock"))} <= set(copied)
     unused = {path for path in allowed if path not in copied and not path.startswith("deploy/")}
     assert not unused, "what no stage copies stays out"
     for source in copied:
@@ -114,4 +114,4 @@ def test_the_build_fails_where_an_import_does(name: str) -> None:
     user = max(index for index, (name, _) in enumerate(made) if name == "USER")
     assert checks
     assert max(checks) > user, "the imports are tried as the user who runs them"
-    assert {"tensorflow", "keras", "models"} <= set(re.findall(r"\w+", made[checks[-1]][1]))
+    assert {"tensorflow", "keras", "job"} <= set(re.findall(r"\w+", made[checks[-1]][1]))

@@ -153,7 +153,7 @@ def test_ctrl_c_cancels_the_job_and_the_same_command_goes_on_elsewhere(service: 
     (package,) = [content for name, content in staged.items() if name.endswith("/workflow.tar.gz")]
     with tarfile.open(fileobj=io.BytesIO(package)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"job/scoring/worker.py", "models/custom_layer.py", "pyproject.toml"} <= names
+    assert {"job/scoring/worker.py", "job/py.typed", "pyproject.toml"} <= names
     # The dead command's lease is free on its own machine.
     service.night.score("stopped")
     service.night.check("stopped")
