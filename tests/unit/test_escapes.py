@@ -162,7 +162,7 @@ def test_nothing_is_printed_but_through_the_doors() -> None:
         "print": set[str](),
         # The streams themselves are wrapped or flushed here.
         "stdout": {"console", "doctor"},
-        "stderr": {"console", "quiet"},
+        "stderr": {"console", "library_output"},
         "Console": {"console", "progress"},
     }
     for path in sorted(JOB.glob("**/*.py")):
