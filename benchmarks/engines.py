@@ -22,8 +22,8 @@ from benchmarks.compare import equal_outputs
 from benchmarks.data import first
 from benchmarks.measure import process, python
 from tests.support.dask_cluster import dask_cluster
-from tests.support.pools import service
 from tests.support.servers import prism
+from tests.support.worker_pool import service
 
 EMBEDDED: Final = "embedded, threads"
 _SHARDS: Final = 8

@@ -18,9 +18,9 @@ import pytest
 from tests.support.nights import Night
 
 if TYPE_CHECKING:
-    from tests.support.killing import Zygote
-    from tests.support.lease_places import Clock, Place
-    from tests.support.remote import Remote
+    from tests.support.jobs import Zygote
+    from tests.support.leases import Clock, Place
+    from tests.support.remote_store import Remote
     from tests.support.store_nights import StoreNight
 
 
@@ -81,7 +81,7 @@ def december(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def nights(night: Night) -> Night:
     """Four nights of two shards each, and a model."""
-    from tests.support.many_nights import made
+    from tests.support.backfill_nights import made
 
     return made(night)
 
@@ -90,10 +90,10 @@ def nights(night: Night) -> Night:
 def warm() -> Iterator[Zygote]:
     """What forks jobs that have imported everything already; they find no store that is not told to them."""
     # Only here: most tests need no process of their own.
-    from tests.support.killing import zygote
+    from tests.support.jobs import zygote
     from tests.support.servers import stores
 
-    clients = ("job.storage.s3", "job.storage.gcs", "tests.support.servers.descriptions")
+    clients = ("job.storage.s3", "job.storage.gcs", "tests.support.servers.boto3_cache")
     with zygote(stores.environment(None, None), clients) as one:
         yield one
 
@@ -102,7 +102,7 @@ def warm() -> Iterator[Zygote]:
 def empty_store(request: pytest.FixtureRequest) -> Iterator[Remote]:
     """An S3 or a Cloud Storage with one bucket, which the tests of a module share."""
     # Only here: most tests need no store's client.
-    from tests.support.remote import remote
+    from tests.support.remote_store import remote
 
     with remote(request.param) as one:
         yield one
@@ -135,7 +135,7 @@ def night_in_store(
 @pytest.fixture(scope="module", params=["s3", "gs"])
 def lease_place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """A bucket of either store for outputs with leases."""
-    from tests.support.lease_places import place
+    from tests.support.leases import place
 
     with place(request.param) as one:
         yield one
@@ -151,7 +151,7 @@ def place(lease_place: Place) -> Place:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time that leases go by, which passes when the test says so."""
     from job.commit import lease
-    from tests.support.lease_places import Clock
+    from tests.support.leases import Clock
 
     one = Clock()
     monkeypatch.setattr(lease, "time", one)

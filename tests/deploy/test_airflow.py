@@ -44,7 +44,8 @@ class Nights:
 def command(folder: Path) -> Path:
     """The job's command, as a machine has it for Airflow: one path."""
     path = folder / "scoring-job"
-    path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.support.killed_once "$@"\n')
+    command = f"{sys.executable} -m tests.support.crashing_command"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {command} "$@"\n')
     path.chmod(0o755)
     return path
 

@@ -15,8 +15,8 @@ import pytest
 
 from tests.support import images
 from tests.support.nights import Night, dense, features, saved
-from tests.support.pools import external, free_port, job_service, listens
 from tests.support.store_nights import until
+from tests.support.worker_pool import external, free_port, job_service, listens
 from tests.unit.test_repository import pins
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -153,7 +153,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         "begun": "/bin/sh -c 'kill -TERM $$$$'",
         # As the job ends on SIGTERM, which systemd sends when a night takes too long.
         "slow": "/bin/sh -c 'trap \"exit 143\" TERM; sleep 60 & wait'",
-        "stopped": f"{job} --ds={STOPPED} --model=tests.support.slowly:build --split_rows=50 --batch_size=50",
+        "stopped": f"{job} --ds={STOPPED} --model=tests.support.slow_model:build"
+        " --split_rows=50 --batch_size=50",
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pager)
     told: list[str] = []

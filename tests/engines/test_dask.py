@@ -20,9 +20,9 @@ import pytest
 
 from job.engines import dask
 from tests.support.dask_cluster import ROOT, Cluster, dask_cluster
-from tests.support.killing import Done, Forked, Job, Zygote
+from tests.support.engine_checks import receipts_of as receipts
+from tests.support.jobs import Done, Forked, Job, Zygote
 from tests.support.nights import Night, dense, features, matrix, saved
-from tests.support.rehearsal import receipts_of as receipts
 from tests.support.store_nights import until
 
 # Takes a quarter of a second for each batch, so that a worker can be killed in the middle of a night.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import rehearsal
+from tests.support import engine_checks
 from tests.support.dask_cluster import Cluster, dask_cluster
 from tests.support.nights import Night
 from tests.support.store_nights import until
@@ -35,7 +35,7 @@ def engine(cluster: Cluster) -> list[str]:
 @pytest.fixture(scope="module")
 def embedded(december: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("embedded")
-    rehearsal.here([*december, f"--output={output}"])
+    engine_checks.here([*december, f"--output={output}"])
     return output
 
 
@@ -43,8 +43,8 @@ def embedded(december: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 def test_december_is_that_of_the_embedded_engine(
     night: Night, december: list[str], embedded: Path, engine: list[str], sharing: str
 ) -> None:
-    rehearsal.here([*december, f"--output={night.output}", f"--model_sharing={sharing}", *engine])
-    told = rehearsal.compared(night.output, embedded, shared=sharing == "machine")
+    engine_checks.here([*december, f"--output={night.output}", f"--model_sharing={sharing}", *engine])
+    told = engine_checks.compared(night.output, embedded, shared=sharing == "machine")
     assert (told["rows_scored"], told["splits"], len(told["workers"])) == (27_110, 31, 2)
 
 
@@ -52,7 +52,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(
     night: Night, cluster: Cluster, engine: list[str]
 ) -> None:
     def at_work() -> Counter[str]:
-        return Counter(one["worker"] for one in rehearsal.receipts_of(night))
+        return Counter(one["worker"] for one in engine_checks.receipts_of(night))
 
     def kill(job: subprocess.Popen[bytes]) -> None:
         until(lambda: len(at_work()) == 2, within_s=30)
@@ -64,7 +64,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(
             pids = client.run(os.getpid)
         os.kill(min(pids.values()), signal.SIGKILL)
 
-    told = rehearsal.killed(night, engine, kill, splits=40, survives=True, within_s=WITHIN_S)
+    told = engine_checks.killed(night, engine, kill, splits=40, survives=True, within_s=WITHIN_S)
     # The nanny may have started another one in time.
     assert len(told["loads"]) == len(told["workers"]) in (2, 3)
     cluster.wait_for(2)

@@ -20,8 +20,8 @@ from job.commit import lease as commit_lease
 from job.errors import EngineError, OutputConflictError, StateUnknownError, UsageError
 from tests.support import dataflow_jobs
 from tests.support.dataflow_jobs import IMAGE, ROOT, TIMEOUT_S, Dataflow
-from tests.support.servers.answers import Answer, answering
 from tests.support.servers.clients import BUCKET
+from tests.support.servers.scripted import Answer, answering
 from tests.support.store_nights import StoreNight, store_night
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,10 @@ import pytest
 from job.doctor import engine
 from tests.support.dask_cluster import dask_cluster
 from tests.support.nights import Night, dense, features, saved
-from tests.support.pools import external, free_port, job_service, worker_pool
-from tests.support.remote import Remote
+from tests.support.remote_store import Remote
 from tests.support.servers.clients import BUCKET
 from tests.support.store_nights import until
+from tests.support.worker_pool import external, free_port, job_service, worker_pool
 from tests.unit.doctor.test_doctor import NOBODY, examined, not_ok
 
 ROOT = Path(__file__).parents[2]

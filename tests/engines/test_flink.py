@@ -24,7 +24,7 @@ from deploy.flink.distribution import VERSION
 from job.engines import choice
 from job.engines.flink import engine as flink_engine
 from job.errors import EngineError
-from tests.support import rehearsal
+from tests.support import engine_checks
 from tests.support.archives import CONFIG, written
 from tests.support.nights import Night, dense, features, saved
 from tests.support.servers.flink import (
@@ -237,7 +237,7 @@ def test_a_night_by_the_flags_of_the_cluster_on_another_job_server(
     try:
         until(lambda: not is_free(port), within_s=30)
         engine = [*flags(cluster), f"--job_endpoint=localhost:{port}"]
-        told = rehearsal.as_embedded(args, night.folder, engine, within_s=150)
+        told = engine_checks.as_embedded(args, night.folder, engine, within_s=150)
     finally:
         serves.kill()
         serves.wait()

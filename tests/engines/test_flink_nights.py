@@ -21,11 +21,11 @@ from deploy.flink import jobserver
 from deploy.flink.__main__ import flags
 from deploy.flink.cluster import Cluster
 from deploy.flink.distribution import DeployError
-from tests.support import rehearsal
+from tests.support import engine_checks
 from tests.support.nights import Night, dense, features, saved
-from tests.support.pools import free_port, worker_pool
 from tests.support.servers.flink import flink_cluster
 from tests.support.store_nights import until
+from tests.support.worker_pool import free_port, worker_pool
 
 WITHIN_S = 280.0
 
@@ -87,7 +87,7 @@ def test_december_is_that_of_the_embedded_engine(
     with environment(kind, cluster, tmp_path) as (more, workers):
         where = [one for one in flags(cluster) if not one.startswith("--environment_")]
         engine = [*where, f"--flink_job_server_jar={jar}", f"--environment_type={kind}", *more]
-        told = rehearsal.as_embedded(december, tmp_path, engine, WITHIN_S)
+        told = engine_checks.as_embedded(december, tmp_path, engine, WITHIN_S)
     assert (told["rows_scored"], told["splits"], len(told["workers"])) == (27_110, 31, workers)
 
 
@@ -98,7 +98,7 @@ def test_four_million_rows_are_those_of_the_embedded_engine(night: Night, engine
     model = saved(dense(), night.folder / "m.keras")
     args = [f"--input={night.input}", f"--model={model}", "--keys=id"]
     args += ["--split_rows=100000", "--batch_size=8192"]
-    told = rehearsal.as_embedded(args, night.folder, engine, WITHIN_S)
+    told = engine_checks.as_embedded(args, night.folder, engine, WITHIN_S)
     assert (told["rows_scored"], told["splits"], len(told["workers"])) == (4_000_000, 40, 2)
 
 
@@ -109,7 +109,7 @@ def test_a_task_manager_that_is_killed_costs_nothing_but_time(
         cluster.kill("taskmanager1")
         cluster.up()
 
-    rehearsal.killed(night, engine, kill, splits=96, survives=True, within_s=WITHIN_S)
+    engine_checks.killed(night, engine, kill, splits=96, survives=True, within_s=WITHIN_S)
 
 
 def test_a_python_worker_that_is_killed_costs_nothing_but_time(
@@ -121,7 +121,7 @@ def test_a_python_worker_that_is_killed_costs_nothing_but_time(
         assert len(workers) == 2
         workers[0].send_signal(signal.SIGKILL)
 
-    rehearsal.killed(night, engine, kill, splits=96, survives=True, within_s=WITHIN_S)
+    engine_checks.killed(night, engine, kill, splits=96, survives=True, within_s=WITHIN_S)
 
 
 def test_a_job_server_that_is_killed_ends_the_command_and_frees_the_slots(
@@ -133,7 +133,7 @@ def test_a_job_server_that_is_killed_ends_the_command_and_frees_the_slots(
         )
         server.send_signal(signal.SIGKILL)
 
-    rehearsal.killed(night, engine, kill, splits=96, survives=False, within_s=WITHIN_S)
+    engine_checks.killed(night, engine, kill, splits=96, survives=False, within_s=WITHIN_S)
     assert all(job.has_ended for job in cluster.rest().jobs())
 
 
@@ -141,8 +141,8 @@ def test_ctrl_c_frees_the_slots(night: Night, cluster: Cluster, engine: list[str
     night.shard("part", features(96_000), group_rows=1000)
     slow = ["--keys=id", "--features=f0,f1,f2,f3", "--split_rows=1000", "--batch_size=1000"]
     log = night.folder / "log"
-    with rehearsal.start([*night.args("tests.support.slowly:build", *slow), *engine], log) as job:
-        until(lambda: rehearsal.receipts(night) >= 5, within_s=WITHIN_S)
+    with engine_checks.start([*night.args("tests.support.slow_model:build", *slow), *engine], log) as job:
+        until(lambda: engine_checks.receipts(night) >= 5, within_s=WITHIN_S)
         job.send_signal(signal.SIGINT)
         assert job.wait(60) != 0
     until(lambda: cluster.rest().overview().free_slots == 4, within_s=30)

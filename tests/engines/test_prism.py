@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from tests.support.nights import Night, check_same_files, dense, features, saved
-from tests.support.pools import external, free_port, worker_pool
 from tests.support.servers import prism
 from tests.support.store_nights import until
+from tests.support.worker_pool import external, free_port, worker_pool
 from tests.unit.doctor.test_doctor import examined, not_ok
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.nights import Night, dense, features, saved
-from tests.support.pools import service
 from tests.support.store_nights import until
+from tests.support.worker_pool import service
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,7 @@ from job.errors import JobError, UsageError
 from job.launch import backfill
 from job.shards import dates
 from job.storage import objects
-from tests.support.many_nights import DAYS, FIRST, closed, filled, flags, lines, report
+from tests.support.backfill_nights import DAYS, FIRST, closed, filled, flags, lines, report
 from tests.support.nights import Night, check_same_files, features, module, run_cli, visible
 from tests.support.servers import stores
 from tests.support.servers.clients import BUCKET, s3_way

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support.many_nights import DAYS, filled, flags, lines, report
+from tests.support.backfill_nights import DAYS, filled, flags, lines, report
 from tests.support.nights import Night, dense, features, run_cli, saved, visible
 from tests.support.store_nights import until
 

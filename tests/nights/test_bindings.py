@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.support.fed_by_hand import BATCH, RNG, ROWS, WIDE, check, numbers, scalars, score
 from tests.support.nights import Array, Night
+from tests.support.oracle import BATCH, RNG, ROWS, WIDE, check, numbers, scalars, score
 
 IMAGES = RNG.integers(0, 256, size=(ROWS, 4, 5, 3)).astype(np.uint8)
 CITIES = np.array(["Rome", "Oslo", "", "São Paulo"] * 14)[:ROWS]

@@ -23,7 +23,7 @@ from job.scoring.challenger import MOST_MODEL_ERRORS, failed_rows, spread
 from job.scoring.split import score_split
 from job.shards import inputs
 from job.spec import ModelReference, ScoringSpec, Shard
-from tests.support.killing import Job, Zygote
+from tests.support.jobs import Job, Zygote
 from tests.support.nights import Night, dense, features, module, run_cli, saved
 
 FLAGS = ("--keys=id", "--features=f0,f1,f2,f3", "--split_rows=100", "--batch_size=32")

@@ -21,7 +21,7 @@ from job.errors import JobError, StateUnknownError
 from job.scoring.split import score_split
 from job.spec import Receipt, Run
 from tests.nights.test_kills import files, is_whole
-from tests.support.killing import Job, Zygote
+from tests.support.jobs import Job, Zygote
 from tests.support.nights import Night, dense, features, saved
 from tests.support.receipts import RUN_ID, receipt, run_of, split
 

@@ -25,7 +25,7 @@ from job.cli import options
 from job.commit.output import published
 from job.errors import ModelError, OutputConflictError
 from job.launch import score
-from tests.support.killing import Job, Zygote
+from tests.support.jobs import Job, Zygote
 from tests.support.nights import Array, Night, dense, features, matrix, saved
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from job.scoring.split import score_split
 from job.shards import inputs
 from job.storage import sinks
 from tests.nights.test_kills import files, is_whole
-from tests.support.killing import Job, Zygote
+from tests.support.jobs import Job, Zygote
 from tests.support.nights import Night, Planned, dense, features, saved
 
 SEAMS: list[tuple[Any, str]] = [
@@ -218,7 +218,7 @@ def test_a_file_that_cannot_grow_is_one_line(full: Night, warm: Zygote) -> None:
     """A real limit of the system's: no file of more than a few kilobytes."""
     wide = {f"f{i}": np.random.default_rng(i).normal(size=5000).astype(np.float32) for i in range(4)}
     full.shard("part-9", pa.table({"id": np.arange(5000), **wide}))
-    (done,) = warm.run(command(full, imports=("tests.support.small_files",)))
+    (done,) = warm.run(command(full, imports=("tests.support.job_patches.small_files",)))
     assert done.code == 1, done.text
     (line,) = [line for line in done.text.splitlines() if line.startswith("error: ")]
     assert "File too large" in line

@@ -20,7 +20,7 @@ from job.gates import gates
 from job.gates.comparison import Compared
 from job.gates.gate import Gate, Nights
 from job.spec import ScoringSpec
-from tests.support.gated_nights import ROWS, moved, published, report, run_of, score, staged
+from tests.support.gate_nights import ROWS, moved, published, report, run_of, score, staged
 from tests.support.nights import Night, dense, features, matrix, put_back, run_cli, saved
 
 

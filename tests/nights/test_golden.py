@@ -16,7 +16,7 @@ import pytest
 from job.cli import options
 from job.scoring.golden import MOST_ROWS
 from tests.support.nights import Night, dense, features, kept, matrix, put_back, run_cli, saved
-from tests.support.pools import ROOT, external, free_port, job_service, worker_pool
+from tests.support.worker_pool import ROOT, external, free_port, job_service, worker_pool
 
 FLAGS = ("--keys=id", "--split_rows=100", "--batch_size=64")
 # Adds a hundredth where a variable is set: as a machine that computes wrong, with the right weights.

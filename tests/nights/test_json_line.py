@@ -12,7 +12,7 @@ from job.commit.handover import Job
 from job.errors import DataError
 from job.report import json_line
 from tests.support.nights import Night, dense, features, run_cli, saved
-from tests.support.servers.answers import Answer, answering
+from tests.support.servers.scripted import Answer, answering
 from tests.unit.report.test_json_line import FIELDS
 from tests.unit.report.test_run_report import REPORT
 

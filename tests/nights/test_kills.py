@@ -17,7 +17,7 @@ import pytest
 
 from job.cli import options
 from job.launch import score
-from tests.support.killing import Done, Job, Zygote, kinds
+from tests.support.jobs import Done, Job, Zygote, kinds
 from tests.support.nights import Night, dense, features, saved
 from tests.support.store_nights import until
 

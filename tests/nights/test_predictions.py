@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.support.fed_by_hand import BATCH, ROWS, WIDE, check, numbers, scalars, score
 from tests.support.nights import Night, dense, features, matrix
+from tests.support.oracle import BATCH, ROWS, WIDE, check, numbers, scalars, score
 
 
 def test_strings_come_out_as_text(night: Night) -> None:

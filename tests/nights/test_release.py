@@ -15,11 +15,11 @@ import pytest
 from job.commit import baseline, output, refusal, staging
 from job.gates.comparison import Compared
 from job.spec import Gates
-from tests.support.gated_nights import FLAGS, moved, published, report, score, staged
-from tests.support.killing import Job, Zygote
+from tests.support.gate_nights import FLAGS, moved, published, report, score, staged
+from tests.support.jobs import Job, Zygote
 from tests.support.nights import Night, dense, features, matrix, put_back, run_cli
-from tests.support.pools import service
 from tests.support.store_nights import until
+from tests.support.worker_pool import service
 
 
 @pytest.fixture(scope="module")

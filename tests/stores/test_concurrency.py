@@ -18,7 +18,7 @@ import pytest
 from job.errors import OutputConflictError
 from job.report.run_report import RunReport
 from tests.support import short_leases
-from tests.support.killing import Job, Zygote
+from tests.support.jobs import Job, Zygote
 from tests.support.servers.clients import BUCKET
 from tests.support.servers.proxy import Fault
 from tests.support.store_nights import StoreNight, held, kind, until, until_held
@@ -37,7 +37,7 @@ def night(night_in_store: StoreNight) -> StoreNight:
     return night_in_store
 
 
-SOON = "tests.support.expiring_soon"
+SOON = "tests.support.job_patches.short_leases"
 
 
 def job(night: StoreNight, name: str, *flags: str, log: str = "log", clocks: str = SOON) -> Job:
@@ -212,7 +212,7 @@ def test_not_even_one_whose_clocks_stood_still_with_it(
 ) -> None:
     """A virtual machine that was paused: nothing tells its owner but the lease itself."""
     name = next(_outputs)
-    one = job(night, name, clocks="tests.support.standing_clocks")
+    one = job(night, name, clocks="tests.support.job_patches.stopped_clocks")
     with standing_still(night, warm, one, steps[step], late=STEPS[step][2]) as said:
         night.score(name, OTHER, REPLACE)
         night.check(name)

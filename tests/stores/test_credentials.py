@@ -12,11 +12,11 @@ import pytest
 
 from job import storage
 from job.errors import StorageError
-from tests.support.permitted import OUTPUT, Buckets, failed, in_this_process, s3_buckets
+from tests.support.permissions import OUTPUT, Buckets, failed, in_this_process, s3_buckets
 from tests.support.servers import stores
-from tests.support.servers.answers import Answer, Asked, answering
 from tests.support.servers.clients import BUCKET, Way, s3_way
 from tests.support.servers.proxy import Entry
+from tests.support.servers.scripted import Answer, Asked, answering
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 CONTENT = b"anything"

@@ -26,11 +26,11 @@ from job import storage
 from job.errors import StorageError
 from job.storage import objects
 from job.storage.retries import TransientError
-from tests.support.permitted import ROOT, failed, in_this_process
+from tests.support.permissions import ROOT, failed, in_this_process
 from tests.support.servers import stores
-from tests.support.servers.answers import Answer, Answers, Asked, answering
 from tests.support.servers.clients import BUCKET, Way, gcs_way
 from tests.support.servers.proxy import Fault
+from tests.support.servers.scripted import Answer, Answers, Asked, answering
 
 CONTENT = b"anything"
 ACCOUNT = "night@test.example"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import pytest
 
 from job.commit import lease
-from tests.support.killing import Done, Job, Zygote
+from tests.support.jobs import Done, Job, Zygote
 from tests.support.servers.proxy import Entry, Fault
 from tests.support.store_nights import MUTATES, SPLITS, StoreNight, kind, until
 

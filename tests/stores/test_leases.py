@@ -16,8 +16,8 @@ import pytest
 from job.commit import lease
 from job.errors import OutputConflictError, StateUnknownError
 from job.storage import disk, objects
-from tests.support.killing import ROOT
-from tests.support.lease_places import OTHER, Clock, Place
+from tests.support.jobs import ROOT
+from tests.support.leases import OTHER, Clock, Place
 
 RENEW_S, EXPIRES_S, LOOK_S = lease.RENEW_S, lease.EXPIRES_S, lease._LOOK_EVERY_S
 HOST = lease._process(os.getpid())["host"]

@@ -15,7 +15,7 @@ from job import storage
 from job.commit import lease
 from job.errors import OutputConflictError, StateUnknownError, StorageError
 from job.storage import objects, retries
-from tests.support.lease_places import OTHER, Clock, Place
+from tests.support.leases import OTHER, Clock, Place
 from tests.support.servers.proxy import Fault
 from tests.support.store_nights import until
 

@@ -14,7 +14,7 @@ import pytest
 from job import storage
 from job.errors import UsageError
 from job.storage import objects
-from tests.support.remote import Remote
+from tests.support.remote_store import Remote
 from tests.support.servers.clients import BUCKET
 
 # More than either store lists at once.

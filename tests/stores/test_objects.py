@@ -10,7 +10,7 @@ import pytest
 from job import storage
 from job.errors import ShardChangedError, StorageError
 from job.storage.parallel import parallel
-from tests.support.remote import Remote
+from tests.support.remote_store import Remote
 from tests.support.servers.clients import BUCKET
 from tests.support.servers.proxy import Fault
 

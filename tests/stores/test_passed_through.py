@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from job.storage import retries
-from tests.support.permitted import (
+from tests.support.permissions import (
     KMS_KEYS,
     OUTPUT,
     PAYER,

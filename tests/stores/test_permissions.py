@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.permitted import (
+from tests.support.permissions import (
     INPUT,
     OUTPUT,
     ROOT,

@@ -28,7 +28,7 @@ from job.storage import objects, retries
 from job.storage.buckets import Client
 from tests.support.nights import dense, features, saved
 from tests.support.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
-from tests.support.remote import Remote
+from tests.support.remote_store import Remote
 from tests.support.servers.proxy import Fault
 from tests.support.store_nights import until
 

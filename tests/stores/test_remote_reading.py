@@ -14,7 +14,7 @@ import pytest
 from job.scoring import reader
 from tests.support.nights import features
 from tests.support.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
-from tests.support.remote import Remote
+from tests.support.remote_store import Remote
 
 ROWS = 60_000
 MORE = 1.05

@@ -14,7 +14,7 @@ from job.errors import StateUnknownError, StorageError
 from job.storage import gcs, objects, s3
 from job.storage import objects as storage_objects
 from job.storage.parallel import parallel
-from tests.support.remote import Remote
+from tests.support.remote_store import Remote
 from tests.support.servers.clients import BUCKET, s3_client
 from tests.support.servers.proxy import Fault
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.support.killing import Job, Zygote
+from tests.support.jobs import Job, Zygote
 
 ROOT = Path(__file__).parents[2]
 START_S = 60

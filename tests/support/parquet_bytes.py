@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from job import storage
 from job.scoring.reader import SplitReader
 from job.spec import Shard, Split
-from tests.support.remote import Remote
+from tests.support.remote_store import Remote
 
 _names = (f"shard{number}.parquet" for number in itertools.count())
 Range = tuple[int, int]

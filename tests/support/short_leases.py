@@ -1,4 +1,4 @@
-"""Leases that expire in less than a second. Jobs import ``expiring_soon``."""
+"""Leases that expire in less than a second. Jobs import ``job_patches.short_leases``."""
 
 from __future__ import annotations
 

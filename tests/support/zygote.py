@@ -1,4 +1,4 @@
-"""A process that imports TensorFlow and Beam once, and forks for every job of ``tests.support.killing``.
+"""A process that imports TensorFlow and Beam once, and forks for every job of ``tests.support.jobs``.
 
 Imports start no threads of their own and open no channels, so that a fork is a fresh process in all that
 matters. The hook that counts and kills sits at the interpreter's seam to the file system
@@ -21,7 +21,7 @@ import time
 import traceback
 from typing import Any
 
-from tests.support.killing import Job, kill_group
+from tests.support.jobs import Job, kill_group
 
 _SLOW = (
     "apache_beam.runners.portability.fn_api_runner.fn_runner",

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from deploy.flink import settings
-from tests.support import rehearsal
+from tests.support import engine_checks
 from tests.support.nights import Night, dense, features, saved
-from tests.support.pools import external, free_port, job_service, listens
 from tests.support.store_nights import until
+from tests.support.worker_pool import external, free_port, job_service, listens
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 150.0
@@ -82,7 +82,7 @@ def test_its_night_is_that_of_the_embedded_engine(night: Night, service: Service
         night.shard(f"ds=2013-12-0{day + 1}/part", features(3000, seed=day), group_rows=500)
     model = saved(dense(), night.folder / "m.keras")
     args = [f"--input={night.input}", f"--model={model}", "--keys=id", "--split_rows=500", "--batch_size=500"]
-    told = rehearsal.as_embedded(args, night.folder, service.flags, WITHIN_S)
+    told = engine_checks.as_embedded(args, night.folder, service.flags, WITHIN_S)
     assert (told["rows_scored"], told["splits"]) == (9000, 18)
     # Nothing of ours was left uninstalled, and nothing else went wrong.
     assert [path.read_text() for path in service.logs.iterdir()] == [""]
@@ -96,5 +96,5 @@ def test_one_that_is_killed_leaves_a_night_that_the_same_command_completes(
         (worker,) = (one for one in psutil.Process(service.pool.pid).children() if alive(one.pid))
         worker.send_signal(signal.SIGKILL)
 
-    told = rehearsal.killed(night, service.flags, kill, splits=16, survives=False, within_s=WITHIN_S)
+    told = engine_checks.killed(night, service.flags, kill, splits=16, survives=False, within_s=WITHIN_S)
     assert 0 < told["splits_reused"] < 16

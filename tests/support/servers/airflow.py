@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.servers import environment
+from tests.support.servers import virtualenv
 from tests.support.servers.stores import ROOT
 
 LOCK = ROOT / "deploy" / "airflow" / "requirements.lock"
@@ -17,7 +17,7 @@ PYTHON = HOME / "bin" / "python"
 
 def built() -> Path:
     """Its Python, with the locked versions; made again where the lock has changed."""
-    return environment.built(HOME, LOCK)
+    return virtualenv.built(HOME, LOCK)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import descriptions, stores
+from tests.support.servers import boto3_cache, stores
 from tests.support.servers.proxy import Proxy, proxy
 
 with warnings.catch_warnings():
@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from google.cloud.storage.retry import DEFAULT_RETRY
 
 # By name: they ship no types, and none of their own are needed here.
-boto3: Any = descriptions.boto3
+boto3: Any = boto3_cache.boto3
 botocore: Any = importlib.import_module("botocore.exceptions")
 Config: Any = importlib.import_module("botocore.config").Config
 

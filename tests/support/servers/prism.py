@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pools import free_port, listens
 from tests.support.servers.stores import BUILD_S, ROOT, go_or_skip
 from tests.support.store_nights import until
+from tests.support.worker_pool import free_port, listens
 
 VERSION = version("apache-beam")
 BINARY = ROOT / "build" / f"prism-{VERSION}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.servers import environment
+from tests.support.servers import virtualenv
 from tests.support.servers.stores import ROOT
 
 LOCK = ROOT / "tests" / "support" / "servers" / "readers.lock"
@@ -16,7 +16,7 @@ HOME = ROOT / "build" / "readers"
 
 def built() -> Path:
     """Their Python, with the locked versions; made again where the lock has changed."""
-    return environment.built(HOME, LOCK)
+    return virtualenv.built(HOME, LOCK)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from job.errors import OutputConflictError, StateUnknownError
 from job.storage import disk
 from tests.nights.test_kills import files as files_of
 from tests.nights.test_kills import is_whole
-from tests.support import lockless, short_leases
-from tests.support.killing import Job, Zygote, kinds
+from tests.support import file_locks, short_leases
+from tests.support.jobs import Job, Zygote, kinds
 from tests.support.nights import Night, dense, features, saved
 from tests.support.store_nights import until
 
@@ -55,7 +55,7 @@ def test_the_file_system_is_the_kernels_word_for_it(tmp_path: Path) -> None:
 def test_a_lock_is_enough_where_no_other_machine_writes(
     tmp_path: Path, kind: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lockless.mounted(tmp_path, kind, monkeypatch)
+    file_locks.mounted(tmp_path, kind, monkeypatch)
     assert commit_lock.file_system(str(tmp_path)) == kind
     with commit_lock.held(str(tmp_path / "lock"), "me") as lock:
         assert lock == commit_lock.Lock(None, not shared)
@@ -148,7 +148,7 @@ def test_a_file_that_is_just_being_written_is_nobodys_to_take_at_once(
     writer.join()
 
 
-@pytest.mark.parametrize("locks", [lockless.without, lockless.alone])
+@pytest.mark.parametrize("locks", [file_locks.without, file_locks.alone])
 def test_a_lease_is_held_kept_lost_and_let_go_of_where_there_are_no_locks(
     tmp_path: Path, locks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +175,7 @@ def test_a_lease_is_held_kept_lost_and_let_go_of_where_there_are_no_locks(
 
 def test_a_lease_of_a_machine_without_locks_counts_for_one_that_has_them(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        lockless.without(patch)
+        file_locks.without(patch)
         held = output.lease(str(tmp_path))
         held.__enter__()
     with (
@@ -196,7 +196,8 @@ def full(night: Night) -> Night:
     return night
 
 
-MODULES = ("tests.support.expiring_soon",)
+PATCHES = "tests.support.job_patches"
+MODULES = (f"{PATCHES}.short_leases",)
 
 
 def job(night: Night, name: str, locks: str, *flags: str, stop_at: int = -1) -> Job:
@@ -206,7 +207,7 @@ def job(night: Night, name: str, locks: str, *flags: str, stop_at: int = -1) -> 
     return Job(("score", *args), str(night.folder / name), watched, stop_at=stop_at, imports=imports)
 
 
-@pytest.mark.parametrize("locks", ["tests.support.no_locks", "tests.support.local_locks"])
+@pytest.mark.parametrize("locks", [f"{PATCHES}.no_locks", f"{PATCHES}.local_locks"])
 def test_two_commands_at_once_make_one_night_where_there_are_no_locks(
     full: Night, warm: Zygote, locks: str
 ) -> None:
@@ -226,11 +227,11 @@ def test_two_commands_at_once_make_one_night_where_there_are_no_locks(
 
 
 def test_a_killed_owner_without_locks_holds_nothing(full: Night, warm: Zygote) -> None:
-    one = job(full, "log", "tests.support.no_locks")
+    one = job(full, "log", f"{PATCHES}.no_locks")
     (killed,) = warm.run(Job(one.args, one.log, one.watched, kill_at=25, imports=one.imports))
     assert killed.code == -9
     assert (full.output / "_staging/lease.json").exists()
-    (done,) = warm.run(job(full, "log1", "tests.support.no_locks"))
+    (done,) = warm.run(job(full, "log1", f"{PATCHES}.no_locks"))
     assert done.code == 0, done.text
     is_whole(full.output)
     assert not (full.output / "_staging").exists()
@@ -254,8 +255,8 @@ def test_an_owner_that_stood_still_before_any_change_leaves_the_next_night_alone
     model, replacing = full.folder / "m.keras", "--if_exists=replace"
     full.score(model, "--keys=id", "--row_group_rows=20", "--split_rows=100")
     old = shutil.copytree(full.output, full.folder / "old")
-    one = job(full, "log", "tests.support.no_locks", replacing)
-    one = dataclasses.replace(one, imports=(*one.imports, "tests.support.standing_clocks"))
+    one = job(full, "log", f"{PATCHES}.no_locks", replacing)
+    one = dataclasses.replace(one, imports=(*one.imports, f"{PATCHES}.stopped_clocks"))
     (whole,) = warm.run(one)
     assert whole.code == 0, whole.text
     found = kinds(whole.steps)
@@ -268,8 +269,8 @@ def test_an_owner_that_stood_still_before_any_change_leaves_the_next_night_alone
         for number in (numbers[0], numbers[-1])
     }
     assert len(steps) > 6, found
-    lockless.without(monkeypatch)
-    lockless.elsewhere(monkeypatch)
+    file_locks.without(monkeypatch)
+    file_locks.elsewhere(monkeypatch)
     short_leases.shorten(monkeypatch)
     wrong = []
     for number in sorted(number for number in steps if number >= begun):

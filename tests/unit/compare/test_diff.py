@@ -17,10 +17,10 @@ from job.compare import night_files, pairing
 from job.compare.diff import Asked, diff
 from job.compare.night_files import NightFiles
 from job.errors import DataError, StateUnknownError, UsageError
+from tests.support.night_pairs import by_id, check_against_python, folder, replaced, retold, scored
 from tests.support.nights import Night, put_back, run_cli, visible
-from tests.support.remote import Remote
-from tests.support.spoilt_nights import table_of
-from tests.support.two_nights import by_id, check_against_python, folder, replaced, retold, scored
+from tests.support.remote_store import Remote
+from tests.support.tampering import table_of
 from tests.unit.report.test_run_report import Page
 
 

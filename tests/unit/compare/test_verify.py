@@ -19,7 +19,7 @@ from job.errors import OutputConflictError, UsageError
 from job.model import artifact
 from job.model.loading import acquire
 from tests.support.nights import Night, dense, features, kept, module, put_back, run_cli, saved
-from tests.support.spoilt_nights import FAULTS, change_a_prediction, changed, delete, rewrite, swap, table_of
+from tests.support.tampering import FAULTS, change_a_prediction, changed, delete, rewrite, swap, table_of
 
 
 def check(night: Night, sample_rows: int = ALL, seed: int | None = 0) -> Verification:

@@ -21,9 +21,9 @@ from job.doctor.timeouts import Look
 from job.engines.checks import Check
 from job.errors import EngineError
 from tests.support.nights import Night, dense, features, saved
-from tests.support.pools import free_port
 from tests.support.servers import stores
 from tests.support.store_nights import until
+from tests.support.worker_pool import free_port
 
 ROOT = Path(__file__).parents[3]
 # So that no worker is asked, where only the paths matter.

@@ -19,11 +19,11 @@ from job.commit.handover import Job
 from job.errors import OutputConflictError, StateUnknownError, UsageError
 from job.launch import score, submission
 from job.terminal.signals import Terminated, on_sigterm
-from tests.support import lease_places, lockless
-from tests.support.lease_places import Place
+from tests.support import file_locks, leases
+from tests.support.leases import Place
 from tests.support.nights import Night, dense, features, saved
-from tests.support.pools import ROOT, service
 from tests.support.store_nights import SCHEMES, until
+from tests.support.worker_pool import ROOT, service
 
 RUN = "a" * 64
 JOB = Job(RUN, "FlinkRunner", "job-7", "http://flink/7", "flink:8099")
@@ -34,7 +34,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Place | str]:
     if request.param not in SCHEMES:
         yield request.param
         return
-    with lease_places.place(request.param) as one:
+    with leases.place(request.param) as one:
         yield one
 
 
@@ -44,7 +44,7 @@ def folder(shared: Place | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if isinstance(shared, Place):
         return shared.fresh.output
     if shared != "disk":
-        lockless.without(monkeypatch)
+        file_locks.without(monkeypatch)
     return str(tmp_path)
 
 

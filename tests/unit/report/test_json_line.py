@@ -17,7 +17,7 @@ import pytest
 
 from job import secrets
 from tests.support.nights import Night, dense, features, kept, module, put_back, run_cli, saved
-from tests.support.servers.answers import Answer, Answers, answering
+from tests.support.servers.scripted import Answer, Answers, answering
 
 ROOT = Path(__file__).parents[3]
 # Of a webhook; it is secret, and made up.

@@ -13,7 +13,7 @@ import pytest
 
 from job.errors import UsageError
 from job.report import webhook
-from tests.support.servers.answers import Answer, Asked, answering
+from tests.support.servers.scripted import Answer, Asked, answering
 
 SECRET = "/services/T012/B345/wJalrXUtnFEMIK7MDENG"
 MESSAGE = {"text": "scoring: published", "rows": 3}

@@ -13,7 +13,7 @@ from job.errors import UsageError
 from job.shards import inputs
 from job.spec import ScoringSpec
 from tests.support.nights import features
-from tests.support.remote import Remote, remote
+from tests.support.remote_store import Remote, remote
 
 # What a table has beside its data, and what it is called.
 LOGS = {

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from tests.support import killing
-from tests.support.killing import Zygote
+from tests.support import jobs
+from tests.support.jobs import Zygote
 from tests.support.nights import Night, dense, features, saved
-from tests.support.servers.answers import Answer, answering
+from tests.support.servers.scripted import Answer, answering
 from tests.unit.report.test_json_line import PATH, the_line
 
 
@@ -32,7 +32,7 @@ def test_a_job_that_is_stopped_says_so_and_goes_on_with_the_same_command(
     log, out = night.folder / "log", night.folder / "out.txt"
     with answering(lambda _: Answer()) as hook:
         env = {"SCORING_JOB_NOTIFY_URL": f"{hook.endpoint}{PATH}"}
-        process = warm.process(killing.Job(args, log=str(log), out=str(out), env=env))
+        process = warm.process(jobs.Job(args, log=str(log), out=str(out), env=env))
         try:
             give_up_s = time.monotonic() + 60
             while not list(night.output.glob("_staging/*/receipts/*.json")):

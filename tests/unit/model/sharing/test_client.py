@@ -28,7 +28,7 @@ from job.model.sharing.client import SharedStep
 from job.model.sharing.memory import Memory
 from job.model.signature import CodedStrings, InputSpec
 from job.spec import ModelReference
-from tests.support import steps
+from tests.support import model_steps
 
 ROOT = Path(__file__).parents[4]
 INPUT = InputSpec("x", (1,), "float32")
@@ -38,8 +38,8 @@ WORKER = """
 import sys
 import numpy as np
 from job.model.sharing.client import SharedStep
-from tests.support import steps
-step = SharedStep(steps.Doubling, sys.argv[1], "m")
+from tests.support import model_steps
+step = SharedStep(model_steps.Doubling, sys.argv[1], "m")
 for line in sys.stdin:
     print(step.facts.load, step.predict([np.full(100, float(line), np.float32)])[0][1], flush=True)
 """
@@ -56,7 +56,7 @@ def key() -> Iterator[str]:
 def step() -> Iterator[SharedStep]:
     """One that nobody kills."""
     key = uuid.uuid4().hex
-    made = SharedStep(steps.Doubling, key, "m")
+    made = SharedStep(model_steps.Doubling, key, "m")
     made.build([INPUT])
     yield made
     client.release(key)
@@ -130,7 +130,7 @@ def test_several_processes_and_threads_share_one(step: SharedStep) -> None:
         end(other)
         held = -1
         until = time.monotonic() + 20
-        while time.monotonic() < until and (held := len(set(steps.memories(pid_of(step))))) > 1:
+        while time.monotonic() < until and (held := len(set(model_steps.memories(pid_of(step))))) > 1:
             time.sleep(0.05)
         assert held == 1
     finally:
@@ -146,12 +146,12 @@ def test_what_fails_there_is_raised_here(step: SharedStep, key: str) -> None:
     assert loaded.predict([rows])[0].tolist() == (rows * 2).tolist()
     assert (loaded.batch.memory_rows, loaded.load, loaded.traces) == (1500, step.facts.load, 7)
     with pytest.raises(ModelError, match=r"^m: it cannot be loaded$"):
-        SharedStep(steps.unloadable, key, "m")
+        SharedStep(model_steps.unloadable, key, "m")
 
 
 def test_another_process_follows_one_that_was_killed(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MOST_DEATHS", 1)
-    step = SharedStep(steps.Doubling, key, "m")
+    step = SharedStep(model_steps.Doubling, key, "m")
     step.build([INPUT])
     first = pid_of(step)
     # In the middle of a batch, of which two threads ask one each.
@@ -175,7 +175,7 @@ def test_another_process_follows_one_that_was_killed(key: str, monkeypatch: pyte
 
 
 def test_weights_that_differ_after_a_restart_are_no_rows_fault(key: str) -> None:
-    step = SharedStep(steps.Unseeded, key, "m")
+    step = SharedStep(model_steps.Unseeded, key, "m")
     step.build([INPUT])
     os.kill(pid_of(step), signal.SIGKILL)
     with pytest.raises(ModelError, match="its builder made weights"):
@@ -196,7 +196,7 @@ def test_a_worker_that_is_killed_costs_the_others_nothing(key: str) -> None:
         end(other)
         assert told(owner, 5) == [load, "10.0"]
         # The model's process ends with the one that started it, however that ends, and another follows.
-        step = SharedStep(steps.Doubling, key, "m")
+        step = SharedStep(model_steps.Doubling, key, "m")
         assert step.facts.load == load
         end(owner)
         wait_until_gone(int(load.split(":")[1]))
@@ -208,7 +208,7 @@ def test_a_worker_that_is_killed_costs_the_others_nothing(key: str) -> None:
 
 
 def test_launches_have_nothing_to_do_with_each_other(step: SharedStep, key: str) -> None:
-    other = SharedStep(steps.Doubling, key, "m")
+    other = SharedStep(model_steps.Doubling, key, "m")
     pid = pid_of(other)
     assert pid != pid_of(step)
     client.release(key)
@@ -224,7 +224,7 @@ def test_a_folder_that_others_may_write_to(tmp_path: Path, monkeypatch: pytest.M
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(JobError, match="others may write to it"):
-        SharedStep(steps.Doubling, "key", "m")
+        SharedStep(model_steps.Doubling, "key", "m")
 
 
 def test_what_others_left_long_ago_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_what_others_left_long_ago_goes(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_model_that_nobody_asks_is_let_go_and_loaded_again() -> None:
-    host = sharing_host.Host(steps.Doubling)
+    host = sharing_host.Host(model_steps.Doubling)
     host.facts()
     host.build((INPUT,))
     assert not host.forget_if_idle(60)
@@ -256,7 +256,7 @@ def test_a_model_that_nobody_asks_is_let_go_and_loaded_again() -> None:
     assert isinstance(found, np.ndarray)
     assert found.tolist() == [8]
     again = host._step
-    assert isinstance(again, steps.Doubling)
+    assert isinstance(again, model_steps.Doubling)
     assert again is not first
     assert again._built == (INPUT,)
     # Of one that is another model each time, nothing may be scored by the second.
@@ -273,9 +273,9 @@ import multiprocessing, sys, uuid
 import numpy as np
 multiprocessing.current_process()._config["daemon"] = True  # as a worker of Dask is
 from job.model.sharing import client as sharing
-from tests.support import steps
+from tests.support import model_steps
 found = []
-for build in (steps.Doubling, steps.Unseeded):
+for build in (model_steps.Doubling, model_steps.Unseeded):
     step = sharing.SharedStep(build, uuid.uuid4().hex, "m")
     step.build(step.signature().inputs)
     pid, digest = step.facts.load.split(":")[1], step.weights_digest()
@@ -353,7 +353,7 @@ def test_a_stranger_runs_nothing_in_the_models_process(step: SharedStep) -> None
 
 
 def test_the_key_is_this_users_alone_and_each_process_has_its_own(key: str) -> None:
-    step = SharedStep(steps.Doubling, key, "m")
+    step = SharedStep(model_steps.Doubling, key, "m")
     folder = Path(tempfile.gettempdir(), f"scoring-job-{os.getuid()}", key)
     doors = [json.loads((folder / "door.json").read_text())]
     assert [path.stat().st_mode & 0o077 for path in (folder, folder / "door.json")] == [0, 0]
@@ -369,9 +369,9 @@ def test_a_long_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.M
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     key = uuid.uuid4().hex
-    step = SharedStep(steps.Doubling, key, "m")
+    step = SharedStep(model_steps.Doubling, key, "m")
     step.build([INPUT])
     assert step.predict([floats(2)])[0].tolist() == [4]
-    other = SharedStep(steps.Doubling, key, "m")
+    other = SharedStep(model_steps.Doubling, key, "m")
     assert other.facts.load == step.facts.load
     client.release(key)

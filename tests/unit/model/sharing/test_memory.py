@@ -13,7 +13,7 @@ import pytest
 
 from job.model.sharing.memory import Address, Memory
 from job.model.signature import CodedStrings, Tensor
-from tests.support.steps import memories
+from tests.support.model_steps import memories
 
 RANDOM = np.random.default_rng(7)
 

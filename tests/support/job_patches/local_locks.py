@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import lockless
+from tests.support import file_locks
 
 _patch = pytest.MonkeyPatch()
-lockless.alone(_patch)
-lockless.elsewhere(_patch)
+file_locks.alone(_patch)
+file_locks.elsewhere(_patch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import lockless
+from tests.support import file_locks
 
 _patch = pytest.MonkeyPatch()
-lockless.standing_still(_patch)
+file_locks.standing_still(_patch)

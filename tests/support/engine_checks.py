@@ -17,7 +17,7 @@ import numpy as np
 
 from job.cli import options
 from job.launch import score
-from tests.support import slowly
+from tests.support import slow_model
 from tests.support.nights import Night, check_same_files, features, matrix, visible
 from tests.support.store_nights import until
 
@@ -93,7 +93,7 @@ def killed(
     rows = splits * _ROWS_A_SPLIT
     night.shard("part", features(rows), group_rows=_ROWS_A_SPLIT)
     flags = ["--keys=id", "--features=f0,f1,f2,f3", f"--split_rows={_ROWS_A_SPLIT}"]
-    args = [*night.args("tests.support.slowly:build", *flags, f"--batch_size={_ROWS_A_SPLIT}"), *engine]
+    args = [*night.args("tests.support.slow_model:build", *flags, f"--batch_size={_ROWS_A_SPLIT}"), *engine]
     log = night.folder / "log"
     with start(args, log) as job:
         try:
@@ -122,7 +122,7 @@ def killed(
     assert told["splits_reused"] >= held
     scored = night.scored()
     assert scored["id"].to_pylist() == list(range(rows))
-    expected = slowly.build().predict(matrix(features(rows)), verbose=0, batch_size=8192)[:, 0]
+    expected = slow_model.build().predict(matrix(features(rows)), verbose=0, batch_size=8192)[:, 0]
     np.testing.assert_allclose(scored.column(1).to_numpy(), expected, rtol=1e-5, atol=1e-6)
     assert not (night.output / "_staging").exists()
     return told

@@ -15,7 +15,7 @@ import pytest
 from job.cli import options
 from job.launch import score
 from tests.support.nights import Night, dense, features, kept, saved
-from tests.support.spoilt_nights import rewrite, table_of
+from tests.support.tampering import rewrite, table_of
 
 NAMED = ("--features=f0,f1,f2,f3", "--prediction_columns=score")
 
