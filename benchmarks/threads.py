@@ -12,9 +12,9 @@ from unittest import mock
 def main() -> int:
     """Run the command line and return its exit code."""
     from job.cli import main as cli_main
-    from job.engines import choice
+    from job.engines.embedded import Embedded
 
-    with mock.patch.object(choice, "tensorflow_threads", return_value=int(sys.argv[1])):
+    with mock.patch.object(Embedded, "threads", return_value=int(sys.argv[1])):
         return cli_main.main(sys.argv[2:])
 
 

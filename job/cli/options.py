@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn, get_args
 
 from job.cli import config, parser, values
-from job.engines import dask
 from job.errors import UsageError, as_flag
 from job.model import challenger_spec
 from job.report import json_line
@@ -225,10 +224,10 @@ def _check_no_clash(spec: ScoringSpec) -> None:
 
 
 def _check_beam_args(args: list[str]) -> None:
-    if any(arg.startswith("--dask") for arg in args):
-        with library_output.imports():
-            # It is not among Beam's own flags before that.
-            dask.flags()
+    from job.engines import choice
+
+    with library_output.imports():
+        choice.learn_flags(args)
     beam = _beam_parser()
     unknown = beam.parse_known_args(args)[1]
     flag = next((arg for arg in unknown if arg.startswith("-")), None)

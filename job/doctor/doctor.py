@@ -19,7 +19,7 @@ from job import secrets, storage
 from job.doctor import engine, workers
 from job.doctor import paths as doctor_paths
 from job.doctor.timeouts import Look, anything_overdue
-from job.engines import choice, dataflow
+from job.engines import choice
 from job.engines.checks import Check, of_error
 from job.errors import EngineError, ModelError, StorageError, UsageError
 from job.launch import submission
@@ -145,7 +145,7 @@ def _unseen(name: str, options: PipelineOptions | None, paths: Sequence[str]) ->
     """Return what is wrong with paths that are here, and that the engine's workers cannot see."""
     try:
         if options is not None:
-            choice.check_visible(options, paths)
+            choice.engine(options).check_visible(paths)
     except UsageError as e:
         return of_error(name, e)
     return None
@@ -153,8 +153,7 @@ def _unseen(name: str, options: PipelineOptions | None, paths: Sequence[str]) ->
 
 def _this_machine(schemes: Sequence[str], beam_args: Sequence[str]) -> Check:
     extras = [doctor_paths.EXTRAS[scheme] for scheme in schemes]
-    if any(arg.lower().startswith(("--dask_", "--runner=dask", "dask")) for arg in beam_args):
-        extras.append("dask")
+    extras += choice.extras(beam_args)
     look = Look("this machine", partial(engine.this_machine, extras), limit_s=_ENGINE_S)
     return look.check(_as_it_is)
 
@@ -179,8 +178,8 @@ def _engine(beam_args: Sequence[str]) -> tuple[PipelineOptions | None, list[Chec
 def _workers(
     night: _Night, beam_args: Sequence[str], options: PipelineOptions | None, folder: str, limit_s: float
 ) -> Iterator[Check]:
-    if options is not None and choice.name(options) == dataflow.NAME:
-        yield Check("workers", None, "a job there takes minutes and is paid for, so none is run")
+    if options is not None and (why := choice.engine(options).unasked):
+        yield Check("workers", None, why)
         return
     if not limit_s:
         yield Check("workers", None, "they are asked when the lines above do not stand in the way")

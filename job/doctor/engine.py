@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 from packaging.requirements import Requirement
 
 from job import environment
-from job.engines import choice, dask, prism
+from job.engines import choice, embedded
 from job.engines.checks import Check
-from job.engines.flink import checks, engine
+from job.engines.engine import cores
+from job.engines.flink import checks
 from job.errors import EngineError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _ENVIRONMENTS: Final = {"EXTERNAL": "worker pool", "PROCESS": "workers' command"
 
 def this_machine(extras: Sequence[str]) -> Check:
     """Say what runs here, and whether it is what the package asks for."""
-    told = f"{choice.cores()} cores; {', '.join(' '.join(one) for one in environment.versions())}"
+    told = f"{cores()} cores; {', '.join(' '.join(one) for one in environment.versions())}"
     try:
         wrong = _unmet(extras)
     except PackageNotFoundError:
@@ -60,28 +61,15 @@ def _unmet(extras: Sequence[str]) -> list[str]:
 def runner(options: PipelineOptions | None) -> Check:
     """Say which engine it is; ``None`` stands for the default."""
     if options is None:
-        told = f"{choice.EMBEDDED}, {choice.cores()} threads of this process"
+        told = f"{embedded.NAME}, {cores()} threads of this process"
         return Check("runner", True, told)
-    name = choice.name(options)
-    if name != choice.EMBEDDED:
-        return Check("runner", True, name)
-    from apache_beam.options.pipeline_options import DirectOptions
-
-    direct = options.view_as(DirectOptions)
-    told = f"{name}, {direct.direct_num_workers} workers by {direct.direct_running_mode}"
-    return Check("runner", True, told)
+    return Check("runner", True, choice.engine(options).described())
 
 
 def questions(options: PipelineOptions) -> dict[str, Callable[[], list[Check]]]:
     """Return what there is to look at for this engine, by name; each may take a while."""
-    name = choice.name(options)
-    found: dict[str, Callable[[], list[Check]]] = {}
-    if name == choice.DASK:
-        found["Dask"] = lambda: [_dask(options)]
-    if name == choice.PRISM:
-        found["Prism"] = lambda: [_prism(options)]
-    if name == choice.FLINK:
-        found["Flink"] = lambda: engine.checks(options)
+    engine = choice.engine(options)
+    found: dict[str, Callable[[], list[Check]]] = {engine.title: engine.checks} if engine.title else {}
     endpoint = _portable(options).job_endpoint
     if endpoint and endpoint != "embed":
         found["job endpoint"] = lambda: [_endpoint(endpoint)]
@@ -114,21 +102,6 @@ def _portable(options: PipelineOptions) -> Any:
     return options.view_as(PortableOptions)
 
 
-def _dask(options: PipelineOptions) -> Check:
-    cluster = dask.look(options)
-    where = dask.address(options)
-    told = f"the scheduler at {where} answers" if where else "Beam starts a cluster on this machine"
-    return Check("Dask", True, f"{told}; {cluster.threads} worker threads")
-
-
-def _prism(options: PipelineOptions) -> Check:
-    found = prism.program(options)
-    if not found:
-        told = "Beam has no program of Prism here, and would download one from github.com"
-        return Check("Prism", None, told, f"`{prism.how_to_build()}`, and --prism_location=$PWD/prism")
-    return Check("Prism", True, found)
-
-
 def _endpoint(endpoint: str) -> Check:
     check_grpc(endpoint, ANSWER_S)
     return Check("job endpoint", True, f"{endpoint} answers")
@@ -137,10 +110,7 @@ def _endpoint(endpoint: str) -> Check:
 def _environment(options: PipelineOptions, kind: str) -> Check:
     config = _portable(options).environment_config or ""
     # Beside the workers' engine, not beside the job server, which may be two machines.
-    where = _portable(options).job_endpoint
-    if choice.name(options) == choice.FLINK:
-        cluster = engine.cluster_of(options)
-        where = cluster.url if cluster else ""
+    where = choice.engine(options).workers_beside()
     here = not where or is_here(where)
     if kind == "EXTERNAL":
         return _pool(checks.pool_address(config), here=here)

@@ -8,8 +8,7 @@
 
 Beam hands functions over by reference or as bytecode: the first needs this package on the worker, the second
 the same Python. Whether it has these is the question, so the workers get source (``job.doctor.question``).
-On Dask
-every worker is asked by itself, and the scheduler as well.
+An engine that can be asked for a value on each worker, as Dask can, needs no job.
 
 ``python -m job.doctor.probe`` takes a request as JSON and prints what came of it as JSON.
 """
@@ -24,7 +23,8 @@ from typing import Any, Final
 
 from job import secrets
 from job.doctor import question
-from job.engines import choice, dask
+from job.engines import choice
+from job.engines.engine import Engine
 from job.errors import one_line
 from job.terminal import library_output
 
@@ -76,18 +76,18 @@ def main() -> None:
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
     with library_output.imports():
         options = choice.beam_options(request["beam_args"])
-    if choice.name(options) == choice.DASK:
-        return _ask_dask(options, request)
-    return _run(options, request)
+    engine = choice.engine(options)
+    answers = engine.ask_workers(source("answer", request["told"]), request["limit_s"])
+    if answers is not None:
+        return {"state": "DONE", "error": "", "answers": answers}
+    return _run(engine, request)
 
 
-def _run(options: Any, request: dict[str, Any]) -> dict[str, Any]:
+def _run(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     with library_output.imports():
         import apache_beam as beam
 
-    # Asked first: portable runners take their name out of the options.
-    kept = choice.ended_on_failure(options)
-    pipeline = beam.Pipeline(runner=choice.runner(options), options=options)
+    pipeline = beam.Pipeline(runner=engine.runner(), options=engine.options)
     questions = Sent(f"[(number, b'') for number in range({_QUESTIONS})]")
     _ = (
         pipeline
@@ -97,7 +97,7 @@ def _run(options: Any, request: dict[str, Any]) -> dict[str, Any]:
         | "Ask" >> beam.FlatMap(Sent(source("to_the_output", request["told"])))
     )
     try:
-        with kept:
+        with engine.ended_on_failure():
             result = pipeline.run()
             state = result.wait_until_finish(duration=int(request["limit_s"] * 1000))
             if state not in _ENDS:
@@ -107,20 +107,6 @@ def _run(options: Any, request: dict[str, Any]) -> dict[str, Any]:
     except TimeoutError:
         state = "RUNNING"
     return {"state": state, "error": ""}
-
-
-def _ask_dask(options: Any, request: dict[str, Any]) -> dict[str, Any]:
-    with dask.client(options, request["limit_s"]) as client:
-        scheduler = client.get_versions(check=False)["scheduler"]["packages"]
-        # It needs none of the others.
-        names = ("python", "dask", "distributed", "cloudpickle")
-        versions = {name: str(scheduler[name]).removesuffix(".final.0") for name in names}
-        answers = client.run(eval, source("answer", request["told"]), on_error="return")
-    told = [{"worker": f"the scheduler {client.scheduler.address}", "versions": versions}]
-    for address, answer in answers.items():
-        failed = isinstance(answer, BaseException)
-        told.append({"worker": address, "package": one_line(answer)} if failed else answer)
-    return {"state": "DONE", "error": "", "answers": told}
 
 
 if __name__ == "__main__":

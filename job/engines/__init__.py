@@ -1,6 +1,7 @@
 """Engines: which one runs the pipeline, what it must be told, and how a job there ends.
 
-Owns: Beam's pipeline options and what each runner needs. One module for each engine.
-Public: ``choice.beam_options``, ``choice.fit``, ``choice.runner``.
+Owns: Beam's pipeline options and what each runner needs. An engine is one module with one ``engine.Engine``,
+listed in ``choice.ENGINES``.
+Public: ``choice.beam_options``, ``choice.engine``, ``engine.Engine``.
 May import: ``compare`` and below.
 """

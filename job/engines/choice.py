@@ -1,55 +1,68 @@
-"""Which engine runs the pipeline, and how its workers are configured.
-
-The default is Beam's ``FnApiRunner`` in this process: no download, no server, one worker thread per
-core, all sharing one model. It is named rather than left to ``DirectRunner``, which first tries to
-download another engine and runs on that.
-
-Worker processes of that runner (``--direct_running_mode=multi_processing``) get none of the pipeline's
-options, so their log level cannot be set by one: :func:`runner` starts them by a command that silences them.
-"""
+"""Which engine runs the pipeline: all that are known, and the one that the flags name."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import os
-import shlex
-import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import pkgutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from job.engines import dask, dataflow, prism
-from job.engines.dask import cores as cores
-from job.errors import EngineError, JobError, UsageError, one_line
+from job.engines import embedded
+from job.engines.engine import Engine
+from job.errors import UsageError, one_line
 from job.terminal import library_output
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-EMBEDDED: Final = "FnApiRunner"
-DASK: Final = "DaskRunner"
-FLINK: Final = "FlinkRunner"
-PRISM: Final = "PrismRunner"
-# Beam has it, but does not know it by its short name.
-_DASK_PATH: Final = "apache_beam.runners.dask.dask_runner.DaskRunner"
 
-_OF_ONE_PROCESS: Final = (PRISM, "DirectRunner", "BundleBasedDirectRunner")
-_PORTABLE: Final = (FLINK, "PortableRunner", "SparkRunner")
+@dataclass(frozen=True)
+class Registration:
+    """An engine that is known. Its module is imported only where the engine is used.
 
-# A common small GPU, and what a process with CUDA's libraries needs beside it.
-_GPU_HINTS: Final = {"accelerator": "type:nvidia-tesla-t4;count:1;install-nvidia-driver", "min_ram": "12GB"}
+    ``runner`` is Beam's name of it, ``engine`` the subclass of ``Engine`` as ``module:Class``. ``path`` is
+    that of the runner's class where Beam does not know the name. ``extra`` is the package's extra without
+    which Beam does not have the runner.
+    """
 
-# What Beam's embedded runner says when a worker's connection ends.
-_WORKER_DIED: Final = "Channel closed prematurely"
+    runner: str
+    engine: str
+    path: str = ""
+    extra: str = ""
 
-# A job server that is just being started gets so long to answer.
-_ANSWER_S: Final = 30.0
+    @property
+    def short(self) -> str:
+        """The name in lower case, without its common end; the engine's own flags begin with it."""
+        return self.runner.lower().removesuffix("runner")
 
-_QUIET_WORKER: Final = (
-    "from job.terminal import library_output as quiet; quiet.hush(debug=False); "
-    "from apache_beam.runners.worker import sdk_worker_main; sdk_worker_main.main([])"
+    def of(self, options: PipelineOptions) -> Engine:
+        """Return the engine for these options."""
+        return self.kind()(self.runner, options)
+
+    def kind(self) -> type[Engine]:
+        """Return the engine's class."""
+        found: type[Engine] = pkgutil.resolve_name(self.engine)
+        return found
+
+
+# Any other runner is an ``Engine`` as it is.
+ENGINES: Final[tuple[Registration, ...]] = (
+    Registration(embedded.NAME, "job.engines.embedded:Embedded"),
+    Registration("FlinkRunner", "job.engines.flink.engine:Flink"),
+    Registration("DataflowRunner", "job.engines.dataflow:Dataflow"),
+    Registration(
+        "DaskRunner",
+        "job.engines.dask:Dask",
+        path="apache_beam.runners.dask.dask_runner.DaskRunner",
+        extra="dask",
+    ),
+    Registration("PrismRunner", "job.engines.prism:Prism"),
+    Registration("DirectRunner", "job.engines.engine:OneProcess"),
+    Registration("BundleBasedDirectRunner", "job.engines.engine:OneProcess"),
+    Registration("PortableRunner", "job.engines.engine:JobServer"),
+    Registration("SparkRunner", "job.engines.engine:JobServer"),
 )
 
 
@@ -57,12 +70,23 @@ def name(options: PipelineOptions) -> str:
     """Return the runner's name as Beam writes it; any case, and a name without ``Runner``, are allowed."""
     from apache_beam.options.pipeline_options import StandardOptions
 
-    given = options.view_as(StandardOptions).runner or EMBEDDED
-    for path in (*StandardOptions.ALL_KNOWN_RUNNERS, _DASK_PATH):
-        known = path.rpartition(".")[2]
+    given = str(options.view_as(StandardOptions).runner or embedded.NAME)
+    for path in (*StandardOptions.ALL_KNOWN_RUNNERS, *(one.path or one.runner for one in ENGINES)):
+        known = str(path.rpartition(".")[2])
         if given == path or given.lower() in (known.lower(), known.lower().removesuffix("runner")):
-            return str(known)
-    return str(given)
+            return known
+    return given
+
+
+def engine(options: PipelineOptions) -> Engine:
+    """Return the engine that the options name."""
+    return registration(name(options)).of(options)
+
+
+def registration(runner: str) -> Registration:
+    """Return what is known of a runner, by its name as Beam writes it."""
+    found = (one for one in ENGINES if one.runner == runner)
+    return next(found, Registration(runner, "job.engines.engine:Engine"))
 
 
 def check_runner(beam_args: Sequence[str]) -> None:
@@ -74,7 +98,7 @@ def check_runner(beam_args: Sequence[str]) -> None:
     with library_output.imports():
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-    known = [*StandardOptions.KNOWN_RUNNER_NAMES, DASK]
+    known = list(dict.fromkeys([*StandardOptions.KNOWN_RUNNER_NAMES, *(one.runner for one in ENGINES)]))
     given = name(PipelineOptions(list(beam_args)))
     if given in known:
         return
@@ -97,204 +121,31 @@ def check_runner(beam_args: Sequence[str]) -> None:
 
 def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
     """Return the pipeline options for these flags, with defaults filled in that suit the engine."""
-    from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
     options = PipelineOptions(list(beam_args))
+    found = registration(name(options))
+    if found.path:
+        options.view_as(StandardOptions).runner = found.path
     # Beam cannot tell a flag that was left out from one that asks for Beam's default.
-    given = {arg.partition("=")[0] for arg in beam_args}
-    if name(options) == DASK:
-        _use_dask(options)
-    if name(options) == FLINK:
-        # Here and below only for it: an HTTP client and what that imports would be a part of every start.
-        from job.engines.flink import engine as flink_engine
-
-        flink_engine.fill(options, given)
-    if name(options) == EMBEDDED:
-        options.view_as(StandardOptions).runner = EMBEDDED
-        direct = options.view_as(DirectOptions)
-        if "--direct_running_mode" not in given:
-            direct.direct_running_mode = "multi_threading"
-        if "--direct_num_workers" not in given:
-            direct.direct_num_workers = cores()
+    found.of(options).fill({arg.partition("=")[0] for arg in beam_args})
     return options
 
 
-def _use_dask(options: PipelineOptions) -> None:
-    from apache_beam.options.pipeline_options import StandardOptions
-
-    options.view_as(StandardOptions).runner = _DASK_PATH
-    asked = options.view_as(dask.flags())
-    if not asked.npartitions and not asked.partition_size:
-        # Each element that the pipeline begins with by itself; Beam's default is 128 together.
-        asked.partition_size = 1
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How the pipeline is fitted to an engine.
-
-    ``threads``: TensorFlow's, within one operation, so that all workers together use every core once; 0
-    leaves it to the workers, of which there are ``processes`` on each machine (0: one for each core; -1: that
-    is not known, and TensorFlow chooses). ``slices`` and ``overlaps``: see ``pipeline.ScoreParquet``.
-    ``here`` says that the rows are scored on this machine. ``machine``: see ``model.acquire``.
-    """
-
-    threads: int
-    slices: int = 1
-    overlaps: bool = True
-    processes: int = -1
-    here: bool = False
-    machine: str = ""
-
-
-def fit(options: PipelineOptions, key: str = "") -> Fit:
-    """Return what suits the engine; one that is a cluster is asked.
-
-    ``key`` is not empty where all workers of a machine are to share one model.
+def learn_flags(beam_args: Sequence[str]) -> None:
+    """Let Beam know the flags of engines that it does not know by itself, where some are given.
 
     Raises:
-        EngineError: it does not answer, or cannot run the job.
+        EngineError: the engine is not installed.
     """
-    engine = name(options)
-    if engine == EMBEDDED:
-        # Threads of one process share a model anyway.
-        machine = "" if scores_here(options) else key
-        return Fit(tensorflow_threads(options), here=True, machine=machine)
-    if engine == FLINK:
-        from job.engines.flink import engine as flink_engine
-
-        # Here and again where the pipeline starts: the sooner it is told, the less is in vain.
-        flink_engine.refuse(options)
-        flink_engine.announce(options)
-        return Fit(flink_engine.threads(options), processes=_processes(options), machine=key)
-    if engine != DASK:
-        return Fit(tensorflow_threads(options), processes=_processes(options), machine=key)
-    cluster = dask.look(options)
-    slices = dask.SLICES_PER_THREAD * cluster.threads
-    return Fit(cluster.cores_per_thread, slices, overlaps=False, machine=key)
+    for one in ENGINES:
+        if one.path and any(arg.startswith(f"--{one.short}") for arg in beam_args):
+            one.kind().learn_flags()
 
 
-def _processes(options: PipelineOptions) -> int:
-    """Return how many worker processes one machine has, 0 for one a core, -1 where that is not known."""
-    from apache_beam.options.pipeline_options import PortableOptions
-
-    engine = name(options)
-    if engine in _OF_ONE_PROCESS:
-        return 1
-    if engine in _PORTABLE:
-        return int(options.view_as(PortableOptions).sdk_worker_parallelism or 0)
-    return -1
-
-
-def hints(options: PipelineOptions, device: str) -> dict[str, str]:
-    """Return what workers of the pipeline should have, beyond what ``--resource_hint`` asks for."""
-    from apache_beam.options.pipeline_options import StandardOptions
-
-    # Dataflow's own flag asks for its GPUs, and is checked.
-    if device != "gpu" or name(options) == dataflow.NAME:
-        return {}
-    given = {hint.partition("=")[0] for hint in options.view_as(StandardOptions).resource_hints or ()}
-    return {hint: value for hint, value in _GPU_HINTS.items() if hint not in given}
-
-
-def check_visible(options: PipelineOptions, paths: Sequence[str]) -> None:
-    """Refuse paths that workers cannot see.
-
-    Raises:
-        UsageError: a path is on this machine's disk, and no worker is.
-    """
-    if name(options) == dataflow.NAME:
-        dataflow.check_visible(paths)
-
-
-def runner(options: PipelineOptions) -> Any:
-    """Return what ``beam.Pipeline`` takes as its runner; ``None`` leaves it to the options.
-
-    Raises:
-        EngineError: ``--job_endpoint`` does not answer, the engine's program is missing, or the cluster
-            cannot run the job.
-    """
-    from apache_beam.options.pipeline_options import DirectOptions, PortableOptions
-
-    if name(options) == PRISM:
-        prism.program(options)
-    if name(options) != EMBEDDED:
-        endpoint = options.view_as(PortableOptions).job_endpoint
-        if endpoint and endpoint != "embed":
-            _check_answers(endpoint)
-        if name(options) == FLINK:
-            from job.engines.flink import engine as flink_engine
-
-            flink_engine.refuse(options)
-        return None
-    direct = options.view_as(DirectOptions)
-    if direct.direct_running_mode != "multi_processing" or os.environ.get(library_output.TF_LEVEL) == "0":
-        return None
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-    from apache_beam.transforms.environments import SubprocessSDKEnvironment
-
-    # Left at multi_processing, the mode would put Beam's own command in the place of this one.
-    direct.direct_running_mode = "in_memory"
-    command = shlex.join([sys.executable, "-c", _QUIET_WORKER])
-    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
-
-
-def _check_answers(endpoint: str) -> None:
-    from apache_beam.runners.portability.job_server import ExternalJobServer
-
-    # Beam itself would wait for five minutes, and then raise an error without a text.
-    try:
-        ExternalJobServer(endpoint, timeout=_ANSWER_S).start()
-    except Exception as e:
-        raise EngineError(
-            f"--job_endpoint={endpoint}: no answer within {_ANSWER_S:.0f} s; start the job server there, or "
-            f"correct the address"
-        ) from e
-
-
-def ended_on_failure(options: PipelineOptions) -> AbstractContextManager[None]:
-    """End the engine's job with the body's error, also where the engine would go on with it."""
-    if name(options) != FLINK:
-        return nullcontext()
-    from job.engines.flink import engine as flink_engine
-
-    return flink_engine.ended_on_failure(options)
-
-
-def scores_here(options: PipelineOptions) -> bool:
-    """Say whether the rows are scored in this process; to be asked before :func:`runner`."""
-    from apache_beam.options.pipeline_options import DirectOptions
-
-    mode = options.view_as(DirectOptions).direct_running_mode
-    return name(options) == EMBEDDED and mode != "multi_processing"
-
-
-def told(name: str, error: Exception) -> Exception:
-    """Return what to raise for an ``error`` that the runner ``name`` raised and that no worker left."""
-    if name == EMBEDDED and _WORKER_DIED in str(error):
-        return JobError(
-            "a worker process died in mid-run; the kernel kills one when memory is short; run again to "
-            "resume, with fewer of them (--direct_num_workers) if it recurs"
-        )
-    if isinstance(error, JobError) or name == EMBEDDED:
-        return error
-    return EngineError(
-        f"--runner={name} cannot be started, or failed: {one_line(error)}; see more with --debug, or leave "
-        f"--runner out to score on this machine"
-    )
-
-
-def tensorflow_threads(options: PipelineOptions) -> int:
-    """Return TensorFlow's threads within one operation, so that all workers together use every core once.
-
-    0 leaves the choice to TensorFlow, where this process does not know the workers.
-    """
-    from apache_beam.options.pipeline_options import DirectOptions
-
-    if name(options) == dataflow.NAME:
-        return dataflow.tensorflow_threads(options)
-    if name(options) != EMBEDDED:
-        return 0
-    direct = options.view_as(DirectOptions)
-    workers = 1 if direct.direct_running_mode == "in_memory" else direct.direct_num_workers or cores()
-    return max(1, cores() // workers)
+def extras(beam_args: Sequence[str]) -> Iterator[str]:
+    """Yield the package's extras that flags for Beam need."""
+    for one in ENGINES:
+        starts = f"--{one.short}_", f"--runner={one.short}", one.short
+        if one.extra and any(arg.lower().startswith(starts) for arg in beam_args):
+            yield one.extra

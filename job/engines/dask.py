@@ -1,4 +1,4 @@
-"""What a Dask cluster is like, as its scheduler tells.
+"""Dask: a cluster as its scheduler tells of it, and how a night fits it.
 
 Beam's ``DaskRunner`` turns a pipeline into Dask bags: elements stay in the partition in which they were
 created, ``Reshuffle`` does nothing, and what a DoFn returns from ``finish_bundle`` is dropped (all of it in
@@ -7,11 +7,13 @@ created, ``Reshuffle`` does nothing, and what a DoFn returns from ``finish_bundl
 
 from __future__ import annotations
 
-import os
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from job.engines.checks import Check
+from job.engines.engine import Engine, Fit, cores
 from job.errors import EngineError, one_line
 from job.terminal import library_output
 
@@ -21,6 +23,59 @@ if TYPE_CHECKING:
 # A worker that is faster than others takes more of them.
 SLICES_PER_THREAD: Final = 4
 _ANSWER_S: Final = 30.0
+
+
+class Dask(Engine):
+    """A Dask cluster that is there, or one that Beam starts on this machine."""
+
+    title: ClassVar[str] = "Dask"
+    submits: ClassVar[bool] = True
+    stops_by_mark: ClassVar[bool] = True
+
+    @classmethod
+    def learn_flags(cls) -> None:
+        """Import the runner, with which its flags come."""
+        flags()
+
+    def fill(self, given: Collection[str], /) -> None:
+        """Have each element that the pipeline begins with by itself; Beam's default is 128 together."""
+        del given
+        asked = self.options.view_as(flags())
+        if not asked.npartitions and not asked.partition_size:
+            asked.partition_size = 1
+
+    def fit(self, key: str = "") -> Fit:
+        """Return some slices for each thread of the cluster."""
+        cluster = look(self.options)
+        slices = SLICES_PER_THREAD * cluster.threads
+        return Fit(cluster.cores_per_thread, slices, overlaps=False, machine=key)
+
+    def told(self, error: Exception) -> Exception:
+        """Return what to do where workers died one after the other."""
+        return killed(error) or super().told(error)
+
+    def checks(self) -> list[Check]:
+        """Return whether the scheduler answers."""
+        cluster = look(self.options)
+        where = address(self.options)
+        told = f"the scheduler at {where} answers" if where else "Beam starts a cluster on this machine"
+        return [Check(self.title, True, f"{told}; {cluster.threads} worker threads")]
+
+    def ask_workers(self, expression: str, limit_s: float, /) -> list[Mapping[str, Any]]:
+        """Return the value of an expression in each worker, and what the scheduler runs by."""
+        with client(self.options, limit_s) as cluster:
+            scheduler = cluster.get_versions(check=False)["scheduler"]["packages"]
+            # It needs none of the others.
+            names = ("python", "dask", "distributed", "cloudpickle")
+            versions = {name: str(scheduler[name]).removesuffix(".final.0") for name in names}
+            answers = cluster.run(eval, expression, on_error="return")
+        told: list[Mapping[str, Any]] = [
+            {"worker": f"the scheduler {cluster.scheduler.address}", "versions": versions}
+        ]
+        for worker, answer in answers.items():
+            failed = isinstance(answer, BaseException)
+            told.append({"worker": worker, "package": one_line(answer)} if failed else answer)
+        return told
 
 
 @dataclass(frozen=True)
@@ -110,8 +165,3 @@ def _cluster(workers: dict[str, Any], held: dict[str, int]) -> Cluster:
         count // on_host[workers[address]["host"]] for address, count in held.items() if address in workers
     ]
     return Cluster(sum(threads.values()), max(1, min(shares, default=1)))
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""What Google's Dataflow needs to be told, found out before anything slow.
+"""Google's Dataflow: what it needs to be told, found out before anything slow, and how a job there ends.
 
 A job that cannot run fails there only after minutes, on machines that cost money. Dataflow keeps a job's
 options, the command's flags for Beam among them, and shows them to whoever may see the job: so flags that
@@ -11,10 +11,12 @@ import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from job import storage
 from job.commit.handover import Job
+from job.engines.engine import Engine
 from job.errors import EngineError, JobError, UsageError, one_line
 from job.model import artifact
 from job.spec import Run, ScoringSpec
@@ -36,6 +38,52 @@ _ONE_PROCESS: Final = "no_use_multiple_sdk_containers"
 _ANSWER_S: Final = 30.0
 # States in which nothing of a job goes on. One that is being cancelled is not among them.
 _ENDED: Final = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
+
+
+class Dataflow(Engine):
+    """A job on Dataflow's workers."""
+
+    submits: ClassVar[bool] = True
+    unasked: ClassVar[str] = "a job there takes minutes and is paid for, so none is run"
+
+    def checked(self, spec: ScoringSpec) -> ScoringSpec:
+        """Return the spec; who starts the job of a template may wait for it, this command cannot."""
+        check(spec, self.options)
+        return replace(spec, wait=False) if is_template(self.options) else spec
+
+    def check_visible(self, paths: Sequence[str], /) -> None:
+        """Refuse paths on this machine's disk."""
+        check_visible(paths)
+
+    def threads(self) -> int:
+        """Return 1 where each core has a process, 0 (all cores) where a machine has one."""
+        return tensorflow_threads(self.options)
+
+    def reads_footers(self) -> bool:
+        """Return that they are read here: a job of its own would take minutes to start."""
+        return False
+
+    def hints(self, device: str) -> dict[str, str]:
+        """Return nothing: Dataflow's own flag asks for its GPUs, and is checked."""
+        del device
+        return {}
+
+    def name_job(self, run: Run, /) -> None:
+        """Name the job after what it does."""
+        name_job(self.options, run)
+
+    def job(self, result: Any, run_id: str) -> Job:
+        """Return what was submitted, with a link to Google's console."""
+        return job(self.options, result, run_id)
+
+    def failed(self, job: Job, error: Exception, /) -> EngineError:
+        """Return the state and the reason that Dataflow gives."""
+        return failed(job, error)
+
+    @classmethod
+    def has_ended(cls, job: Job, beam_args: Sequence[str], /) -> bool:
+        """Ask Dataflow."""
+        return has_ended(job, beam_args)
 
 
 def check(spec: ScoringSpec, options: PipelineOptions) -> None:

@@ -1,4 +1,4 @@
-"""Beam's Prism: where its program is.
+"""Prism, Beam's own small engine: where its program is.
 
 Beam takes it from ``--prism_location``, else from its cache, else from the internet; never from ``PATH``.
 """
@@ -7,14 +7,35 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from job.engines.checks import Check
+from job.engines.engine import OneProcess
 from job.errors import EngineError
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 _MODULE: Final = "github.com/apache/beam/sdks/v2/go/cmd/prism"
+
+
+class Prism(OneProcess):
+    """Beam's Prism, which it starts itself."""
+
+    title: ClassVar[str] = "Prism"
+
+    def runner(self) -> Any:
+        """Check that the program is where the flag says."""
+        program(self.options)
+        return super().runner()
+
+    def checks(self) -> list[Check]:
+        """Return where the program is."""
+        found = program(self.options)
+        if found:
+            return [Check(self.title, True, found)]
+        told = "Beam has no program of Prism here, and would download one from github.com"
+        return [Check(self.title, None, told, f"`{how_to_build()}`, and --prism_location=$PWD/prism")]
 
 
 def how_to_build() -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from job import storage
 from job.commit import protocol, staging
 from job.engines import choice
+from job.engines.engine import Fit
 from job.errors import EngineError, JobError, UsageError, one_line, told
 from job.launch import preflight, preparation, submission
 from job.launch import score as launch_score
@@ -161,7 +162,7 @@ class _Group:
         self._ended: dict[str, Ending] = {}
         self._outputs: dict[str, str] = {}
         self._options: PipelineOptions | None = None
-        self._fit: choice.Fit | None = None
+        self._fit: Fit | None = None
         self.ready: dict[str, Prepared] = {}
 
     @property
@@ -252,12 +253,12 @@ class _Group:
         self._options = None
         return launch_score.finish(ready, fit, chosen, self._told(ds))
 
-    def _engine(self) -> tuple[PipelineOptions, choice.Fit]:
+    def _engine(self) -> tuple[PipelineOptions, Fit]:
         """Return options that no pipeline has had yet, for some take their runner's name out of them."""
         if self._options is None:
             self._options = choice.beam_options(self._nights.beam_args)
         if self._fit is None:
-            self._fit = choice.fit(self._options, self._nights.key)
+            self._fit = choice.engine(self._options).fit(self._nights.key)
         return self._options, self._fit
 
     def _end(self, ds: str, step: Callable[[], Outcome | None]) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from job.binding.predictions import prediction_fields
 from job.compare.columns import CHALLENGER
-from job.engines.choice import Fit
+from job.engines.engine import Fit
 from job.errors import SchemaError
 from job.launch import preflight
 from job.model import challenger_spec

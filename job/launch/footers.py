@@ -60,7 +60,7 @@ def read_on_workers(
     lines = [json.dumps(dataclasses.asdict(shard)) for shard in shards]
     storage.write_atomic(listed, "\n".join([*lines, ""]).encode())
     storage.remove(answer)
-    pipeline = beam.Pipeline(runner=choice.runner(options), options=options)
+    pipeline = beam.Pipeline(runner=choice.engine(options).runner(), options=options)
     _ = (
         pipeline
         | "Name the list" >> beam.Create([listed], reshuffle=False)

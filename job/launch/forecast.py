@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from job import environment
 from job.commit import output, staging
-from job.engines import choice
+from job.engines.engine import Fit, cores
 from job.launch import identity, preparation
 from job.model import loading
 from job.shards import inputs, planner
@@ -119,7 +119,7 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
     spec = inputs.absolute(spec)
     shards = inputs.shards(spec, announce)
     models = identity.Models.of(spec, preparation.resolved)
-    fit = choice.Fit(threads=1, here=True)
+    fit = Fit(threads=1, here=True)
     models = preparation.read(spec, models, fit) if models.built else models
     run_id = identity.run_id(spec, shards, models)
     held = output.published(spec.output)
@@ -151,7 +151,7 @@ def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
         reasons=_summed(receipts),
         rows_per_s=rows_per_s,
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        cores=choice.cores(),
+        cores=cores(),
     )
 
 

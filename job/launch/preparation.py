@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 from job import environment, storage
 from job.commit import baseline, cleaning, output, staging
 from job.commit.handover import Job
-from job.engines import choice, dataflow
+from job.engines import choice
+from job.engines.engine import Fit
 from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
 from job.gates import gates
 from job.launch import identity, preflight, submission
@@ -107,7 +108,7 @@ def resolved(spec: ScoringSpec) -> ModelReference:
     )
 
 
-def read(spec: ScoringSpec, models: identity.Models, fit: choice.Fit) -> identity.Models:
+def read(spec: ScoringSpec, models: identity.Models, fit: Fit) -> identity.Models:
     """Load models, and return them with what their builders read.
 
     A model that this process holds already is loaded again if what its builder read has changed.
@@ -131,7 +132,7 @@ def read(spec: ScoringSpec, models: identity.Models, fit: choice.Fit) -> identit
     return identity.Models(champion, rival and replace(rival, reads=found[1].reads))
 
 
-def _loaded(spec: ScoringSpec, models: identity.Models, fit: choice.Fit) -> list[LoadedModel]:
+def _loaded(spec: ScoringSpec, models: identity.Models, fit: Fit) -> list[LoadedModel]:
     """Return the model, and the challenger if there is one."""
 
     def acquired(of: ScoringSpec, reference: ModelReference, beside: LoadedModel | None) -> LoadedModel:
@@ -151,7 +152,7 @@ def claimed(
     announce: Callable[[str], None],
     loaded: Callable[[], object],
     resolve: Callable[[ScoringSpec], ModelReference],
-    fit: Callable[[], choice.Fit],
+    fit: Callable[[], Fit],
     started_unix_s: float,
 ) -> Iterator[Claim | Outcome]:
     """Hold a night's output, or give the outcome where the night is published already.
@@ -264,7 +265,7 @@ def read_footers(
 
 
 def prepared(
-    claim: Claim, footers: list[planner.Footer], fit: choice.Fit, announce: Callable[[str], None]
+    claim: Claim, footers: list[planner.Footer], fit: Fit, announce: Callable[[str], None]
 ) -> Prepared:
     """Load the model, check and plan, and write the plan.
 
@@ -293,16 +294,16 @@ def _read_footers(
 
     # Of its own: portable runners take their name out of those that they are given.
     options = choice.beam_options(beam_args)
-    if choice.scores_here(options) or choice.name(options) == dataflow.NAME:
-        # On Dataflow a job of its own would take minutes to start.
+    engine = choice.engine(options)
+    if not engine.reads_footers():
         return inputs.read_footers(shards)
     staging.clear_failures(spec.output, run_id)
-    with submission.workers_errors(options, spec.output, run_id):
+    with submission.workers_errors(engine, spec.output, run_id):
         return footers.read_on_workers(shards, spec.output, run_id, options, spec.stores)
 
 
 def task_of(
-    claim: Claim, footers: list[planner.Footer], fit: choice.Fit, announce: Callable[[str], None]
+    claim: Claim, footers: list[planner.Footer], fit: Fit, announce: Callable[[str], None]
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
     """Load the model, check and plan; nothing is written."""
     from job.launch import challenger

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from job import environment
 from job.commit import output
 from job.engines import choice
+from job.engines.engine import Fit
 from job.errors import JobError, StateUnknownError
 from job.launch import preflight, preparation, submission
 from job.launch.preparation import Claim, Prepared
@@ -45,7 +46,7 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     transform = ahead(spec.output, _load_transform)
     began_s = environment.process_start_unix_s()
     with preflight.shared(spec) as key:
-        fit = functools.cache(lambda: choice.fit(choice.beam_options(beam_args), key))
+        fit = functools.cache(lambda: choice.engine(choice.beam_options(beam_args)).fit(key))
         resolve = preparation.resolved
         with preparation.claimed(spec, beam_args, announce, transform, resolve, fit, began_s) as claim:
             return claim if isinstance(claim, Outcome) else _run(claim, beam_args, fit, announce, transform)
@@ -54,20 +55,18 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
 def _run(
     claim: Claim,
     beam_args: Sequence[str],
-    fit: Callable[[], choice.Fit],
+    fit: Callable[[], Fit],
     announce: Callable[[str], None],
     transform: Callable[[], type[ScoreParquet]],
 ) -> Outcome:
     footers = preparation.read_footers(claim, beam_args, transform)
     options = choice.beam_options(beam_args)
-    choice.check_visible(options, [shard.path for shard in claim.shards])
+    choice.engine(options).check_visible([shard.path for shard in claim.shards])
     fitted = fit()
     return finish(preparation.prepared(claim, footers, fitted, announce), fitted, options, announce)
 
 
-def finish(
-    ready: Prepared, fit: choice.Fit, options: PipelineOptions, announce: Callable[[str], None]
-) -> Outcome:
+def finish(ready: Prepared, fit: Fit, options: PipelineOptions, announce: Callable[[str], None]) -> Outcome:
     """Score a run that is prepared, and publish it; its lease is held.
 
     Raises:

@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from job.commit import output, staging
 from job.commit.handover import Ended, Job
-from job.engines import choice, dask, dataflow
-from job.errors import EngineError, JobError, UsageError, in_text, one_line
+from job.engines import choice, embedded
+from job.engines.engine import Engine, no_wait
+from job.errors import EngineError, JobError, in_text, one_line
 from job.spec import Run, ScoringSpec
 from job.terminal import library_output, signals
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 # Flink needs a few seconds to cancel; a job server of our own must not end before that.
 _CANCELLED_S: Final = 30.0
 _LOOK_EVERY_S: Final = 0.5
-_ANSWER_S: Final = 10.0
 
 
 def checked(spec: ScoringSpec, beam_args: Sequence[str]) -> ScoringSpec:
@@ -44,36 +43,11 @@ def checked(spec: ScoringSpec, beam_args: Sequence[str]) -> ScoringSpec:
     """
     if not beam_args:
         if not spec.wait:
-            raise _no_wait(choice.EMBEDDED)
+            raise no_wait(embedded.NAME)
         return spec
     with library_output.imports():
         from apache_beam.options.pipeline_options import PipelineOptions
-    options = PipelineOptions(list(beam_args))
-    name = choice.name(options)
-    if name == dataflow.NAME:
-        dataflow.check(spec, options)
-        # Who starts the job may wait for it.
-        return replace(spec, wait=False) if dataflow.is_template(options) else spec
-    if not spec.wait and not _endpoint(options):
-        raise _no_wait(name)
-    return spec
-
-
-def _no_wait(name: str) -> UsageError:
-    return UsageError(
-        f"--no_wait: the job would end with this command, because --runner={name} needs it; leave --no_wait "
-        f"out, or give --runner={dataflow.NAME}, or the --job_endpoint of a job server"
-    )
-
-
-def _endpoint(options: PipelineOptions) -> str:
-    """Return the address of a job server that is there without us."""
-    from apache_beam.options.pipeline_options import PortableOptions
-
-    asked = options.view_as(PortableOptions)
-    # Workers that are threads of this process.
-    here = asked.job_endpoint == "embed" or asked.environment_type == "LOOPBACK"
-    return "" if here else asked.job_endpoint or ""
+    return choice.engine(PipelineOptions(list(beam_args))).checked(spec)
 
 
 def run(
@@ -88,23 +62,21 @@ def run(
     """
     import apache_beam as beam
 
-    # Asked first: portable runners take their name out of the options.
-    name, endpoint = choice.name(options), _endpoint(options)
-    if name == dataflow.NAME:
-        dataflow.name_job(options, run)
-    mark = staging.stop_mark(run.output, run.run_id) if name == choice.DASK else ""
+    engine = choice.engine(options)
+    engine.name_job(run)
+    mark = staging.stop_mark(run.output, run.run_id) if engine.stops_by_mark else ""
     if mark:
         scoring.stop_by(mark)
-    with workers_errors(options, run.output, run.run_id), choice.ended_on_failure(options):
-        pipeline = beam.Pipeline(runner=choice.runner(options), options=options)
+    with workers_errors(engine, run.output, run.run_id), engine.ended_on_failure():
+        pipeline = beam.Pipeline(runner=engine.runner(), options=options)
         # On all of it, or what differs in its hints would be a stage of its own, with a shuffle in between.
-        scoring.with_resource_hints(**choice.hints(options, scoring.device))
+        scoring.with_resource_hints(**engine.hints(scoring.device))
         pipeline | "Score Parquet" >> scoring
         with _cancelled_by_ctrl_c() as submitted:
             # Where the pipeline is run by others, the call only submits it.
-            with undisturbed(name in (dataflow.NAME, choice.DASK) or bool(endpoint)):
+            with undisturbed(engine.submits or bool(engine.endpoint)):
                 result = pipeline.run()
-                job = _job(name, endpoint, options, result, run.run_id)
+                job = engine.job(result, run.run_id)
                 if job is not None:
                     submitted.append(partial(_cancel, result, job, announce))
                     announce(f"run {run.run_id[:12]} was submitted as {job}")
@@ -116,22 +88,14 @@ def run(
             try:
                 state = result.wait_until_finish()
             except Exception as e:
-                if job is None or name != dataflow.NAME:
+                told = None if job is None else engine.failed(job, e)
+                if told is None:
                     raise
-                left = staging.failure(run.output, run.run_id) or in_text(str(e))
-                raise left or dataflow.failed(job, e) from e
+                raise staging.failure(run.output, run.run_id) or in_text(str(e)) or told from e
     if state not in (None, "DONE"):
         left = staging.failure(run.output, run.run_id)
         raise left or EngineError(f"the engine ended the job as {state}; look at its log, then run again")
     return None
-
-
-def _job(name: str, endpoint: str, options: PipelineOptions, result: Any, run_id: str) -> Job | None:
-    """Return what was submitted, ``None`` where the engine is in this process or is not told of jobs."""
-    if name == dataflow.NAME:
-        return dataflow.job(options, result, run_id)
-    number = str(getattr(result, "_job_id", ""))
-    return Job(run_id, name, number, where=endpoint) if number else None
 
 
 @contextmanager
@@ -196,10 +160,7 @@ def has_ended(
     def ask(job: Job) -> bool:
         try:
             loaded()
-            if job.engine == dataflow.NAME:
-                ended = dataflow.has_ended(job, beam_args)
-            else:
-                ended = _has_ended_at(job.where, job.id)
+            ended = choice.registration(job.engine).kind().has_ended(job, beam_args)
         except Exception as e:  # noqa: BLE001 - then it may still run
             announce(f"{job}: its engine does not tell whether it has ended: {one_line(e)}")
             return False
@@ -210,28 +171,13 @@ def has_ended(
     return ask
 
 
-def _has_ended_at(endpoint: str, number: str) -> bool:
-    if not endpoint:
-        return False
-    with library_output.imports():
-        from apache_beam.portability.api import beam_job_api_pb2
-        from apache_beam.runners.portability.job_server import ExternalJobServer
-        from apache_beam.runners.portability.portable_runner import TERMINAL_STATES
-    service = ExternalJobServer(endpoint, timeout=_ANSWER_S).start()
-    request = beam_job_api_pb2.GetJobStateRequest(job_id=number)
-    return service.GetState(request, timeout=_ANSWER_S).state in TERMINAL_STATES
-
-
 @contextmanager
-def workers_errors(options: PipelineOptions, folder: str, run_id: str) -> Iterator[None]:
+def workers_errors(engine: Engine, folder: str, run_id: str) -> Iterator[None]:
     """Turn what an engine raises into the error that a worker left, where there is one: it says more."""
-    # Asked first: portable runners take their name out of the options.
-    name = choice.name(options)
     try:
         with library_output.engine():
             yield
     except JobError:
         raise
     except Exception as e:
-        left = staging.failure(folder, run_id) or in_text(str(e)) or dask.killed(e)
-        raise (left or choice.told(name, e)) from e
+        raise (staging.failure(folder, run_id) or in_text(str(e)) or engine.told(e)) from e

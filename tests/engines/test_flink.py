@@ -58,7 +58,7 @@ def test_what_was_not_said_is_what_suits_the_cluster(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     filled = options(cluster)
-    choice.fit(options(cluster, "--job_endpoint=localhost:5"))
+    choice.engine(options(cluster, "--job_endpoint=localhost:5")).fit()
     said = capsys.readouterr().err
     assert f"Flink: the job takes 4 slots (--parallelism); 4 of 4 slots at {cluster.rest().url} are" in said
     assert filled.view_as(FlinkRunnerOptions).flink_version == MINOR
@@ -207,13 +207,13 @@ def test_who_holds_the_slots_is_named_and_ctrl_c_ends_what_is_ours(cluster: Clus
 def interrupted(cluster: Cluster, ours: PipelineOptions, start: Callable[[], list[str]]) -> tuple[str, float]:
     """Press Ctrl-C while what was started runs; returns the first of its ids, and when."""
     try:
-        with choice.ended_on_failure(ours):
+        with choice.engine(ours).ended_on_failure():
             jobs = start()
             if len(jobs) > 1:
                 until(lambda: cluster.rest().overview().free_slots == 0, within_s=30)
                 refused = rf"0 of 4 slots at .*, held by .*other \({jobs[0]}\).*; wait, or `curl -X PATCH"
                 with pytest.raises(EngineError, match=refused):
-                    choice.fit(ours)
+                    choice.engine(ours).fit()
             pressed_s = time.monotonic()
             raise KeyboardInterrupt
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.cli import options
-from job.engines import choice
+from job.engines.engine import Fit
 from job.errors import UsageError
 from job.launch import challenger, identity, preflight
 from job.model import artifact, versions
@@ -274,7 +274,7 @@ def test_a_worker_that_cannot_load_it_goes_on_without(both: Night) -> None:
     footers = inputs.read_footers(shards)
     champion = preflight.check(spec, shards, footers, planned.task.run.model, 0)
     found = artifact.resolve(str(spec.challenger), None, trusted=False, sha256=None)
-    fit = choice.Fit(0, here=True)
+    fit = Fit(0, here=True)
     rival = challenger.check(spec, shards, footers, found, fit, champion, lambda line: None)
     assert rival is not None
     saved(dense(5, seed=4), both.folder / "c.keras")

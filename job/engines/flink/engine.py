@@ -10,11 +10,11 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from job.engines.checks import Check, of_error
-from job.engines.dask import cores
+from job.engines.engine import Fit, JobServer, cores
 from job.engines.flink import checks as flink_checks
 from job.engines.flink import job_server
 from job.engines.flink.rest import Cluster, TaskManager
@@ -28,6 +28,45 @@ if TYPE_CHECKING:
 _KEEP_WORKERS_MS: Final = 60_000
 _ENDS_WITHIN_S: Final = 30.0
 _LOOK_S: Final = 0.2
+
+
+class Flink(JobServer):
+    """A Flink cluster, behind a job server that is there or that Beam starts."""
+
+    title: ClassVar[str] = "Flink"
+
+    def fill(self, given: Collection[str], /) -> None:
+        """Take the cluster's version and its free slots, and keep workers between stages."""
+        fill(self.options, given)
+
+    def fit(self, key: str = "") -> Fit:
+        """Refuse what cannot run: here and again in :meth:`runner`; the sooner, the less is in vain."""
+        refuse(self.options)
+        announce(self.options)
+        return super().fit(key)
+
+    def threads(self) -> int:
+        """Return a slot's share of its machine's cores."""
+        return threads(self.options)
+
+    def runner(self) -> Any:
+        """Refuse what cannot run, and fetch the job server's jar if Beam is to start one."""
+        found = super().runner()
+        refuse(self.options)
+        return found
+
+    def ended_on_failure(self) -> AbstractContextManager[None]:
+        """Cancel the job on the cluster."""
+        return ended_on_failure(self.options)
+
+    def checks(self) -> list[Check]:
+        """Return Java, jar, cluster, versions and places."""
+        return checks(self.options)
+
+    def workers_beside(self) -> str:
+        """Return the cluster's address: the job server may be on another machine."""
+        cluster = cluster_of(self.options)
+        return cluster.url if cluster else ""
 
 
 def fill(options: PipelineOptions, given: Collection[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from job.cli import options
 from job.engines import choice
+from job.engines.engine import Fit
 from job.errors import EngineError, UsageError
 from job.launch import submission
 from job.shards import inputs
@@ -66,10 +67,10 @@ def test_what_lies_on_this_disk_is_refused(
 
 def test_a_list_may_lie_here_but_not_what_it_names() -> None:
     given = choice.beam_options(["--runner=DataflowRunner"])
-    choice.check_visible(given, ["gs://b/a", "s3://b/a"])
+    choice.engine(given).check_visible(["gs://b/a", "s3://b/a"])
     with pytest.raises(UsageError, match=r"^/here/a: on this machine's disk"):
-        choice.check_visible(given, ["gs://b/a", "/here/a"])
-    choice.check_visible(choice.beam_options([]), ["/here/a"])
+        choice.engine(given).check_visible(["gs://b/a", "/here/a"])
+    choice.engine(choice.beam_options([])).check_visible(["/here/a"])
 
 
 @pytest.mark.parametrize("flag", ["--temp_location", "--staging_location"])
@@ -126,4 +127,4 @@ def test_a_missing_package_is_told_with_what_installs_it(
 )
 def test_tensorflow_gets_the_cores_that_a_process_has(flags: tuple[str, ...], threads: int) -> None:
     given = choice.beam_options(["--runner=DataflowRunner", *flags])
-    assert choice.fit(given) == choice.Fit(threads, here=False)
+    assert choice.engine(given).fit() == Fit(threads, here=False)

@@ -31,7 +31,7 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
     with pytest.raises(
         EngineError, match=r"--flink_master=http://127.0.0.1:.* no answer .*; start the cluster"
     ):
-        choice.fit(closed)
+        choice.engine(closed).fit()
 
 
 @contextlib.contextmanager
@@ -109,9 +109,9 @@ def test_where_a_cluster_is(master: str, url: str | None) -> None:
 def test_without_an_address_there_is_nothing_to_ask() -> None:
     own = choice.beam_options(["--runner=FlinkRunner", "--job_endpoint=localhost:5"])
     assert own.view_as(PortableOptions).environment_cache_millis == 60_000
-    assert choice.fit(own).threads == 0
+    assert choice.engine(own).fit().threads == 0
     assert by_name(engine.checks(own))["Flink"].ok is None
-    with choice.ended_on_failure(own):
+    with choice.engine(own).ended_on_failure():
         pass
 
 

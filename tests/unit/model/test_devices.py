@@ -63,7 +63,7 @@ def proto_of(small: Path, night: Night, *flags: str, device: str = "gpu") -> Any
     options = choice.beam_options(flags)
     pipeline = beam.Pipeline(options=options)
     transform = ScoreParquet(planned.path, planned.task)
-    pipeline | transform.with_resource_hints(**choice.hints(options, device))
+    pipeline | transform.with_resource_hints(**choice.engine(options).hints(device))
     return pipeline.to_runner_api()
 
 
