@@ -155,23 +155,37 @@ def check_not_passing(error: Exception, where: str) -> None:
         raise StorageError(f"{where}: cannot be read: {os.strerror(error.errno)}; run again") from error
 
 
-# Of a place that is no better at the next try.
+# What the system says of a place that is no better at the next try. A disk that has turned read-only may be.
 _NO_PLACE: Final = frozenset(
-    {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+    }
 )
 
 
 @contextmanager
-def of_flag(flag: str) -> Iterator[None]:
-    """Raise a storage's error as a wrong flag where the file that the flag names can be none on this machine.
+def of_place(start: str = "", fix: str = "") -> Iterator[None]:
+    """Raise a ``StorageError`` of the body as a ``UsageError`` where running again cannot help.
 
-    The same command would fail the same way again, and schedulers go by exit codes.
+    A folder that may not be written, or a file where a folder must be, is the same at the next try, and
+    schedulers go by exit codes. A full disk may not be.
+
+    Args:
+        start: what the new message begins with, such as the flag that names the place.
+        fix: what it ends with.
     """
     try:
         yield
     except StorageError as e:
         if isinstance(e.__cause__, OSError) and e.__cause__.errno in _NO_PLACE:
-            raise UsageError(f"{flag}: {e}") from e
+            raise UsageError(f"{start}{e}{fix and '; '}{fix}") from e
         raise
 
 

@@ -111,7 +111,7 @@ def _given(given: argparse.Namespace, rest: Sequence[str]) -> set[str]:
 class _File:
     def __init__(self, path: str) -> None:
         self._path = path
-        with errors.of_flag(f"--config={path}"):
+        with errors.of_place(f"--config={path}: "):
             content = storage.read_bytes(storage.absolute(path)) if path else None
         if content is None:
             raise UsageError(f"--config={path}: no such file")

@@ -228,7 +228,7 @@ def diff(args: Sequence[str]) -> int:
     from job.compare import diff_report
 
     if given.page is not None:
-        with errors.of_flag(f"--page={given.page}"):
+        with errors.of_place(f"--page={given.page}: "):
             storage.write_atomic(
                 storage.absolute(given.page), diff_report.page(found).encode(), durable=False
             )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from job import storage
-from job.errors import StorageError
+from job.errors import StorageError, of_place
 
 # As proc_pid_mountinfo(5) calls them; those in user space have names that begin with "fuse".
 _SHARED: Final = frozenset(
@@ -89,10 +89,11 @@ def held(path: str, owner: str) -> Iterator[Lock]:
 
 
 def _opened(path: str) -> int:
-    try:
-        return os.open(storage.local(path), os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as e:
-        raise StorageError(f"{path}: cannot be written: {storage.reason(e)}") from e
+    with of_place(fix="choose another output"):
+        try:
+            return os.open(storage.local(path), os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as e:
+            raise StorageError(f"{path}: cannot be written: {storage.reason(e)}") from e
 
 
 def is_shared(path: str) -> bool:

@@ -17,7 +17,7 @@ from job.commit import lease as commit_lease
 from job.commit.lock import held
 from job.commit.manifest import check_inside, entries, parse
 from job.commit.staging import STAGING
-from job.errors import OutputConflictError
+from job.errors import OutputConflictError, of_place
 from job.report.run_report import RunReport
 from job.storage.parallel import together
 
@@ -149,7 +149,8 @@ def lease(
             yield token
         return
     folder = storage.join(output, STAGING)
-    storage.make_folder(folder)
+    with of_place(fix="choose another output"):
+        storage.make_folder(folder)
     since = datetime.now(UTC).isoformat(timespec="seconds")
     owner = f"process {os.getpid()} on {socket.gethostname()} since {since}"
     try:

@@ -7,7 +7,6 @@ that a builder makes is loaded before the lease is taken: what the builder reads
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from job.commit import baseline, cleaning, output, staging
 from job.commit.handover import Job
 from job.engines import choice
 from job.engines.engine import Fit
-from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
+from job.errors import OutputConflictError, StateUnknownError, StorageError, of_place
 from job.gates import gates
 from job.launch import identity, preflight, submission
 from job.model import artifact, challenger_spec, provenance
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from job.model.loading import LoadedModel
     from job.scoring.challenger import Challenger
     from job.scoring.task import ScoringTask
-
-_WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 # How lines begin that tell which columns feed the model, and its challenger.
 BOUND: Final = ("model inputs", "challenger inputs")
@@ -186,7 +183,8 @@ def claimed(
         run_id = identity.run_id(spec, shards, models)
         json_line.note_run(spec.output, run_id)
     gates.say_if_alone(spec, held, announce)
-    _make_output(spec.output)
+    with of_place("--output=", "choose another"):
+        storage.make_folder(spec.output)
     ended = submission.has_ended(beam_args, announce, loaded)
     with output.lease(spec.output, announce, ended) as lease:
         seen = output.look(spec.output, run_id)
@@ -240,16 +238,6 @@ def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) ->
     if there == run_id:
         cleaning.remove_rest(spec.output, run_id)
     return Outcome(output.read_report(spec.output), already_published=True, kept=there != run_id)
-
-
-def _make_output(path: str) -> None:
-    try:
-        storage.make_folder(path)
-    except StorageError as e:
-        # Any other number tells of the disk, which the same command may find mended.
-        if getattr(e.__cause__, "errno", None) not in _WRONG_PATH:
-            raise
-        raise UsageError(f"--output={e}; choose another") from e
 
 
 def read_footers(

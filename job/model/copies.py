@@ -31,12 +31,13 @@ from pathlib import Path
 from typing import Final
 
 from job import storage
-from job.errors import JobError, StorageError
+from job.errors import JobError
 from job.storage import private_folder
 
 _LOCK: Final = "lock"
 _TOLD: Final = "copy.json"
 _TURN: Final = "models"
+_NO_COPY: Final = "no copy of the model can be made there"
 # A folder that is being filled.
 _UNFINISHED: Final = ".part"
 
@@ -123,12 +124,13 @@ class Making:
         Where there is one already, that is returned.
         """
         content = json.dumps({"digests": self._digests, "links": self._links})
-        Path(self._folder, _TOLD).write_text(content, encoding="utf-8")
         kept = os.path.join(os.path.dirname(self._folder), key)
-        with private_folder.turn(_TURN):
-            if (held := _taken(kept)) is not None:
-                return replace(held, links=self._links)
-            os.rename(self._folder, kept)
+        with private_folder.os_errors(_NO_COPY):
+            Path(self._folder, _TOLD).write_text(content, encoding="utf-8")
+            with private_folder.turn(_TURN):
+                if (held := _taken(kept)) is not None:
+                    return replace(held, links=self._links)
+                os.rename(self._folder, kept)
         return Copy(kept, self._digests, self._links, self._lock)
 
 
@@ -138,18 +140,14 @@ def making() -> Iterator[Making]:
 
     Raises:
         StorageError: there is no room for it.
+        UsageError: it cannot be made there, however often it is tried.
     """
-    try:
+    with private_folder.os_errors(_NO_COPY):
         top = _top()
         with private_folder.turn(_TURN):
             _sweep(top)
             folder = tempfile.mkdtemp(suffix=_UNFINISHED, dir=top)
             lock = _Lock(folder)
-    except OSError as e:
-        raise StorageError(
-            f"{tempfile.gettempdir()}: no copy of the model can be made there: {e.strerror or e}; make "
-            f"room or set TMPDIR to another folder"
-        ) from e
     try:
         yield Making(folder, lock)
     finally:
@@ -205,7 +203,7 @@ def _top() -> str:
     try:
         top = os.path.join(private_folder.folder(), private_folder.MODELS)
     except JobError:
-        # Somebody else has it: then this process shares with none.
+        # Somebody else has it, or a file has its name: then this process shares with none.
         if _own is None or not os.path.isdir(_own):
             _own = tempfile.mkdtemp(prefix="scoring-job-models-")
             atexit.register(shutil.rmtree, _own, ignore_errors=True)

@@ -139,7 +139,8 @@ def own_gpu(count: int) -> int:
         if number in _held:
             return number
         path = os.path.join(private_folder.folder(), f"gpu-{number}.lock")
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with private_folder.os_errors("the lock of a GPU cannot be made"):
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

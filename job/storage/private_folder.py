@@ -1,4 +1,7 @@
-"""Where processes of one person on one machine meet: a folder that nobody else may write to."""
+"""A folder for the processes of one user on one machine; nobody else may write to it.
+
+It holds copies of models, sockets and locks, below the folder for temporary files (``TMPDIR``).
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,48 @@ import tempfile
 from collections.abc import Iterator
 from typing import Final
 
-from job.errors import JobError
+from job.errors import JobError, StorageError, UsageError, of_place
+from job.storage import disk
 
 # The folder in it for copies of models, see ``job.model.copies``. All others are launches', see
 # ``job.model.sharing.client``.
 MODELS: Final = "models"
 
 
-def folder() -> str:
-    """Return it, made where it is not there yet.
+@contextlib.contextmanager
+def os_errors(what: str) -> Iterator[None]:
+    """Raise an ``OSError`` of the body as one line: the file, ``what`` cannot be done, why, and the fix.
 
     Raises:
-        JobError: somebody else has it, or may write to it.
+        UsageError: running again cannot help, as with a file where a folder must be.
+        StorageError: any other, as of a full disk.
     """
-    path = os.path.join(tempfile.gettempdir(), f"scoring-job-{os.getuid()}")
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    status = os.stat(path, follow_symlinks=False)
+    with of_place():
+        try:
+            yield
+        except OSError as e:
+            where = e.filename or "the folder for temporary files"
+            raise StorageError(
+                f"{where}: {what}: {disk.reason(e)}; make room or set TMPDIR to another folder"
+            ) from e
+
+
+def folder() -> str:
+    """Return the folder's path; make the folder where there is none.
+
+    Raises:
+        UsageError: it is another user's, others may write to it, or it cannot be made.
+        StorageError: there is no room for it.
+    """
+    with os_errors("the folder cannot be made"):
+        path = os.path.join(tempfile.gettempdir(), f"scoring-job-{os.getuid()}")
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        status = os.stat(path, follow_symlinks=False)
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise JobError(f"{path}: it is another user's, or others may write to it; remove it")
+        raise UsageError(
+            f"{path}: it is another user's, or others may write to it; remove it, or set TMPDIR to another "
+            f"folder"
+        )
     return path
 
 

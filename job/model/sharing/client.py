@@ -7,9 +7,8 @@
     worker ┘◀──── the same of the predictions ─────┘ each in a thread of its own
 
 Messages are small; rows go through memory that both have mapped, see ``job.model.sharing.memory``. The model
-has a
-process of its own, a child of the one that asked first: the launcher where the workers are on its machine,
-else a worker. It ends with that one. Workers import no TensorFlow.
+has a process of its own, a child of the one that asked first: the launcher where the workers are on its
+machine, else a worker. It ends with that one. Workers import no TensorFlow.
 
 Whoever finds the process gone starts another and asks again, at most ``MOST_DEATHS`` times for one batch. A
 process that may have no children (a worker of Dask) holds the model itself.
@@ -50,6 +49,7 @@ MOST_DEATHS: Final = 2
 # What a killed process leaves behind: an empty file that was locked, a socket, and its name and key.
 _KEPT_S: Final = 7 * 86400.0
 _DOOR: Final = "door.json"
+_NO_SHARING: Final = "no model can be shared there"
 _IDLE_S: Final = 120.0
 # Keys that are alike up to it are of one launch.
 OF_ONE_LAUNCH: Final = "-"
@@ -262,10 +262,11 @@ def _here(load: Callable[[], Step], folder: str) -> Host:
 def _write(folder: str, name: str, key: bytes) -> None:
     door = json.dumps({"socket": name, "key": key.hex()}).encode()
     path = os.path.join(folder, _DOOR)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(door)
+    with private_folder.os_errors(_NO_SHARING):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(door)
 
 
 def _folder(key: str) -> str:
@@ -273,8 +274,9 @@ def _folder(key: str) -> str:
     top = private_folder.folder()
     folder = os.path.join(top, key)
     if not os.path.exists(folder):
-        _sweep(top)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with private_folder.os_errors(_NO_SHARING):
+            _sweep(top)
+            os.makedirs(folder, mode=0o700, exist_ok=True)
     return folder
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from job.commit import protocol
 from job.commit.output import check_output, damaged, lease, leftovers, published, remove_staging
-from job.errors import OutputConflictError
+from job.errors import OutputConflictError, UsageError
 from tests.support.receipts import RUN_ID
 from tests.unit.commit.test_protocol import NOW, staged, tree
 
@@ -127,4 +127,16 @@ def test_a_lease_is_given_back_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), lease(str(tmp_path)):
         1 / 0  # noqa: B018
     with lease(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("blocked", ["", "_staging", "_staging/lease"])
+def test_an_output_that_cannot_be_written_is_wrong_usage(tmp_path: Path, blocked: str) -> None:
+    path = tmp_path / "out" / blocked
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path)
+    with (
+        pytest.raises(UsageError, match=rf"^{tmp_path}/out/_staging.*; choose another"),
+        lease(f"{tmp_path}/out"),
+    ):
         pass

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from tensorflow.python.saved_model import load
 
-from job.errors import JobError, ModelError, StorageError
+from job.errors import JobError, ModelError, StorageError, UsageError
 from job.model import artifact, copies
 from job.model.loading import LoadedModel
 from job.spec import ModelReference
@@ -332,9 +332,27 @@ def test_a_temporary_folder_that_takes_no_copy_is_told_with_what_to_do(
     path = tmp_path / "m.h5"
     path.write_bytes(b"weights")
     # A file in the place of the folder: nobody can make one below it, not even root.
-    blocked = tmp_path / "tmp"
-    blocked.mkdir()
-    (blocked / f"scoring-job-{os.getuid()}").write_text("")
-    monkeypatch.setattr(tempfile, "tempdir", str(blocked))
-    with pytest.raises(StorageError, match=r"tmp: no copy of the model can be made there: .*set TMPDIR"):
+    blocked = tmp_path / "tmp" / f"scoring-job-{os.getuid()}"
+    blocked.mkdir(0o700, parents=True)
+    (blocked / "models").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(blocked.parent))
+    told = r"models: no copy of the model can be made there: File exists; .*set TMPDIR"
+    with pytest.raises(UsageError, match=told):
         artifact.resolve(str(path), None, trusted=True, sha256=None)
+
+
+def test_without_any_temporary_folder_the_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_file(tmp_path / "m.h5", b"weights")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(copies, "_own", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(path)])
+    with pytest.raises(UsageError, match=r"^the folder for temporary files: .*No usable.*set TMPDIR"):
+        artifact.resolve(str(path), None, trusted=True, sha256=None)
+
+
+def test_a_file_in_place_of_the_folder_stops_no_night(tmp_path: Path, own_folder: Path) -> None:
+    a_file(own_folder.parent, b"")
+    held = artifact.held(str(a_file(tmp_path / "m.h5", b"model")), None)
+    assert Path(held.file).read_bytes() == b"model"

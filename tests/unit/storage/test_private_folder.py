@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from job.errors import JobError
+from job.errors import StorageError, UsageError
 from job.model import artifact, keras_step
 from job.spec import ModelReference
 from job.storage import private_folder
@@ -92,7 +92,30 @@ def test_large_models_are_loaded_one_after_the_other(
 def test_where_there_is_no_such_folder_nobody_waits(holder: subprocess.Popen[str], own_folder: Path) -> None:
     folder = own_folder / f"scoring-job-{os.getuid()}"
     folder.chmod(stat.S_IRWXU | stat.S_IWOTH)
-    with pytest.raises(JobError, match="others may write to it"):
+    with pytest.raises(UsageError, match="others may write to it"):
         private_folder.folder()
     take_turn()
     assert holder.poll() is None
+
+
+def test_a_file_in_its_place_is_wrong_usage(own_folder: Path) -> None:
+    path = own_folder / f"scoring-job-{os.getuid()}"
+    path.write_text("")
+    with pytest.raises(UsageError, match=rf"^{path}: the folder cannot be made: File exists; .*set TMPDIR"):
+        private_folder.folder()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_another_users_folder_is_wrong_usage(own_folder: Path) -> None:
+    os.chown(private_folder.folder(), 65534, 65534)
+    with pytest.raises(UsageError, match="another user's"):
+        private_folder.folder()
+
+
+def test_a_full_disk_may_have_room_at_the_next_try() -> None:
+    with (
+        pytest.raises(StorageError, match="no room: No space left on device; make room"),
+        private_folder.os_errors("no room"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")

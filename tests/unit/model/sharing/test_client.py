@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
-from job.errors import JobError, ModelError
+from job.errors import JobError, ModelError, UsageError
 from job.model.loading import LoadedModel
 from job.model.sharing import client
 from job.model.sharing import host as sharing_host
@@ -375,3 +375,14 @@ def test_a_long_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.M
     other = SharedStep(model_steps.Doubling, key, "m")
     assert other.facts.load == step.facts.load
     client.release(key)
+
+
+def test_a_folder_that_cannot_be_made_is_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"scoring-job-{os.getuid()}").mkdir(0o700)
+    blocked = tmp_path / f"scoring-job-{os.getuid()}" / key
+    blocked.symlink_to(blocked)
+    with pytest.raises(UsageError, match=f"{key}: no model can be shared there: .*; .*set TMPDIR"):
+        SharedStep(model_steps.Doubling, key, "m")
