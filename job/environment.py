@@ -1,4 +1,4 @@
-"""What the launching process is: since when, and of which versions."""
+"""What this process is: how it was called, since when it runs, with which versions and how much memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import re
+import sys
 import time
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,13 @@ from pathlib import Path
 
 _CGROUPS = "/sys/fs/cgroup"
 _PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "numpy")
+
+
+def program() -> str:
+    """Return what people type to call the job: ``python -m job`` if it was called so, or ``scoring-job``."""
+    # As argparse finds it out from Python 3.14 on.
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return "python -m job" if spec is not None and spec.name == "job.__main__" else "scoring-job"
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final, NoReturn, get_args
 
+from job import environment
 from job.cli import values
 from job.cli.values import DEFAULTS
 from job.errors import UsageError
@@ -21,10 +22,10 @@ _DESCRIPTIONS: Final = {
 
 _EPILOG: Final = """\
 examples:
-  python -m job score --input='features/*.parquet' --model=model.keras \\
+  {program} score --input='features/*.parquet' --model=model.keras \\
       --keys=id --output=predictions
-  python -m job score --config=night.toml --ds=2026-11-25
-  python -m job score --input=features --model=models.custom_layer:build \\
+  {program} score --config=night.toml --ds=2026-11-25
+  {program} score --input=features --model=models.custom_layer:build \\
       --weights=night.weights.h5 --output=predictions --runner=FlinkRunner
 
 Flags of the engine (--runner, --experiments, --temp_location …) are passed on as they are.
@@ -43,9 +44,9 @@ exit codes:
 def build(command: str = "score") -> argparse.ArgumentParser:
     """Return the parser of our own flags; values are checked later, in :func:`parse`."""
     parser = Parser(
-        prog=f"python -m job {command}",
+        prog=f"{environment.program()} {command}",
         description=_DESCRIPTIONS[command],
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(program=environment.program()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s --input=GLOB --model=MODEL --output=FOLDER [flag …]",
@@ -65,7 +66,7 @@ def build(command: str = "score") -> argparse.ArgumentParser:
 
 def help_of(command: str = "score") -> str:
     """Return what somebody types to be told more."""
-    return f"python -m job {command} --help"
+    return f"{environment.program()} {command} --help"
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,7 +99,7 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_night_flags(parser: argparse.ArgumentParser, command: str) -> None:
-    told = "The paths above and --output may hold {ds}, {ds_nodash}, {ds-1} or {ds:%%Y/%%m/%%d}."
+    told = "The paths above and --output may hold {ds}, {ds_nodash}, {ds-1} or {ds:%Y/%m/%d}."
     group = parser.add_argument_group("night", told)
     _add(group, "ds", "DATE", "the night, as in 2026-11-25 (default: yesterday)")
     _add(group, "timezone", "ZONE", "where it is yesterday, as in Europe/Berlin")
@@ -140,7 +141,9 @@ def _add_reject_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
-    told = "What is refused stays in staging; `scoring-job publish` releases it. See docs/gates.md."
+    told = (
+        f"What is refused stays in staging; `{environment.program()} publish` releases it. See docs/gates.md."
+    )
     group = parser.add_argument_group("gates before publishing", told)
     _add(group, "min_rows", "ROWS", "nothing is published if fewer rows are scored")
     _add(group, "max_rows_change", "SHARE", "nor if their number differs so much from the last good night's")
@@ -149,7 +152,7 @@ def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_golden_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "golden rows", "`scoring-job golden` makes such a file of a night that is right."
+        "golden rows", f"`{environment.program()} golden` makes such a file of a night that is right."
     )
     told = "Parquet rows with known predictions, checked after each loading of the model, before it scores"
     _add(group, "golden", "FILE", told)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from job import storage
+from job import environment, storage
 from job.commit import output, refusal
 from job.errors import GateError, OutputConflictError, StorageError
 from job.gates import gates
@@ -67,8 +67,8 @@ def passed(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared
         flag = " --if_exists=replace" if run.replace else ""
         raise GateError(
             f"{run.output}: {'; '.join(told)}; nothing was published and all is kept in staging: look at it, "
-            f"then `scoring-job publish {run.output} --run_id={run.run_id[:12]}{flag}` releases it, or the "
-            f"same command with another threshold"
+            f"then `{environment.program()} publish {run.output} --run_id={run.run_id[:12]}{flag}` releases "
+            f"it, or the same command with another threshold"
         )
     return compared
 

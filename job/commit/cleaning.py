@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from job import storage
+from job import environment, storage
 from job.commit import handover, output, refusal, staging
 from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
 
@@ -133,4 +133,4 @@ def _refusal(folder: str, run_id: str) -> str:
     if note is None:
         return ""
     why = "; ".join(note[1].refused)
-    return f"refused: {why}; `scoring-job publish` releases it, --older_than=0h removes it"
+    return f"refused: {why}; `{environment.program()} publish` releases it, --older_than=0h removes it"

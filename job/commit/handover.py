@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from job import storage
+from job import environment, storage
 from job.errors import OutputConflictError, UsageError
 
 # Beside the lease, in the staging of an output on a disk.
@@ -82,7 +82,8 @@ def check_ended(output: str, job: Job, ended: Ended) -> None:
     if not ended(job):
         raise OutputConflictError(
             f"{output}: run {job.run[:12]} was submitted as {job}; wait for it or cancel it there; "
-            f"`scoring-job clean {output} --release_job={job.id}` frees the output of a job that has ended"
+            f"`{environment.program()} clean {output} --release_job={job.id}` frees the output of a job that "
+            f"has ended"
         )
 
 

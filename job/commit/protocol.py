@@ -101,7 +101,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from job import storage
+from job import environment, storage
 from job.commit import baseline, manifest, output, reconciliation, staging
 from job.errors import StateUnknownError
 from job.gates.comparison import Compared
@@ -351,6 +351,7 @@ def _check_not_replaced(run: Run) -> None:
 
 def _replaced(folder: str) -> StateUnknownError:
     return StateUnknownError(
-        f"{folder}: another run has published there since this one began to; `scoring-job verify {folder}` "
-        f"tells whether that night is whole, and the same command again which one is there"
+        f"{folder}: another run has published there since this one began to; "
+        f"`{environment.program()} verify {folder}` tells whether that night is whole, and "
+        f"the same command again which one is there"
     )

@@ -211,8 +211,8 @@ def _done_meanwhile(
     for other in seen.others:
         folder = storage.join(spec.output, staging.STAGING, other)
         announce(
-            f"{folder}: left by another run; `scoring-job clean {spec.output}` or --if_exists=replace "
-            f"removes it"
+            f"{folder}: left by another run; `{environment.program()} clean {spec.output}` or "
+            f"--if_exists=replace removes it"
         )
     return None
 

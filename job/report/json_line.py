@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from job.report.run_report import RunReport
 
 VERSION: Final = 1
-# Those whose end is told; the others have their own output.
-COMMANDS: Final = frozenset({"score", "backfill"})
 # In this order the worst of several nights is found.
 STATUSES: Final = ("already_published", "published", "submitted", "interrupted", "failed")
 NOTIFY_ON: Final = ("always", "failure")

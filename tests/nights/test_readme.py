@@ -67,10 +67,14 @@ def test_every_file_that_the_readme_names_is_there() -> None:
 
 
 def test_every_flag_that_the_readme_names_exists() -> None:
-    from job.cli.main import COMMANDS
+    from job.cli.commands import COMMANDS
 
     # As each command tells of itself.
-    known = {flag for command in COMMANDS.values() for flag in re.findall(r"--[a-z]\w+", command.help())}
+    known = {
+        flag
+        for command in COMMANDS.values()
+        for flag in re.findall(r"--[a-z]\w+", command.parser().format_help())
+    }
     beam = {"--direct_running_mode", "--direct_num_workers", "--setup_file", "--dask_client_address"}
     others = {"--features", "--output"}  # of the models' own commands
     assert set(re.findall(r"--[a-z]\w+", README)) <= known | beam | others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from types import ModuleType
 import pytest
 
 from job import errors
-from job.cli import main
+from job.cli import commands, main
+from job.cli.commands import COMMANDS
 from job.launch.score import Outcome
 from job.spec import ScoringSpec
 from job.terminal import library_output
@@ -61,7 +63,7 @@ def test_help_lists_the_commands_that_exist() -> None:
     listed = [
         line.split()[0] for line in done.stdout.partition("commands:\n")[2].splitlines() if line[:2] == "  "
     ]
-    assert listed == list(main.COMMANDS) == ALL.split(", ")
+    assert listed == list(COMMANDS) == ALL.split(", ")
 
 
 @pytest.mark.parametrize("command", ALL.split(", "))
@@ -70,6 +72,18 @@ def test_every_command_has_help(command: str, flag: str) -> None:
     done = job(command, flag)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: python -m job {command} ")
+
+
+def test_a_command_is_a_module_and_a_line() -> None:
+    modules = {one.name for one in pkgutil.iter_modules(commands.__path__)}
+    assert modules == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=str)
+def test_help_shows_a_date_as_it_is_typed(command: commands.Command) -> None:
+    told = command.parser().format_help()
+    assert "%%" not in told
+    assert ("{ds:%Y/%m/%d}" in told) == (command.name in ("score", "backfill", "plan", "doctor"))
 
 
 @pytest.mark.parametrize("args", [["--help"], ["score", "--help"], ["doctor", "--help"]])
@@ -266,5 +280,25 @@ def test_the_console_script_is_the_module_with_its_exit_code() -> None:
     script = Path(sys.executable).with_name("scoring-job")
     if not script.exists():
         pytest.skip("the package is not installed here")
-    done = subprocess.run([script], cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ})
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([script], cwd=ROOT, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 2
+    assert done.stderr.endswith("or scoring-job --help\n")
+
+
+def test_all_messages_name_the_program_that_was_called(capsys: pytest.CaptureFixture[str]) -> None:
+    as_script, as_module = "scoring-job", "python -m job"
+    told: dict[str, str] = {}
+    for program in (as_script, as_module):
+        for args in ([], ["scroe"], ["--help"], ["publish", "x"], ["report"], ["score"]):
+            # As a module it is another process, for how Python was started is not told to it anew.
+            if program == as_script:
+                main.main(args)
+                out, err = capsys.readouterr()
+            else:
+                done = job(*args)
+                out, err = done.stdout, done.stderr
+            told[program] = told.get(program, "") + out + err
+    assert as_module not in told[as_script]
+    assert as_script not in told[as_module]
+    assert told[as_script].count(as_script) == told[as_module].count(as_module) >= 6

@@ -1,0 +1,32 @@
+"""``doctor``: look at engine, workers and paths before a night."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from job.cli import options
+from job.cli import parser as flags
+from job.cli.commands import score
+from job.errors import EngineError
+from job.terminal import console
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of its flags, which are those of ``score``."""
+    return flags.build("doctor")
+
+
+def run(args: Sequence[str]) -> int:
+    """Print each check as it ends; return 0 if all are well, else 7."""
+    well = True
+    with options.parsed(args, "doctor") as asked:
+        if asked.given.print_config:
+            return score.print_config(asked.printed(asked.night))
+        from job.doctor import doctor
+
+        for check in doctor.examine(asked.night, asked.beam_args):
+            well = well and doctor.is_well(check)
+            console.show(*doctor.lines(check), needed=True)
+    doctor.leave_what_is_overdue(code := 0 if well else EngineError.exit_code)
+    return code

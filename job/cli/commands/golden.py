@@ -1,0 +1,41 @@
+"""``golden``: make a file of rows with known predictions, for ``--golden``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from job.cli import outputs, values
+from job.errors import UsageError
+from job.terminal import console
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of its flags."""
+    told = "Write rows of a published night, with their predictions, for --golden. Verify the night before."
+    parser = outputs.parser("golden", told, "the folder that the night was published at")
+    outputs.flag(parser, "rows", "ROWS", "100", "how many, drawn at random")
+    outputs.flag(parser, "seed", "N", None, "of the sample, to draw the same one again")
+    outputs.flag(parser, "to", "FILE", None, "the file to write, which must not be there")
+    outputs.flag(parser, "kms_key", "KEY", None, "encrypt what is written to a bucket with this key")
+    return parser
+
+
+def run(args: Sequence[str]) -> int:
+    """Write a file of golden rows."""
+    given = parser().parse_args(list(args))
+    if not given.to:
+        raise UsageError("--to must be given: the file to write, as in golden.parquet")
+    from job import storage
+    from job.compare import golden_rows
+    from job.scoring.golden import MOST_ROWS
+
+    rows = values.count("rows", given.rows, f"a whole number of rows from 1 to {MOST_ROWS}")
+    if rows > MOST_ROWS:
+        raise UsageError(f"--rows={rows}: must be a whole number of rows from 1 to {MOST_ROWS}")
+    seed = None if given.seed is None else values.whole("seed", given.seed)
+    outputs.configure_stores(given)
+    path = storage.absolute(given.to)
+    written = golden_rows.pick(storage.absolute(given.output), path, rows=rows, seed=seed)
+    console.show(f"{written:,} rows in {path}")
+    return 0

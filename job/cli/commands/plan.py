@@ -1,0 +1,31 @@
+"""``plan``: look at a night, score a sample of it, write nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from job.cli import options
+from job.cli import parser as flags
+from job.cli.commands import score
+from job.terminal import console, progress
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of its flags, which are those of ``score``."""
+    return flags.build("plan")
+
+
+def run(args: Sequence[str]) -> int:
+    """Print what ``score`` would do with the same flags, and how long it would take."""
+    with options.parsed(args, "plan") as asked:
+        if asked.given.print_config:
+            return score.print_config(asked.printed(asked.night))
+        from job.launch import forecast
+
+        found = forecast.look(asked.night, announce=progress.say)
+    if asked.given.json:
+        console.show(found.to_json().rstrip(), needed=True)
+    else:
+        console.draw(found.table(), needed=True)
+    return 0
