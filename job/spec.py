@@ -261,6 +261,7 @@ class Receipt:
     ``boot_id`` is the writing machine's, see ``storage.boot_id``. ``reused`` says that the run at hand found
     the receipt and did not score the split. ``rejects`` is the attempt's file of rejected rows, empty where
     there are none, ``reject_reasons`` counts them by reason, and ``first_reject`` tells of the first of them.
+    ``rejects_left_out`` are the shard's columns that this file lacks, since they cannot be written.
     ``refused`` says why every row was rejected, because of the shard; then ``attempt`` is empty.
     ``nonfinite_rows`` are rows that were kept with a prediction that is not finite. ``memory_rows`` is the
     smallest batch that did not fit the memory so far, 0 where all did. ``histograms`` tells, by prediction
@@ -296,6 +297,7 @@ class Receipt:
     rejects_bytes: int = 0
     rejects_sha256: str = ""
     reject_reasons: tuple[tuple[str, int], ...] = ()
+    rejects_left_out: tuple[str, ...] = ()
     refused: str = ""
     nonfinite_rows: int = 0
     memory_rows: int = 0

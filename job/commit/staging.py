@@ -130,6 +130,7 @@ def read_receipt(output: str, run: str, split: Split) -> Receipt | None:
         lists = ("reject_reasons", "histograms")
         pairs = {name: tuple((key, value) for key, value in fields.get(name, ())) for name in lists}
         work = _work(fields.get("challenger"))
+        pairs["rejects_left_out"] = tuple(fields.get("rejects_left_out", ()))
         receipt = Receipt(**{**fields, **pairs, "split": _split(fields["split"]), "challenger": work})
     except (ValueError, TypeError, KeyError):
         return None

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 # Shards smaller than a batch are batches of their own size, and nobody reads hundreds of sizes.
 _MOST_LISTED: Final = 3
+_MOST_NAMED: Final = 8
 STAGES: Final = ("read", "bind", "predict", "write")
 # What a report and a receipt have by the same names, and what of many receipts adds up.
 _SUMS: Final = (
@@ -80,6 +81,7 @@ class RunReport:
     ``memory_rows`` is the smallest batch that did not fit the memory, 0 where all did. ``compared`` is the
     night beside the last good one, ``None`` of an older version of this job. ``feeds`` are the model's inputs
     with their columns, and ``fed_by`` says what told which is which: ``name``, ``features`` or ``position``.
+    ``rejects_left_out`` are columns that files of rejected rows lack, since they cannot be written.
     """
 
     run_id: str
@@ -119,6 +121,7 @@ class RunReport:
     again_apart: float = 0.0
     feeds: tuple[Fed, ...] = ()
     fed_by: str = ""
+    rejects_left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -166,8 +169,8 @@ class RunReport:
             compared=compared,
             golden_checks=len({receipt.load for receipt in receipts if receipt.golden_rows}),
             challenger=Challenged.of(run, receipts),
-            again_rows=sum(_most_by_load(receipts).values()),
-            again_apart=max((receipt.again_apart for receipt in receipts), default=0.0),
+            rejects_left_out=_distinct(name for receipt in receipts for name in receipt.rejects_left_out),
+            **_again(receipts),
             **_fed(json.loads(run.scoring)),
             **{name: sum(getattr(receipt, name) for receipt in receipts) for name in _SUMS},
         )
@@ -210,7 +213,7 @@ class RunReport:
             values["compared"] = values["compared"] and Compared.of_fields(values["compared"])
             values["feeds"] = Fed.all_of(values["feeds"])
             values["challenger"] = values["challenger"] and Challenged.of_fields(values["challenger"])
-            for name in ("weights_sha256", "workers", "batch_rows"):
+            for name in ("weights_sha256", "workers", "batch_rows", "rejects_left_out"):
                 values[name] = tuple(values[name])
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{where} is not a run report ({type(error).__name__}: {error})") from error
@@ -226,13 +229,7 @@ class RunReport:
             "rows": _join(
                 f"{self.rows_scored:,} scored of {self.rows_read:,} read", f"{self.rows_rejected:,} rejected"
             ),
-            "rejected": _join(*(f"{rows:,} {reason}" for reason, rows in self.reject_reasons)),
-            "not finite": f"{_count(self.nonfinite_rows, 'row')} kept with such a prediction"
-            if self.nonfinite_rows
-            else "",
-            "bad shards": f"{self.shards_rejected:,} rejected in part or whole"
-            if self.shards_rejected
-            else "",
+            **self._odd_rows(),
             "from": f"{_count(self.shards, 'shard')} in {_count(self.splits, 'split')}",
             "output": self.output,
             "files": f"{_count(self.files, 'file')}, {_size(self.files_bytes)}",
@@ -270,6 +267,21 @@ class RunReport:
         }
         return {label: value for label, value in lines.items() if value}
 
+    def _odd_rows(self) -> dict[str, str]:
+        """Return the lines that tell of rows which are not as the others."""
+        return {
+            "rejected": _join(*(f"{rows:,} {reason}" for reason, rows in self.reject_reasons)),
+            "left out": f"of rejected rows, since it cannot be written: {_some(self.rejects_left_out)}"
+            if self.rejects_left_out
+            else "",
+            "not finite": f"{_count(self.nonfinite_rows, 'row')} kept with such a prediction"
+            if self.nonfinite_rows
+            else "",
+            "bad shards": f"{self.shards_rejected:,} rejected in part or whole"
+            if self.shards_rejected
+            else "",
+        }
+
     def to_html(self) -> str:
         """Return ``_report.html``: one page that needs nothing from elsewhere, all values escaped."""
         seconds = {stage: getattr(self, f"{stage}_s") for stage in STAGES}
@@ -297,12 +309,14 @@ def _traces(receipts: Sequence[Receipt]) -> int:
     return sum(so_far.values())
 
 
-def _most_by_load(receipts: Sequence[Receipt]) -> dict[str, int]:
-    """Return how many rows each loaded model had predicted again by its last split."""
-    most: dict[str, int] = {}
+def _again(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """Return how many rows were predicted again in all, and how far apart at most."""
+    # Of each loaded model the last receipt tells of all its rows so far.
+    rows: dict[str, int] = {}
     for receipt in receipts:
-        most[receipt.load] = max(receipt.again_rows, most.get(receipt.load, 0))
-    return most
+        rows[receipt.load] = max(receipt.again_rows, rows.get(receipt.load, 0))
+    apart = max((receipt.again_apart for receipt in receipts), default=0.0)
+    return {"again_rows": sum(rows.values()), "again_apart": apart}
 
 
 def _distinct(values: Iterable[str]) -> tuple[str, ...]:
@@ -322,6 +336,12 @@ def _span(values: Sequence[int]) -> str:
     if len(values) > _MOST_LISTED:
         return f"{values[0]:,} to {values[-1]:,}"
     return " and ".join(f"{value:,}" for value in values)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first of some names as text, and how many more there are."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _join(*parts: str) -> str:

@@ -38,18 +38,20 @@ class FileOptions:
 def write_rows(attempt: str, reader: SplitReader, rejects: Rejects, options: FileOptions) -> dict[str, Any]:
     """Write a split's rejected rows, all their columns read again, and return the receipt's fields.
 
-    Columns that cannot be written are left out, and named in the file's metadata.
+    Columns that cannot be written are left out, and named in the file's metadata and in the receipt.
     """
     if not rejects.rows:
         return {}
     stem, columns = attempt.removesuffix(ATTEMPT_SUFFIX), _Columns.of(reader)
     try:
         tables = rejects.tables(columns.only(reader.everything()))
-        return _write(f"{stem}{REJECTED_SUFFIX}", columns.schema, tables, columns.told(options))
+        written = _write(f"{stem}{REJECTED_SUFFIX}", columns.schema, tables, columns.told(options))
+        return {**written, "rejects_left_out": columns.left_out}
     except UnwritableError as e:
         # Another column's fault, which says nothing of the rows that were scored.
         tables, schema = rejects.reasons_alone(), pa.schema(EXTRA_COLUMNS)
-        return _write(f"{stem}.reasons", schema, tables, _told(options, str(e)))
+        written = _write(f"{stem}.reasons", schema, tables, _told(options, str(e)))
+        return {**written, "rejects_left_out": tuple(reader.whole_schema.names)}
 
 
 def write_split(attempt: str, split: Split, error: str, options: FileOptions) -> dict[str, Any]:
@@ -65,7 +67,8 @@ def write_split(attempt: str, split: Split, error: str, options: FileOptions) ->
         with SplitReader(split) as reader:
             columns = _Columns.of(reader)
             tables = _whole(split, columns.only(reader.everything()), error)
-            return _write(f"{stem}.refused", columns.schema, tables, columns.told(options))
+            written = _write(f"{stem}.refused", columns.schema, tables, columns.told(options))
+            return {**written, "rejects_left_out": columns.left_out}
     except ShardChangedError:
         raise
     except ShardError:

@@ -102,6 +102,7 @@ def test_a_column_that_cannot_be_written_is_left_out_of_rejected_rows_and_named(
     night.shard("c", GOOD)
     report = night.score(model, *FLAGS)
     assert (report.rows_scored, report.rows_rejected, report.shards_rejected) == (52, 4, 1)
+    assert report.rejects_left_out == ("odd",)
     file = rejected(night, "a")
     assert file.schema_arrow.names == ["id", *FEATURES, "_shard", "_row", "_reason", "_error"]
     assert (file.read()["id"].to_pylist(), file.read()["_row"].to_pylist()) == ([1], [1])

@@ -167,8 +167,26 @@ def test_json_keys_are_the_ones_that_others_read() -> None:
         *("loads", "workers", "batch_rows", "batches", "traces", "read_s", "bind_s", "predict_s", "write_s"),
         *("nonfinite_rows", "shards_rejected", "memory_rows", "compared", "golden_checks"),
         *("again_rows", "again_apart"),
-        *("feeds", "fed_by"),
+        *("feeds", "fed_by", "rejects_left_out"),
     }
+
+
+def test_columns_that_rejected_rows_lack_are_named_once_and_not_all_of_them() -> None:
+    lacking = [dataclasses.replace(each, rejects_left_out=("t", "odd")) for each in RECEIPTS]
+    report = RunReport.of(RUN, lacking, ended_unix_s=STARTED_UNIX_S + 20)
+    assert report.lines()["left out"] == "of rejected rows, since it cannot be written: odd, t"
+    assert "cannot be written: odd, t<" in report.to_html()
+    assert json.loads(report.to_json())["rejects_left_out"] == ["odd", "t"]
+    assert RunReport.from_json(report.to_json()) == report
+    many = tuple(f"c{i:03}" for i in range(2_000))
+    wide = RunReport.of(RUN, [receipt("p0", rejects_left_out=many)], ended_unix_s=STARTED_UNIX_S + 1)
+    assert wide.lines()["left out"].endswith("c006, c007 and 1,992 more")
+
+
+def test_a_report_from_before_this_key_is_read() -> None:
+    data = json.loads(REPORT.to_json())
+    del data["rejects_left_out"]
+    assert RunReport.from_json(json.dumps(data)) == REPORT
 
 
 def test_json_of_a_later_job_with_more_keys_is_read() -> None:
