@@ -16,7 +16,7 @@ from job.commit import output, staging
 from job.engines.checks import Check
 from job.errors import StorageError
 from job.launch import preparation
-from job.model import artifact
+from job.model import artifact, builder
 from job.shards import inputs
 from job.spec import ModelReference, ScoringSpec, Shard
 from job.storage import objects
@@ -60,8 +60,8 @@ def model(spec: ScoringSpec) -> Model:
         JobError: it is not there, or not trusted.
     """
     reference = preparation.resolved(spec)
-    if artifact.kind_of(spec.model) == "builder":
-        return Model(reference, artifact.weights_bytes(spec.weights) if spec.weights else 0)
+    if not artifact.kind_of(spec.model).has_files:
+        return Model(reference, builder.weights_bytes(spec.weights) if spec.weights else 0)
     return Model(reference, artifact.size_bytes(spec.model))
 
 

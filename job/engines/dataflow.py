@@ -97,7 +97,7 @@ def check(spec: ScoringSpec, options: PipelineOptions) -> None:
     given = options.get_all_options(drop_default=True)
     _check_flags(given)
     models = [path for path in (spec.model, spec.challenger) if path]
-    artifacts = [path for path in models if artifact.kind_of(path) != "builder"]
+    artifacts = [path for path in models if artifact.kind_of(path).has_files]
     weights = [path for path in (spec.weights, spec.challenger_weights) if path]
     inputs = [path for path in spec.inputs if not path.startswith("@")]
     check_visible([*inputs, spec.output, *artifacts, *weights])

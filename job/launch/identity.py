@@ -37,7 +37,7 @@ class Models:
     def built(self) -> bool:
         """Say whether one of them is made by a builder, which may read anything."""
         every = [self.champion, *([] if self.challenger is None else [self.challenger])]
-        return any(artifact.kind_of(one.path) == "builder" for one in every)
+        return any(not artifact.kind_of(one.path).has_files for one in every)
 
     def changed(self, manifest: Mapping[str, Any]) -> list[str]:
         """Return what builders read for a night and is not what it was; after :meth:`reading_as_before`."""

@@ -25,7 +25,7 @@ def configure(reference: ModelReference, device: Device, threads: int) -> None:
         PreflightError: a GPU is asked for and there is none.
         ModelError: Keras runs on another backend in this process than the run was planned with.
     """
-    if artifact.kind_of(reference.path) != "saved_model":
+    if artifact.kind_of(reference.path).is_keras:
         _check_backend(reference)
     if reference.backend == "tensorflow":
         _configure_tensorflow(device, threads)

@@ -1,4 +1,4 @@
-"""Keras behind one small face. With ``devices`` and ``saved_model`` all that imports Keras or a backend."""
+"""The predict step of a Keras model, from a file or from a builder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import hashlib
 import importlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from job.errors import JobError, ModelError, one_line
-from job.model import archive, artifact, provenance
-from job.model.saved_model import SavedModelStep, check_batch_axis, feedable, input_spec
+from job.model import archive, artifact, builder, provenance
+from job.model.kind import Held
+from job.model.saved_model import check_batch_axis, feedable, input_spec
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.model.step import Step
 from job.spec import ModelReference, Reads
@@ -32,16 +33,39 @@ _LARGE_BYTES = 64 << 20
 _MISSING_CLASS = re.compile(r"Could not (locate|find|deserialize)|Unknown \w+:|custom", re.IGNORECASE)
 
 
-def load(reference: ModelReference, held: artifact.Held) -> Step:
-    """Load a model as this process holds it.
+def of_file(reference: ModelReference, held: Held) -> Step:
+    """Load a model from Keras' own file or folder.
 
     Raises:
-        ModelError: it cannot be read, is not trusted enough, or its builder fails.
+        ModelError: it cannot be read, or is not trusted enough.
     """
-    if held.kind == "saved_model":
-        # Not in turn, for they are read into their places.
-        return SavedModelStep(reference, held.file)
-    return _KerasStep(reference, held)
+
+    def columns() -> tuple[str, ...]:
+        return held.kind.columns(reference.path, held.file)
+
+    return _KerasStep(reference, _keras_model(reference, held), columns)
+
+
+def of_builder(reference: ModelReference, weights_file: str | None) -> Step:
+    """Have a builder make a model, which gets its weights when it is built.
+
+    Raises:
+        ModelError: the builder fails.
+    """
+    import keras
+
+    path = reference.path
+    with provenance.recorded() as recorder:
+        model = _built(path, keras)
+    reads = recorder.found(builder.sources(path))
+
+    def columns() -> tuple[str, ...]:
+        names = getattr(model, "feature_names", ())
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ModelError(f"--model={path}: its feature_names are {names!r}; set a list of column names")
+        return tuple(names)
+
+    return _KerasStep(reference, model, columns, weights_file, reads, is_pinned=reference.weights is not None)
 
 
 def _alone(size_bytes: int) -> contextlib.AbstractContextManager[None]:
@@ -50,19 +74,27 @@ def _alone(size_bytes: int) -> contextlib.AbstractContextManager[None]:
 
 
 class _KerasStep:
-    """A Keras model, through ``predict_on_batch``."""
+    """A Keras model, through ``predict_on_batch``.
 
-    def __init__(self, reference: ModelReference, held: artifact.Held) -> None:
+    ``columns`` gives the names of the one input's columns, as far as they are known. ``weights_file`` is read
+    when the model is built. ``reads`` is what its builder read. ``is_pinned`` says that its weights are in a
+    file, which has a digest.
+    """
+
+    def __init__(
+        self,
+        reference: ModelReference,
+        model: Any,
+        columns: Callable[[], tuple[str, ...]],
+        weights_file: str | None = None,
+        reads: Reads = (),
+        *,
+        is_pinned: bool = True,
+    ) -> None:
         import keras
 
-        self._reference, self._held = reference, held
-        self._reads: Reads = ()
-        if held.kind == "builder":
-            with provenance.recorded() as recorder:
-                self._model = _built(reference.path, keras)
-            self._reads = recorder.found(artifact.sources(reference.path))
-        else:
-            self._model = _keras_model(reference, held)
+        self._reference, self._model, self._columns = reference, model, columns
+        self._weights_file, self._reads, self._is_pinned = weights_file, reads, is_pinned
         # Keras compiles for XLA where there is a GPU, and JAX always does: each batch shape is a program.
         self._is_tensorflow = keras.backend.backend() == "tensorflow"
         self.recompiles = bool(self._model.jit_compile) or not self._is_tensorflow
@@ -76,7 +108,7 @@ class _KerasStep:
         if not (self._model.built and getattr(self._model, "inputs", None)):
             # Not the compute type: Keras casts to that by itself, from whatever holds more digits.
             dtype = self._model.variable_dtype
-            return Signature((), (), named=False, default_dtype=dtype, columns=self._feature_names())
+            return Signature((), (), named=False, default_dtype=dtype, columns=self._columns())
         # A functional model keeps the dict or list it was made with; a Sequential has one input.
         sequential = isinstance(self._model, keras.Sequential)
         self._structure = self._model.inputs if sequential else self._model.input
@@ -89,20 +121,10 @@ class _KerasStep:
             names = [tensor.name for tensor in tensors]
         inputs = tuple(input_spec(name, tensor) for name, tensor in zip(names, tensors, strict=True))
         by_name, alone = isinstance(self._structure, dict), len(inputs) == 1
-        columns = self._feature_names() if alone else ()
+        columns = self._columns() if alone else ()
         return Signature(
             inputs, (), named=by_name or not alone, ordered=not by_name or alone, columns=columns
         )
-
-    def _feature_names(self) -> tuple[str, ...]:
-        """Return the names of the one input's columns that the artifact keeps, or that a builder has set."""
-        path = self._reference.path
-        if self._held.kind != "builder":
-            return artifact.feature_names(path, self._held.kind, self._held.file)
-        names = getattr(self._model, "feature_names", ())
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise ModelError(f"--model={path}: its feature_names are {names!r}; set a list of column names")
-        return tuple(names)
 
     def build(self, inputs: Sequence[InputSpec]) -> None:
         texts = [spec.name for spec in inputs if spec.dtype == "string"]
@@ -113,10 +135,10 @@ class _KerasStep:
                 f"KERAS_BACKEND=tensorflow"
             )
         try:
-            if (weights := self._held.weights_file) is not None:
+            if (weights := self._weights_file) is not None:
                 if not self._model.built:
                     self._model(self._pack([_zeros(spec) for spec in inputs]))
-                with _alone(artifact.weights_bytes(weights)):
+                with _alone(builder.weights_bytes(weights)):
                     self._model.load_weights(weights)
             traced = self._trace(inputs)
             flat, names = self._symbolic_outputs(inputs)
@@ -247,7 +269,7 @@ class _KerasStep:
         return self._reads
 
     def weights_digest(self) -> str:
-        if self._held.kind != "builder" or self._reference.weights is not None:
+        if self._is_pinned:
             return ""
         digest = hashlib.sha256()
         for weight in self._model.get_weights():
@@ -267,7 +289,7 @@ def _dtype_name(tensor: Any) -> str:
     return "string" if name == "object" else str(name)
 
 
-def _keras_model(reference: ModelReference, held: artifact.Held) -> Any:
+def _keras_model(reference: ModelReference, held: Held) -> Any:
     import keras
 
     try:
@@ -278,7 +300,7 @@ def _keras_model(reference: ModelReference, held: artifact.Held) -> Any:
         raise _unloadable(held, keras.__version__, e) from e
 
 
-def _unloadable(held: artifact.Held, here: str, error: Exception) -> ModelError:
+def _unloadable(held: Held, here: str, error: Exception) -> ModelError:
     """Return the error that Keras cannot load an artifact, with what can be done about it."""
     told = f"--model={held.path}: Keras {here} cannot load it: {one_line(error)}"
     saved_by = archive.keras_version(held.file)

@@ -23,7 +23,7 @@ from apache_beam.utils import shared
 from numpy.typing import NDArray
 
 from job.errors import ModelError
-from job.model import artifact, devices, keras_step, provenance
+from job.model import artifact, devices, provenance
 from job.model.batch_size import BatchSize
 from job.model.independence import Batch, Independence
 from job.model.sharing import client
@@ -61,7 +61,7 @@ class LoadedModel:
         self._load = load_name()
         self.weights_digest = ""
         self.beside: LoadedModel | None = None
-        self._step = load() if load else keras_step.load(reference, artifact.opened(reference))
+        self._step = load() if load else artifact.opened(reference).load(reference)
         self.signature = self._step.signature()
         self._ready = self._is_open = False
         self._load_s = time.perf_counter() - begin
@@ -257,7 +257,7 @@ def _load_there(stores: StoreOptions, reference: ModelReference, device: Device,
 def _load(reference: ModelReference, device: Device, threads: int) -> Step:
     held = artifact.opened(reference)
     devices.configure(reference, device, threads)
-    return keras_step.load(reference, held)
+    return held.load(reference)
 
 
 def rows_of(tensors: Sequence[Tensor]) -> int:

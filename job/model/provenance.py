@@ -229,7 +229,7 @@ def _listing(path: str) -> str:
             entry.name
             for entry in entries
             if not entry.name.startswith((".", "_"))
-            and (entry.is_file() or any(os.path.exists(f"{entry.path}/{mark}") for mark in artifact.MARKS))
+            and (entry.is_file() or any(os.path.exists(f"{entry.path}/{mark}") for mark in artifact.marks()))
         )
         return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
     return ""

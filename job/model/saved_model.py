@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from job import storage
 from job.errors import ModelError, one_line
-from job.model import artifact, operations
+from job.model import operations
+from job.model.kind import Held, Kind
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference, Reads
 
@@ -20,6 +22,37 @@ _PARSING_OPS: Final = frozenset(
         *("ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"),
     }
 )
+
+
+class SavedModel(Kind):
+    """A folder with a TensorFlow graph; refused, unless trusted, if it reaches outside of that."""
+
+    name: ClassVar[str] = "saved_model"
+    form: ClassVar[str] = "a SavedModel"
+    mark: ClassVar[str] = "saved_model.pb"
+    takes_signature: ClassVar[bool] = True
+
+    def check(self, held: Held, *, trusted: bool) -> None:
+        """Refuse links; its operations are checked when it is loaded, by TensorFlow's own reader."""
+        for name, is_file in held.links.items():
+            if not is_file:
+                raise ModelError(
+                    f"--model={held.path}: its {name!r} is a link to a folder; put a copy of that there "
+                    f"(cp -rL)"
+                )
+            if not trusted:
+                raise ModelError(
+                    f"--model={held.path}: its {name!r} is a link, which may lead to any file of this "
+                    f"machine; put a copy of what it leads to there (cp -rL), or add --trust_model"
+                )
+
+    def columns_file(self, copy: str, /) -> bytes | None:
+        """Return what is in ``assets.extra``, TensorFlow's folder for what it does not read itself."""
+        return storage.read_bytes(storage.join(copy, "assets.extra/feature_names.json"))
+
+    def load(self, reference: ModelReference, held: Held) -> SavedModelStep:
+        """Load the graph; not in turn with other processes, for weights are read into their places."""
+        return SavedModelStep(reference, held.file)
 
 
 class SavedModelStep:
@@ -51,7 +84,7 @@ class SavedModelStep:
         is_serialized = [spec.dtype for spec in inputs] == ["string"] and _parses_examples(self._function)
         serialized = inputs[0].name if is_serialized else ""
         alone = len(inputs) == 1
-        columns = artifact.feature_names(self._path, "saved_model", self._folder) if alone else ()
+        columns = SavedModel().columns(self._path, self._folder) if alone else ()
         return Signature(inputs, (), named=not alone, ordered=alone, serialized=serialized, columns=columns)
 
     def build(self, inputs: Sequence[InputSpec]) -> None:

@@ -33,7 +33,7 @@ def chosen(model: str) -> str:
         return model
     found = sorted(_matches(model), key=_version)
     if not found:
-        raise ModelError(f"--model={model}: no model matches; give {artifact.FORMS}")
+        raise ModelError(f"--model={model}: no model matches; give {artifact.forms()}")
     newest = found[-1]
     if other := next((path for path in found if _without_numbers(path) != _without_numbers(newest)), None):
         raise ModelError(
@@ -77,7 +77,7 @@ def _beside(alias: str, name: str) -> str:
 def _matches(pattern: str) -> list[str]:
     if storage.is_remote(pattern):
         # Some models are folders, which a bucket does not list.
-        marks = [info for mark in artifact.MARKS for info in matching.matches(f"{pattern}/{mark}")]
+        marks = [info for mark in artifact.marks() for info in matching.matches(f"{pattern}/{mark}")]
         named = [info.path for info in matching.matches(pattern) if not info.root]
         found = list(dict.fromkeys([*(info.path.rpartition("/")[0] for info in marks), *named]))
     else:

@@ -63,14 +63,14 @@ def _check_readable(spec: ScoringSpec) -> None:
 def _model(model: str) -> str:
     if versions.stands_for_another(model):
         return versions.chosen(storage.absolute(model))
-    is_builder = not storage.is_remote(model) and artifact.kind_of(model) == "builder"
+    is_builder = not storage.is_remote(model) and not artifact.kind_of(model).has_files
     return model if is_builder else storage.absolute(model)
 
 
 def model_files(spec: ScoringSpec) -> list[str]:
     """Return the paths of the models' own files: a builder comes with its package."""
     models = [path for path in (spec.model, spec.challenger) if path]
-    files = [path for path in models if storage.is_remote(path) or artifact.kind_of(path) != "builder"]
+    files = [path for path in models if storage.is_remote(path) or artifact.kind_of(path).has_files]
     return [*files, *(path for path in (spec.weights, spec.challenger_weights) if path)]
 
 

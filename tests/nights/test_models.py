@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,15 @@ import pytest
 from job.binding.tolerance import Tolerance
 from job.compare.verify import ALL, verify
 from job.errors import ModelError, OutputConflictError, SchemaError, UsageError
+from job.model import artifact
+from job.model.kind import Held, Kind
+from job.model.signature import InputSpec, OutputSpec, Signature, Tensor
+from job.model.step import Step
+from job.spec import ModelReference, Reads
 from models import MODELS
 from models.flights import tensors
 from models.flights_data import write_features
-from tests.support.nights import Night, dense, saved
+from tests.support.nights import Night, dense, features, saved
 from tests.unit.model.test_saved_model import of_examples, save, several
 
 SIX = [name for name in MODELS if name != "flights"]
@@ -148,3 +155,66 @@ def test_a_model_of_serialized_examples_says_so_or_is_fed_them(night: Night) -> 
     night.shard("a", pa.table({"id": [0, 1], "row": pa.array(messages, pa.binary())}))
     night.score(path, "--keys=id", "--features=row")
     assert night.scored()["y"].to_pylist() == [8.0, 1.0]
+
+
+class Line(Kind):
+    """A kind of model that this job does not have: NumPy's arrays ``weights`` and ``bias``."""
+
+    name = "line"
+    form = "x.npz"
+    suffixes = (".npz",)
+
+    def load(self, reference: ModelReference, held: Held) -> Step:
+        return LineStep(held.file)
+
+
+class LineStep:
+    recompiles = False
+
+    def __init__(self, path: str) -> None:
+        with np.load(path) as arrays:
+            self._weights, self._bias = arrays["weights"], arrays["bias"]
+
+    def signature(self) -> Signature:
+        return Signature((InputSpec("rows", (len(self._weights),), "float32"),), (), named=False)
+
+    def build(self, inputs: Sequence[InputSpec]) -> None:
+        pass
+
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        return (OutputSpec("y", (), "float32"),)
+
+    def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        (rows,) = tensors
+        assert isinstance(rows, np.ndarray)
+        # Row by row, so that a row's prediction does not depend on its batch.
+        return [(rows * self._weights).sum(axis=1) + self._bias]
+
+    def predict_plain(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        return self.predict(tensors)
+
+    def traces(self) -> int:
+        return 0
+
+    def reads(self) -> Reads:
+        return ()
+
+    def weights_digest(self) -> str:
+        return ""
+
+
+def test_a_kind_of_model_is_one_class_and_one_entry(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "KINDS", (*artifact.KINDS, Line()))
+    path = night.folder / "line.npz"
+    weights = np.arange(4, dtype=np.float32)
+    np.savez(path, weights=weights, bias=np.float32(0.5))
+    night.shard("a", table := features(100), group_rows=10)
+    night.score(path, "--keys=id", "--split_rows=30", "--features=f0,f1,f2,f3")
+    scored = night.scored()
+    expected = {row["id"]: sum(row[f"f{i}"] * i for i in range(4)) + 0.5 for row in table.to_pylist()}
+    assert dict(zip(scored["id"].to_pylist(), scored["y"].to_pylist(), strict=True)) == pytest.approx(
+        expected, rel=1e-5, abs=1e-6
+    )
+    assert night.manifest()["model"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ModelError, match=r"give x\.keras, x\.h5, x\.npz, a folder"):
+        artifact.resolve(str(night.folder / "nothing"), None, trusted=False, sha256=None)

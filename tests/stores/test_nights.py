@@ -20,7 +20,7 @@ from job.commit import output
 from job.compare import verify
 from job.errors import OutputConflictError, StorageError, UsageError
 from job.launch import score as launch_score
-from job.model import artifact, keras_step, versions
+from job.model import artifact, versions
 from job.report.run_report import RunReport
 from job.storage import objects
 from tests.support.nights import dense, features, matrix, module, saved
@@ -184,7 +184,7 @@ def test_models_of_several_files_come_out_of_a_bucket_whole(
     x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     for model, weights in ((f"{builder}:build", f"{top}/m.weights.json"), (f"{top}/m-1", None)):
         reference = artifact.resolve(model, weights, trusted=False, sha256=None)
-        step = keras_step.load(reference, artifact.opened(reference))
+        step = artifact.opened(reference).load(reference)
         step.build(step.signature().inputs)
         np.testing.assert_array_equal(step.predict([x])[0], trained.predict(x, batch_size=5, verbose=0))
         changed = f"{top}/m_00001.weights.h5" if weights else f"{top}/m-1/model.weights.h5"

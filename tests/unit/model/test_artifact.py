@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import ModelError, UsageError
-from job.model import artifact
+from job.model import artifact, builder
 from tests.support.nights import module
 
 PLAIN = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {}}]}}
@@ -38,9 +38,9 @@ def test_each_kind_is_told_by_what_is_there(tmp_path: Path) -> None:
     for name in files:
         (tmp_path / name).write_bytes(b"x")
     saved_model(tmp_path / "folder")
-    assert {name: artifact.kind_of(str(tmp_path / name)) for name in files} == files
-    assert artifact.kind_of(str(tmp_path / "folder")) == "saved_model"
-    assert artifact.kind_of("package.module:function") == "builder"
+    assert {name: artifact.kind_of(str(tmp_path / name)).name for name in files} == files
+    assert artifact.kind_of(str(tmp_path / "folder")).name == "saved_model"
+    assert artifact.kind_of("package.module:function").name == "builder"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_sharded_weights_are_digested_with_all_their_shards(
             artifact.digest(f"{name}:build", str(weights))
         (tmp_path / shard).write_bytes(b"1")
     before = artifact.digest(f"{name}:build", str(weights))
-    assert artifact.weights_bytes(str(weights)) == weights.stat().st_size + 2
+    assert builder.weights_bytes(str(weights)) == weights.stat().st_size + 2
     (tmp_path / "m_00001.weights.h5").write_bytes(b"2")
     assert artifact.digest(f"{name}:build", str(weights)) != before
 
@@ -302,7 +302,7 @@ def keras_folder(path: Path, config: object = PLAIN) -> Path:
 
 def test_a_folder_of_keras_is_checked_as_an_archive_is(tmp_path: Path) -> None:
     path = keras_folder(tmp_path / "m")
-    assert artifact.kind_of(str(path)) == "keras_folder"
+    assert artifact.kind_of(str(path)).name == "keras_folder"
     before = artifact.resolve(str(path), None, trusted=False, sha256=None).digest
     (path / "model.weights.h5").write_bytes(b"others")
     assert artifact.digest(str(path), None) != before

@@ -180,8 +180,8 @@ def test_another_kind_of_model_in_its_place_is_not_loaded(tmp_path: Path) -> Non
         (tmp_path / "m" / name).write_text(content)
     reference = artifact.resolve(str(tmp_path / "m"), None, trusted=False, sha256=None)
     (tmp_path / "m" / "saved_model.pb").unlink()
-    assert artifact.kind_of(str(tmp_path / "m")) == "keras_folder"
-    assert artifact.opened(reference).kind == "saved_model"
+    assert artifact.kind_of(str(tmp_path / "m")).name == "keras_folder"
+    assert artifact.opened(reference).kind.name == "saved_model"
     assert LoadedModel(reference).signature.inputs[0].shape == (4,)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from job.errors import ModelError
-from job.model import artifact, keras_step
+from job.model import artifact
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature
 from job.model.step import Step
 from job.spec import ModelReference
@@ -23,7 +23,7 @@ X = InputSpec("x", (4,), "float32")
 
 def load(path: Path | str, weights: str | None = None, *, trusted: bool = False) -> Step:
     reference = ModelReference(str(path), weights, trusted, "0" * 64)
-    return keras_step.load(reference, artifact.held(str(path), weights))
+    return artifact.held(str(path), weights).load(reference)
 
 
 def built(path: Path | str, *inputs: InputSpec, weights: str | None = None, trusted: bool = False) -> Step:
@@ -366,7 +366,7 @@ def test_weights_in_every_form_that_keras_reads(
     write_weights(trained, tmp_path / name)
     x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     reference = artifact.resolve(f"{builder}:build", str(tmp_path / name), trusted=False, sha256=None)
-    step = keras_step.load(reference, artifact.opened(reference))
+    step = artifact.opened(reference).load(reference)
     step.build([X])
     np.testing.assert_array_equal(step.predict([x])[0], trained.predict(x, batch_size=5, verbose=0))
 
@@ -375,7 +375,7 @@ def test_a_folder_of_keras_is_a_model_like_the_archive(tmp_path: Path) -> None:
     model = dense(4, 2)
     model.save(tmp_path / "m", zipped=False)
     reference = artifact.resolve(str(tmp_path / "m"), None, trusted=False, sha256=None)
-    step = keras_step.load(reference, artifact.opened(reference))
+    step = artifact.opened(reference).load(reference)
     step.build(step.signature().inputs)
     x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     np.testing.assert_array_equal(step.predict([x])[0], model.predict(x, batch_size=5, verbose=0))

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from job.errors import ModelError
-from job.model import artifact, keras_step
+from job.model import artifact
 from job.model.saved_model import SavedModelStep
 from job.model.signature import CodedStrings, InputSpec, OutputSpec
 from job.spec import ModelReference
@@ -53,7 +53,7 @@ def test_an_exported_model_predicts_what_it_did(tmp_path: Path) -> None:
 def test_the_backend_takes_a_folder_for_a_saved_model(tmp_path: Path) -> None:
     save(tmp_path / "m", lambda x: x * 2.0, ROWS)
     reference = ModelReference(str(tmp_path / "m"), None, False, "0" * 64)
-    step = keras_step.load(reference, artifact.held(reference.path, None))
+    step = artifact.held(reference.path, None).load(reference)
     assert isinstance(step, SavedModelStep)
     step.build(step.signature().inputs)
     assert (step.traces(), step.weights_digest(), step.recompiles) == (1, "", False)

@@ -80,9 +80,9 @@ def test_large_models_are_loaded_one_after_the_other(
     path = saved(dense(2), tmp_path / "model.keras")
     reference = ModelReference(str(path), None, trusted=False, digest="")
     # A small one waits for nobody.
-    keras_step.load(reference, artifact.held(str(path), None))
+    artifact.held(str(path), None).load(reference)
     monkeypatch.setattr(keras_step, "_LARGE_BYTES", 1)
-    thread, done = in_a_thread(lambda: keras_step.load(reference, artifact.held(str(path), None)))
+    thread, done = in_a_thread(lambda: artifact.held(str(path), None).load(reference))
     assert not done.wait(2)
     holder.kill()
     assert done.wait(60)
