@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from job import environment, secrets
+from job.cli import usage
 from job.cli.commands import COMMANDS
 from job.errors import JobError, UsageError
 from job.report import json_line
 from job.terminal import console, library_output, progress, signals
 
 _HELP: Final = frozenset({"-h", "--help"})
+_VERSION: Final = "--version"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``argv`` is without the program's name and defaults to the process's arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["help"]:
+        args = [*args[1:], "--help"]
     secrets.learn(args)
     try:
         with signals.on_sigterm():
@@ -71,10 +75,11 @@ def _run(args: Sequence[str], *, debug: bool) -> int:
     if name in _HELP:
         console.show(*_overview().splitlines(), needed=True)
         return 0
+    if name == _VERSION:
+        console.show(*(f"{package} {version}" for package, version in _versions().items()), needed=True)
+        return 0
     if name not in COMMANDS:
-        raise UsageError(
-            f"unknown command {name!r}; use one of {', '.join(COMMANDS)}, or {environment.program()} --help"
-        )
+        raise usage.unknown_command(name, COMMANDS)
     command = COMMANDS[name]
     if _HELP & set(rest):
         console.show(*command.parser().format_help().splitlines(), needed=True)
@@ -91,5 +96,14 @@ def _overview() -> str:
         f"usage: {program} COMMAND [flag …]\n\n"
         "Nightly batch scoring: Parquet shards through a Keras model, back to Parquet.\n\n"
         f"commands:\n{commands}\n\n"
-        f"{program} COMMAND --help tells more; with --debug, an error comes with its traceback.\n"
+        f"{program} help COMMAND, or COMMAND --help, tells more; {program} --version tells the versions;\n"
+        "with --debug, an error comes with its traceback.\n"
     )
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the job and of what it stands on; those that are not installed are left out."""
+    from job import __version__
+
+    # A checkout need not be installed.
+    return {"scoring-job": __version__} | dict(environment.versions())

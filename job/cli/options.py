@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import difflib
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, get_args
 
-from job.cli import config, parser, values
+from job.cli import config, parser, usage, values
 from job.errors import UsageError, as_flag
 from job.model import challenger_spec
 from job.report import json_line
@@ -66,7 +65,7 @@ def parsed(argv: Sequence[str], command: str = "score") -> Iterator[Asked]:
     with config.merged(checked, command) as merged:
         given, rest = parser.build(command).parse_known_args(merged)
         if rest:
-            _check_beam_args(rest)
+            _check_beam_args(checked, rest)
         spec = _spec(given)
         if command == "backfill" and not given.if_exists:
             # What is there was right in its night, though the newest model, say, is another by now.
@@ -223,13 +222,15 @@ def _check_no_clash(spec: ScoringSpec) -> None:
         raise UsageError(f"--prediction_columns={','.join(both)}: also in --keys; choose another name")
 
 
-def _check_beam_args(args: list[str]) -> None:
+def _check_beam_args(given: Sequence[str], args: list[str]) -> None:
+    """Refuse what neither we nor Beam know; ``given`` is the command line, ``args`` what is left of it."""
     from job.engines import choice
 
     with library_output.imports():
         choice.learn_flags(args)
     beam = _beam_parser()
     unknown = beam.parse_known_args(args)[1]
+    usage.check_lists(parser.build(), given, unknown)
     flag = next((arg for arg in unknown if arg.startswith("-")), None)
     if unknown and flag is None:
         raise UsageError(
@@ -238,16 +239,10 @@ def _check_beam_args(args: list[str]) -> None:
         )
     if flag is None:
         return
-    name = flag.partition("=")[0]
     # Ours come first, so that they win where Beam has an equally near one.
     known = [*parser.build()._option_string_actions, *beam._option_string_actions]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = (
-        f"did you mean {near[0]}?"
-        if near
-        else f"see {parser.help_of()}, or pass it unchecked after a bare --"
-    )
-    raise UsageError(f"unknown flag {name}; {hint}")
+    hint = f"see {parser.help_of()}, or pass it unchecked after a bare --"
+    raise usage.unknown_flag(flag, known, hint)
 
 
 def _beam_parser() -> argparse.ArgumentParser:

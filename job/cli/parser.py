@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Final, NoReturn, get_args
 
 from job import environment
-from job.cli import values
+from job.cli import usage, values
 from job.cli.values import DEFAULTS
 from job.errors import UsageError
 from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite
@@ -71,6 +72,23 @@ def help_of(command: str = "score") -> str:
 
 class Parser(argparse.ArgumentParser):
     """Raises what is wrong as a ``UsageError``, where argparse would print it and exit."""
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Return the values of all arguments.
+
+        Raises:
+            UsageError: one is missing, malformed or unknown.
+        """
+        given, rest = self.parse_known_args(args, namespace)
+        if not rest:
+            return given
+        usage.check_lists(self, args, rest)
+        flag = next((arg for arg in rest if arg.startswith("-")), None)
+        if flag is None:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        raise usage.unknown_flag(flag, self._option_string_actions, f"see {self.prog} --help")
 
     def error(self, message: str) -> NoReturn:
         """Raise ``message`` with the command that tells more."""

@@ -28,6 +28,7 @@ DISTRIBUTION = {
 EXTRAS = {
     "job/storage/s3.py": "s3",
     "job/storage/gcs.py": "gcs",
+    "job/cli/commands/completion.py": "completion",
     "job/engines/dask.py": "dask",
     "job/model/devices.py": "jax",
 }

@@ -66,5 +66,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
         Command("publish", "publish a night that a gate has refused"),
         Command("golden", "make a file of rows for --golden"),
         Command("clean", "remove what abandoned runs left"),
+        Command("completion", "print what lets a shell complete all of these"),
     )
 }

@@ -8,10 +8,12 @@ import os
 import pkgutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pyarrow
 import pytest
 
 from job import errors
@@ -23,7 +25,7 @@ from job.terminal import library_output
 from tests.unit.report.test_run_report import REPORT
 
 ROOT = Path(__file__).parents[3]
-ALL = "score, backfill, plan, doctor, report, verify, diff, publish, golden, clean"
+ALL = "score, backfill, plan, doctor, report, verify, diff, publish, golden, clean, completion"
 REQUIRED = ("--input=a", "--model=m.keras", "--output=o")
 
 
@@ -103,7 +105,17 @@ def test_help_imports_nothing_slow(args: list[str]) -> None:
         ([], f"no command; use one of {ALL}, or python -m job --help"),
         (
             ["scoer"],
-            f"unknown command 'scoer'; use one of {ALL}, or python -m job --help",
+            "unknown command 'scoer'; did you mean score? See python -m job --help",
+        ),
+        (
+            ["nightly"],
+            f"unknown command 'nightly'; use one of {ALL}, or python -m job --help",
+        ),
+        (["help", "clen"], "unknown command 'clen'; did you mean clean? See python -m job --help"),
+        (["--input=a", "score"], "--input=a: a command comes before its flags; see python -m job --help"),
+        (
+            ["diff", "a", "b", "--columns", "x", "y"],
+            "--columns x y: a list has commas and no blanks; use --columns=x,y",
         ),
         (
             ["score", *REQUIRED, "--batch_size=0"],
@@ -113,13 +125,46 @@ def test_help_imports_nothing_slow(args: list[str]) -> None:
         (["score", *REQUIRED, "--runer", "X"], "unknown flag --runer; did you mean --runner?"),
         (["report"], "the following arguments are required: OUTPUT; see python -m job report --help"),
         (["report", "a", "b"], "unrecognized arguments: b; see python -m job report --help"),
-        (["report", "a", "--all"], "unrecognized arguments: --all; see python -m job report --help"),
+        (["report", "a", "--all"], "unknown flag --all; see python -m job report --help"),
+        (["verify", "a", "--sample_row=3"], "unknown flag --sample_row; did you mean --sample_rows?"),
         (["clean", "a", "--kms_key="], "--kms_key= is empty; give a value, or leave the flag out"),
     ],
 )
 def test_wrong_usage_is_one_line_on_standard_error_and_exit_code_2(args: list[str], message: str) -> None:
     done = job(*args)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_is_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["help", command]) == 0
+    told = capsys.readouterr()
+    assert main.main([command, "--help"]) == 0
+    assert capsys.readouterr() == told
+    assert told.out.startswith(f"usage: scoring-job {command} ")
+
+
+def test_help_of_nothing_is_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["help"]) == 0
+    told = capsys.readouterr()
+    assert main.main(["--help"]) == 0
+    assert capsys.readouterr() == told
+
+
+def test_version_is_that_of_the_installed_packages() -> None:
+    program = (
+        "import sys; from job.cli import main as cli; code = cli.main(['--version']); "
+        "print({'apache_beam', 'keras', 'pyarrow', 'tensorflow'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = job(program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "set()\n")
+    told = dict(line.split(" ") for line in done.stdout.splitlines())
+    # As the installer has named their folders.
+    site = Path(pyarrow.__file__).parents[1]
+    for package in ("apache-beam", "keras", "tensorflow", "pyarrow"):
+        assert (site / f"{package.replace('-', '_')}-{told[package]}.dist-info").is_dir()
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert told["scoring-job"] == declared["version"]
 
 
 def test_debug_adds_the_traceback() -> None:

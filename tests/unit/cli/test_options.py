@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -218,6 +219,28 @@ def test_a_glob_that_the_shell_expanded_is_recognised() -> None:
     message = refusal("--input", "a/1.parquet", "a/2.parquet", "--model=m.keras", "--output=o")
     assert "'a/2.parquet' belongs to no flag" in message
     assert "quotes" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "use"),
+    [
+        (["--keys", "id", "day"], "--keys=id,day"),
+        (["--keys=id", "day", "--runner=FlinkRunner"], "--keys=id,day"),
+        (["--runner", "FlinkRunner", "--keys=id,", "day,", "hour"], "--keys=id,day,hour"),
+        (["--features", "x", "two words", '"a,b"'], "--features='x,two words,\"a,b\"'"),
+        (["--cast", "a=int8", "b=int16"], "--cast=a=int8,b=int16"),
+        (["--max_psi", "0.2", "delay=0.1"], "--max_psi=0.2,delay=0.1"),
+    ],
+)
+def test_a_list_with_blanks_is_told_with_commas(flags: list[str], use: str) -> None:
+    message = refusal(*REQUIRED, *flags)
+    assert message.endswith(f": a list has commas and no blanks; use {use}")
+    # What is pasted back is what was meant.
+    assert options.parse([*REQUIRED, *shlex.split(use)])
+
+
+def test_a_word_after_one_value_belongs_to_no_flag() -> None:
+    assert refusal(*REQUIRED, "--device", "cpu", "gpu").startswith("'gpu' belongs to no flag; ")
 
 
 def test_a_wrong_value_of_an_engine_flag_is_refused_here() -> None:
