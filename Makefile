@@ -3,7 +3,11 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-PYTHON ?= python3.11
+# The first of these that is here; all give the same run ids and the same files.
+PYTHONS := python3.11 python3.12 python3.13 python3
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(or $(firstword $(foreach one,$(PYTHONS),$(shell $(one) -c '$(SUPPORTED)' 2> /dev/null && echo $(one)))),$(error \
+  none of $(PYTHONS) is Python 3.11, 3.12 or 3.13; name one: make PYTHON=/path/to/python))
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -97,8 +101,7 @@ template: template-image ## the same, push it, and write the template (also TEMP
 # COMPILE keeps the versions that are in the files already; `make lock UPGRADE=--upgrade` takes the newest.
 # Addresses and annotations stay out: the files must serve whichever index a machine uses.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --generate-hashes \
-  --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 \
-  --python-platform x86_64-manylinux_2_28 $(UPGRADE)
+  --no-annotate --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 $(UPGRADE)
 # What scoring takes, wherever.
 WORKERS := --extra gcs --extra s3 --extra dask
 

@@ -66,7 +66,7 @@ def test_every_copied_path_exists_and_reaches_the_build() -> None:
 
 def test_the_base_is_of_the_beam_and_python_that_are_locked() -> None:
     (base,) = arguments("ARG", instructions())
-    (python,) = re.findall(r"^PYTHON \?= python(\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (python,) = re.findall(r"^PYTHONS := python(\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     beam = pins("requirements-worker.lock")["apache-beam"]
     assert base == f"BASE_IMAGE=apache/beam_python{python}_sdk:{beam}"
     outside = {below for below, _ in stages().values()} - stages().keys()
