@@ -21,6 +21,7 @@ from job.errors import DataError, JobError, ModelError
 from job.model import artifact, loading, provenance
 from job.model.signature import Feed, InputSpec
 from job.scoring.challenger import failed_rows
+from job.scoring.policy import REJECT, OnBadRow
 from job.scoring.reader import SplitReader
 from job.scoring.rejects import Rejects, RowPolicy, sift
 from job.shards.planner import read_footer
@@ -172,7 +173,7 @@ class Rescorer:
         self, rows: pa.RecordBatch, fields: Sequence[pa.Field], entry: Mapping[str, Any]
     ) -> list[pa.Array]:
         parts: list[tuple[Places, list[pa.Array]]] = []
-        policy = RowPolicy("reject", self._scoring["on_null"], 0, self._scoring["on_nonfinite"])
+        policy = RowPolicy.of_choices({**self._scoring, OnBadRow.flag: REJECT}, 0)
         for places, piece in pieces(rows, self._binding, lambda _: _BATCH_ROWS):
             rejects = Rejects(Split("", Shard(entry["shard"], 0, ""), (), 0, 0), policy)
             good, tensors = sift(piece, places, self._binding, rejects)

@@ -220,6 +220,8 @@ def shared(spec: ScoringSpec) -> Iterator[str]:
 
 def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]) -> str:
     """Return what is needed to score a row again, as JSON: the binding itself, not what led to it."""
+    from job.scoring.rejects import RowPolicy
+
     feeds = [
         {
             "input": feed.input.name,
@@ -235,10 +237,7 @@ def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]
         "casts": dict(binding.casts),
         "keys": list(spec.keys),
         "predictions": list(predictions),
-        "on_null": spec.on_null,
-        "on_nonfinite": spec.on_nonfinite,
-        "on_nonfinite_prediction": spec.on_nonfinite_prediction,
-        "on_bad_row": spec.on_bad_row,
+        **RowPolicy.of(spec, 0).choices,
         "on_bad_shard": spec.on_bad_shard,
         "device": spec.device,
     }
@@ -357,8 +356,9 @@ def _mismatches(
 
     ``bound`` is the schema of the shard that was bound, ``where`` what that shard is called.
     """
-    from job.scoring.rejects import unfillable
+    from job.scoring.rejects import RowPolicy
 
+    policy = RowPolicy.of(spec, 0)
     known: list[tuple[pa.Schema, tuple[str, ...]]] = []
     wrong: dict[int, tuple[str, ...]] = {}
     for i, schema in schemas.items():
@@ -370,7 +370,7 @@ def _mismatches(
                 *_key_types(schema, bound, where, spec.keys),
                 *_unwritable_keys(schema, spec.keys),
                 *_cast_types(schema, bound, where, binding),
-                *unfillable(schema, binding, spec.on_null),
+                *policy.misfits(schema, binding),
             )
             known.append((schema, lines))
         if lines:

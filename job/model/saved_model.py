@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from job import storage
 from job.errors import ModelError, one_line
@@ -13,6 +11,9 @@ from job.model import operations
 from job.model.kind import Held, Kind
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference, Reads
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _DEFAULT: Final = "serving_default"
 # What parses serialized ``tf.Example`` messages.
@@ -216,6 +217,7 @@ def feedable(tensor: Tensor) -> Any:
     """Return a tensor as Keras and TensorFlow take it; strings are gathered by code, not one by one."""
     if not isinstance(tensor, CodedStrings):
         return tensor
+    import numpy as np
     import tensorflow as tf
 
     values = tensor.values if len(tensor.values) else np.array([b""], dtype=object)

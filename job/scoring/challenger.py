@@ -27,8 +27,8 @@ from job.errors import ModelError, SchemaError
 from job.model import loading
 from job.scoring import reject_files
 from job.scoring.memory import batch_rows, chunk_rows
-from job.scoring.rejects import MODEL_ERROR, Rejects, RowPolicy, finite_only, predict_around, sift
-from job.spec import ChallengerRun, ChallengerWork, Device, OnNonfinite, ScoringSpec, Split, StoreOptions
+from job.scoring.rejects import MODEL_ERROR, Rejects, RowPolicy, predict_around, sift, sift_predictions
+from job.spec import ChallengerRun, ChallengerWork, Device, ScoringSpec, Split, StoreOptions
 
 # Of a split. To find each takes some thirty predictions, which the champion waits for.
 MOST_MODEL_ERRORS: Final = 100
@@ -89,14 +89,7 @@ class Challenger:
 
 def policy_of(spec: ScoringSpec) -> RowPolicy:
     """Return what is done with rows that the challenger cannot take: none of them fails the run."""
-    on_null = "reject" if spec.on_null == "fail" else spec.on_null
-    return RowPolicy(
-        "reject", on_null, _NO_LIMIT, _kept(spec.on_nonfinite), _kept(spec.on_nonfinite_prediction)
-    )
-
-
-def _kept(asked: OnNonfinite) -> OnNonfinite:
-    return "keep" if asked == "keep" else "reject"
+    return RowPolicy.of(spec, 0).never_failing(_NO_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -220,7 +213,7 @@ class Contest:
             )
         for position, error in bad.items():
             rejects.add([int(places[position])], MODEL_ERROR, error)
-        outputs, left, _ = finite_only(outputs, np.delete(places, list(bad)), numbers, rejects)
+        outputs, left, _ = sift_predictions(outputs, np.delete(places, list(bad)), numbers, rejects)
         return self._in_place(outputs, left, piece.num_rows, rejects)
 
     def _in_place(

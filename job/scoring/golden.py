@@ -24,8 +24,8 @@ from job.binding.binding import Binding, Places, mismatches, pieces
 from job.binding.predictions import in_order, to_arrow
 from job.binding.tolerance import Tolerance, apart
 from job.errors import GoldenError, UsageError, one_line
-from job.scoring.rejects import Rejects, RowPolicy, sift, unfillable
-from job.spec import OnNonfinite, ScoringSpec, Shard, Split
+from job.scoring.rejects import Rejects, RowPolicy, sift
+from job.spec import ScoringSpec, Shard, Split
 
 if TYPE_CHECKING:
     from job.model.loading import LoadedModel
@@ -122,7 +122,9 @@ def read(path: str, spec: ScoringSpec, binding: Binding, predictions: tuple[pa.F
     """
     table = _table(path)
     faults = [*_misnamed(table, binding, predictions), *mismatches(table.schema, binding)]
-    faults += unfillable(table.schema, binding, spec.on_null)
+    # No row of it is to be left out: then a null or an infinity is a fault of the file.
+    policy = RowPolicy.of(spec, 0).never_failing(0)
+    faults += policy.misfits(table.schema, binding)
     if faults:
         raise _wrong(path, "; ".join(faults))
     columns = {name: table.column(name) for name in binding.columns}
@@ -136,10 +138,6 @@ def read(path: str, spec: ScoringSpec, binding: Binding, predictions: tuple[pa.F
     content = _stream(pa.table(columns).combine_chunks())
     if len(content) > MOST_BYTES:
         raise _wrong(path, f"its rows are {len(content):,} bytes, more than {MOST_BYTES:,}; take fewer")
-    # No row of it is to be left out: then a null or an infinity is a fault of the file.
-    on_null = "reject" if spec.on_null == "fail" else spec.on_null
-    on_nonfinite: OnNonfinite = "keep" if spec.on_nonfinite == "keep" else "reject"
-    policy = RowPolicy("reject", on_null, 0, on_nonfinite)
     tolerance = Tolerance(spec.golden_rtol, spec.golden_atol)
     digest = hashlib.sha256(content).hexdigest()
     return Golden(path, table.num_rows, content, digest, tolerance, binding, predictions, policy)

@@ -9,21 +9,22 @@ neighbours are scored as if it were not there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from job.binding.binding import Binding, Places, to_tensors
-from job.binding.columns import is_null, plain_type, stored
 from job.errors import DataError, JobError, one_line
 from job.model.loading import slice_of
-from job.model.signature import CodedStrings, Feed, RowFault, Tensor
-from job.spec import OnBadRow, OnNonfinite, ScoringSpec, Split
+from job.model.signature import RowFault, Tensor
+from job.scoring.nonfinite import OnNonfinite, OnNonfinitePrediction
+from job.scoring.nulls import OnNull
+from job.scoring.policy import FAIL, REJECT, OnBadRow, Policy
+from job.spec import ScoringSpec, Split
 
 # The columns that a file of rejected rows has behind the shard's own.
 EXTRA_COLUMNS = (
@@ -33,18 +34,17 @@ EXTRA_COLUMNS = (
     ("_error", pa.string()),
 )
 MODEL_ERROR = "model_error"
-NULL_HINT = "pandas writes NaN as null; --on_null=fill=0 would feed a value instead"
+
+# All policies, in the order in which a batch passes them.
+POLICIES: Final[tuple[type[Policy], ...]] = (OnNull, OnNonfinite, OnNonfinitePrediction, OnBadRow)
 
 
 @dataclass(frozen=True)
 class RowPolicy:
-    """What to do with bad rows. ``most_rows`` is how many a whole run may reject."""
+    """What to do with bad rows, by fault. ``most_rows`` is how many a whole run may reject."""
 
-    on_bad_row: OnBadRow
-    on_null: str
+    policies: tuple[Policy, ...]
     most_rows: int
-    on_nonfinite: OnNonfinite = "reject"
-    on_nonfinite_prediction: OnNonfinite = "reject"
 
     @classmethod
     def of(cls, spec: ScoringSpec, rows: int) -> RowPolicy:
@@ -56,15 +56,40 @@ class RowPolicy:
         most = int(spec.max_rejected * rows)
         most += (most + 1) / max(1, rows) <= spec.max_rejected
         most -= most / max(1, rows) > spec.max_rejected
-        return cls(spec.on_bad_row, spec.on_null, most, spec.on_nonfinite, spec.on_nonfinite_prediction)
+        return cls(tuple(kind(kind.asked(spec)) for kind in POLICIES), most)
+
+    @classmethod
+    def of_choices(cls, choices: Mapping[str, str], most_rows: int) -> RowPolicy:
+        """Return the policies of these values of flags; what is not among them is rejected."""
+        return cls(tuple(kind(choices.get(kind.flag, REJECT)) for kind in POLICIES), most_rows)
+
+    def never_failing(self, most_rows: int) -> RowPolicy:
+        """Return the same for rows of which none is to fail the run, but is rejected."""
+        return RowPolicy(
+            tuple(replace(one, choice=REJECT) if one.choice == FAIL else one for one in self.policies),
+            most_rows,
+        )
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The values of the flags, as a manifest has them."""
+        return {one.flag: one.choice for one in self.policies}
+
+    def about(self, reason: str) -> Policy:
+        """Return the policy for a reason."""
+        found = {one.reason: one for one in self.policies}
+        return found.get(reason) or found[OnBadRow.reason]
 
     def failing_flag(self, reason: str) -> str:
         """Return the flag that makes a row with this reason fail the run; empty where it is rejected."""
-        own = {"null": "on_null", NONFINITE: "on_nonfinite", NONFINITE_PREDICTION: "on_nonfinite_prediction"}
-        for flag in (own.get(reason, "on_bad_row"), "on_bad_row"):
-            if getattr(self, flag) == "fail":
-                return f"--{flag}"
+        for one in (self.about(reason), self.about(OnBadRow.reason)):
+            if one.choice == FAIL:
+                return f"--{one.flag}"
         return ""
+
+    def misfits(self, schema: pa.Schema, binding: Binding) -> tuple[str, ...]:
+        """Return why a shard's columns do not go with the flags, one line a column."""
+        return tuple(line for one in self.policies for line in one.misfits(schema, binding))
 
 
 @dataclass(frozen=True)
@@ -176,18 +201,19 @@ def sift(
     The batch's rows are of one shape; ``numbers`` are theirs in the shard. The rows are positions in the
     batch, ascending; ``None`` stands for all of them.
     """
-    piece = _fill_nulls(piece, binding, rejects.policy)
+    policies = rejects.policy.policies
+    for policy in policies:
+        piece = policy.mended(piece, binding)
     tensors, faults = to_tensors(piece, binding)
-    if rejects.policy.on_nonfinite != "keep":
-        faults = (*faults, *feature_faults(tensors, binding.feeds))
+    for policy in policies:
+        faults = (*faults, *policy.feature_faults(tensors, binding.feeds))
     if not faults:
         return None, tensors
     keep = np.ones(piece.num_rows, dtype=bool)
     for fault in faults:
         keep[fault.rows] = False
-        # A null list stands for more than one value: no flag fills it.
-        fillable = fault.code == "null" and not _has_cells_of_many(piece.schema.field(fault.column).type)
-        rows, hint = [int(numbers[int(row)]) for row in fault.rows], NULL_HINT if fillable else ""
+        rows = [int(numbers[int(row)]) for row in fault.rows]
+        hint = rejects.policy.about(fault.code).hint(piece.schema.field(fault.column))
         rejects.add(rows, fault.code, _text(fault), hint)
     good = np.flatnonzero(keep)
     return good, to_tensors(piece.take(pa.array(good)), binding)[0]
@@ -197,79 +223,10 @@ def _text(fault: RowFault) -> str:
     return f"column {fault.column}: {fault.text}, first value {fault.example}"
 
 
-def _fill_nulls(piece: pa.RecordBatch, binding: Binding, policy: RowPolicy) -> pa.RecordBatch:
-    if policy.on_null in ("reject", "fail"):
-        return piece
-    fed = _types_fed(binding)
-    # All at once: each new batch of many columns costs as much as all of them.
-    columns = [
-        _filled(name, column, policy.on_null, fed[name]) if name in fed else column
-        for name, column in zip(piece.schema.names, piece.columns, strict=True)
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=piece.schema.names)
-
-
-def _types_fed(binding: Binding) -> dict[str, pa.DataType]:
-    """Return the type that each column has for the model, by its name: that of ``--cast``, or the input's."""
-    dtypes = {name: feed.input.dtype for feed in binding.feeds for name in feed.columns}
-    return {
-        name: pa.type_for_alias("float32" if dtype == "bfloat16" else dtype)
-        for name, dtype in {**dtypes, **dict(binding.casts)}.items()
-    }
-
-
-def _filled(name: str, column: pa.Array, on_null: str, fed: pa.DataType) -> pa.Array:
-    """Return a column with a value in the place of its nulls; ``fed`` is the type that the model gets."""
-    if not column.null_count or _has_cells_of_many(column.type):
-        return column
-    filled = stored(column)
-    if pa.types.is_dictionary(filled.type):
-        filled = filled.cast(filled.type.value_type)
-    try:
-        if is_null(filled.type):
-            filled = filled.cast(fed)
-        if on_null == "nan" and not pa.types.is_floating(filled.type):
-            filled = filled.cast(pa.float64(), safe=False)
-        return pc.fill_null(filled, _filling(on_null, filled.type))
-    except (pa.ArrowException, ValueError) as e:
-        raise DataError(_cannot_hold(on_null, name, column.type, e)) from e
-
-
-def unfillable(schema: pa.Schema, binding: Binding, on_null: str) -> tuple[str, ...]:
-    """Return which columns cannot hold the value that ``--on_null=fill=VALUE`` gives, one line a column."""
-    lines = []
-    types = {field.name: field.type for field in schema}
-    for name, fed in _types_fed(binding).items() if on_null.startswith("fill=") else ():
-        if name not in types or _has_cells_of_many(types[name]):
-            continue
-        kind = fed if is_null(types[name]) else plain_type(types[name])
-        try:
-            _filling(on_null, kind.value_type if pa.types.is_dictionary(kind) else kind)
-        except (pa.ArrowException, ValueError) as e:
-            lines.append(_cannot_hold(on_null, name, kind, e))
-    return tuple(lines)
-
-
-def _has_cells_of_many(kind: pa.DataType) -> bool:
-    """Say whether a null of such a column stands for more than one value: it is not filled, but rejected."""
-    return bool(pa.types.is_nested(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind))
-
-
-def _filling(on_null: str, kind: pa.DataType) -> pa.Scalar:
-    return pa.scalar(on_null.removeprefix("fill=")).cast(kind)
-
-
-def _cannot_hold(on_null: str, name: str, kind: pa.DataType, error: Exception) -> str:
-    return (
-        f"--on_null={on_null}: column {name} is {kind}, which cannot hold it: {one_line(error)}; give "
-        f"another value, or --on_null=reject"
-    )
-
-
-def finite_only(
+def sift_predictions(
     outputs: list[np.ndarray], places: NDArray[np.int64] | None, numbers: Places, rejects: Rejects
 ) -> tuple[list[np.ndarray], NDArray[np.int64] | None, int]:
-    """Reject the rows whose predictions are not finite, or count them where they are to be kept.
+    """Reject the rows whose predictions have a fault, or count them where they are to be kept.
 
     Args:
         outputs: of the model, each ``(rows, *shape)``.
@@ -278,19 +235,20 @@ def finite_only(
         rejects: those of the split.
 
     Returns:
-        What is left of the outputs and the places, and the number of rows that were kept.
+        What is left of the outputs and the places, and the number of rows that were kept with a fault.
     """
-    found = [rows for output in outputs if len(rows := nonfinite_rows(output))]
-    if not found:
-        return outputs, places, 0
-    bad = np.unique(np.concatenate(found))
-    if rejects.policy.on_nonfinite_prediction == "keep":
-        return outputs, places, len(bad)
-    where = np.arange(len(outputs[0])) if places is None else places
-    for position in bad:
-        error = prediction_error(outputs, position)
-        rejects.add([int(numbers[int(where[position])])], NONFINITE_PREDICTION, error)
-    return [np.delete(output, bad, axis=0) for output in outputs], np.delete(where, bad), 0
+    kept = 0
+    for policy in rejects.policy.policies:
+        bad, more = policy.prediction_faults(outputs)
+        kept += more
+        if not len(bad):
+            continue
+        where = np.arange(len(outputs[0])) if places is None else places
+        for position in bad:
+            error = policy.prediction_error(outputs, position)
+            rejects.add([int(numbers[int(where[position])])], policy.reason, error)
+        outputs, places = [np.delete(output, bad, axis=0) for output in outputs], np.delete(where, bad)
+    return outputs, places, kept
 
 
 def predict_around(
@@ -327,59 +285,3 @@ def predict_around(
     if not left or not right:
         return left or right, bad
     return [np.concatenate(pair) for pair in zip(left, right, strict=True)], bad
-
-
-# Which rows hold a NaN or an infinity.
-
-NONFINITE: Final = "nonfinite"
-NONFINITE_PREDICTION: Final = "nonfinite_prediction"
-
-
-def nonfinite_rows(array: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the rows of ``(rows, …)`` with a value that is not finite, ascending, ``(found,) int64``."""
-    if not _has_fractions(array) or not array.size:
-        return np.empty(0, np.int64)
-    # 11 µs for 16,384 rows of 10, where predicting them takes 3,000.
-    finite = np.isfinite(array)
-    if finite.all():
-        return np.empty(0, np.int64)
-    return np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))
-
-
-def feature_faults(tensors: Sequence[Tensor], feeds: Sequence[Feed]) -> tuple[RowFault, ...]:
-    """Return the rows of a batch of which a feature is not finite, by the column that it came from.
-
-    Args:
-        tensors: one per feed, in order, each ``(rows, *shape)``.
-        feeds: what feeds each of them.
-    """
-    faults: list[RowFault] = []
-    for tensor, feed in zip(tensors, feeds, strict=True):
-        if isinstance(tensor, CodedStrings):
-            continue
-        rows = nonfinite_rows(tensor)
-        if not len(rows):
-            continue
-        values = tensor[rows].reshape(len(rows), len(feed.columns), -1)
-        bad = ~np.isfinite(values)
-        for i, name in enumerate(feed.columns):
-            here = np.flatnonzero(bad[:, i].any(axis=1))
-            if len(here):
-                example = values[here[0], i][bad[here[0], i]][0]
-                faults.append(RowFault(rows[here], NONFINITE, name, "it is not finite", str(example)))
-    return tuple(faults)
-
-
-def prediction_error(outputs: Sequence[NDArray[Any]], row: int) -> str:
-    """Return which of a row's outputs, by its number, is not finite, and its value."""
-    for i, output in enumerate(outputs):
-        if len(nonfinite_rows(output[row : row + 1])):
-            values = output[row].reshape(-1)
-            which = f"output {i} of {len(outputs)}" if len(outputs) > 1 else "the prediction"
-            return f"{which} is {values[~np.isfinite(values)][0]}"
-    raise ValueError(f"row {row} is finite")
-
-
-def _has_fractions(array: NDArray[Any]) -> bool:
-    # bfloat16 and its like are of NumPy's kind V, or f, depending on who made them.
-    return array.dtype.kind == "f" or "float" in array.dtype.name

@@ -43,7 +43,7 @@ from job.scoring import reject_files
 from job.scoring.challenger import Contest, Rival
 from job.scoring.memory import batch_rows, chunk_rows, stretches
 from job.scoring.reader import SplitReader
-from job.scoring.rejects import MODEL_ERROR, Rejects, finite_only, predict_around, sift
+from job.scoring.rejects import MODEL_ERROR, Rejects, predict_around, sift, sift_predictions
 from job.scoring.task import ScoringTask
 from job.scoring.writer import PartWriter
 from job.spec import Receipt, Split
@@ -333,7 +333,7 @@ class _Scoring:
             self._check_independence(tensors, [*bad], outputs, fed)
         if bad:
             good = np.delete(np.arange(rows) if good is None else good, list(bad))
-        outputs, good, kept = finite_only(outputs, good, numbers, rejects)
+        outputs, good, kept = sift_predictions(outputs, good, numbers, rejects)
         tally.nonfinite_rows += kept
         tally.predict_s += time.perf_counter() - bound
         tally.first_batch_unix_s = tally.first_batch_unix_s or time.time()

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 
 from job.errors import DataError, UsageError
 from job.model.signature import Feed, InputSpec
-from job.scoring.rejects import feature_faults, nonfinite_rows, prediction_error
+from job.scoring.nonfinite import feature_faults, nonfinite_rows, prediction_error
 from tests.support.nights import Night, dense, features, matrix, saved
 
 TYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
+from job.binding.binding import Binding
+from job.cli import options
 from job.errors import DataError
 from job.model.loading import LoadedModel
+from job.model.signature import Feed, RowFault, Tensor
+from job.scoring import rejects
+from job.scoring.policy import Policy
+from job.spec import ScoringSpec
 from tests.support.nights import Night, dense, features, matrix, saved, visible
 
 ROWS = 400
@@ -184,3 +193,58 @@ def test_a_model_that_fails_on_every_row_ends_soon_and_leaves_rejects(
     kept = [pq.ParquetFile(path).read() for path in (night.output / "_staging").rglob("*.rejected")]
     assert sum(table.num_rows for table in kept) == found
     assert all("too hot" in error for table in kept for error in table["_error"].to_pylist())
+
+
+class OnNegative(Policy):
+    """A policy that this job does not have: about features, and predictions, below zero."""
+
+    flag = "on_negative"
+    reason = "negative"
+
+    @classmethod
+    def asked(cls, spec: ScoringSpec) -> str:
+        return "reject"
+
+    def mended(self, piece: pa.RecordBatch, binding: Binding, /) -> pa.RecordBatch:
+        # A feature of -1 stands for 0.
+        fed = [
+            pc.if_else(pc.equal(column, -1.0), 0.0, column) if name in binding.columns else column
+            for name, column in zip(piece.schema.names, piece.columns, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(fed, names=piece.schema.names)
+
+    def feature_faults(self, tensors: Sequence[Tensor], feeds: Sequence[Feed], /) -> tuple[RowFault, ...]:
+        (rows,) = (np.flatnonzero((np.asarray(tensor) < 0).any(axis=1)) for tensor in tensors)
+        return (RowFault(rows, self.reason, "f0", "it is negative", "-2"),) if len(rows) else ()
+
+    def prediction_faults(self, outputs: Sequence[NDArray[Any]], /) -> tuple[NDArray[np.int64], int]:
+        return np.flatnonzero(outputs[0][:, 0] < 1), 0
+
+    def prediction_error(self, outputs: Sequence[NDArray[Any]], row: int, /) -> str:
+        return f"it is {outputs[0][row, 0]:g}, less than 1"
+
+
+def test_a_policy_is_one_class_and_one_entry(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rejects, "POLICIES", (OnNegative, *rejects.POLICIES))
+    inputs = keras.Input((1,), name="x")
+    path = saved(keras.Model(inputs, keras.layers.Rescaling(1.0)(inputs)), night.folder / "m.keras")
+    night.shard("a", pa.table({"id": range(5), "f0": pa.array([-2.0, -1.0, 0.5, 1.0, 7.0], pa.float32())}))
+    report = night.score(path, "--keys=id", "--max_rejected=0.9")
+    assert night.scored()["id"].to_pylist() == [3, 4]
+    assert report.reject_reasons == (("negative", 3),)
+    told = {row["id"]: row["_error"] for row in rejected(night)}
+    assert told == {
+        0: "column f0: it is negative, first value -2",
+        1: "it is 0, less than 1",
+        2: "it is 0.5, less than 1",
+    }
+    assert night.manifest()["scoring"]["on_negative"] == "reject"
+
+
+@pytest.mark.parametrize("policy", rejects.POLICIES)
+def test_flags_take_what_policies_know(policy: type[Policy]) -> None:
+    """What a flag may be is declared with the flags; a policy that does not know a value rejects."""
+    for choice in ("reject", "fail"):
+        spec, _ = options.parse(["--input=a", "--model=m.keras", "--output=o", f"--{policy.flag}={choice}"])
+        assert policy.asked(spec) == choice
+        assert bool(rejects.RowPolicy.of(spec, 0).failing_flag(policy.reason)) == (choice == "fail")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from job.binding.binding import Binding
 from job.errors import DataError, SchemaError
 from job.model.signature import CodedStrings, Feed, InputSpec, Tensor
-from job.scoring.rejects import Rejects, RowPolicy, predict_around, sift, unfillable, with_extras
+from job.scoring.rejects import Rejects, RowPolicy, predict_around, sift, with_extras
 from job.spec import ScoringSpec, Shard, Split
 
 SPLIT = Split("a", Shard("/in/a.parquet", 1, "1"), (0,), 100, 6)
@@ -21,8 +21,8 @@ BINDING = Binding((Feed(InputSpec("x", (2,), "float32"), ("a", "b")),), ())
 
 
 def policy(**changes: object) -> RowPolicy:
-    fields = {"on_bad_row": "reject", "on_null": "reject", "most_rows": 10, **changes}
-    return RowPolicy(**fields)  # type: ignore[arg-type]
+    most_rows = int(str(changes.pop("most_rows", 10)))
+    return RowPolicy.of_choices({name: str(value) for name, value in changes.items()}, most_rows)
 
 
 def batch() -> pa.RecordBatch:
@@ -88,7 +88,10 @@ def test_which_columns_cannot_hold_a_filling() -> None:
     )
     binding = Binding(tuple(Feed(InputSpec(name, (), "float32"), (name,)) for name in "abcdef"))
     wrong = {
-        text: [line.split(" column ")[1].split(" is ")[0] for line in unfillable(schema, binding, text)]
+        text: [
+            line.split(" column ")[1].split(" is ")[0]
+            for line in policy(on_null=text).misfits(schema, binding)
+        ]
         for text in ("fill=7", "fill=300", "fill=1.5", "fill=x", "nan", "reject")
     }
     assert wrong == {

@@ -1,0 +1,81 @@
+"""What becomes of rows with one kind of fault, as one flag says.
+
+A reject policy is one module with one subclass of :class:`Policy`, listed in ``rejects.POLICIES``. A batch
+passes all of them three times: before its columns become tensors, before these are predicted, and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from job.binding.binding import Binding
+from job.model.signature import Feed, RowFault, Tensor
+from job.spec import ScoringSpec
+
+REJECT: Final = "reject"
+FAIL: Final = "fail"
+KEEP: Final = "keep"
+NO_ROWS: Final = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One flag about one kind of fault; ``choice`` is its value.
+
+    Attributes:
+        flag: its name without dashes: the field of ``ScoringSpec``, and the key in a manifest's ``scoring``.
+        reason: how the fault is called in files of rejected rows and in reports.
+    """
+
+    flag: ClassVar[str]
+    reason: ClassVar[str]
+
+    choice: str = REJECT
+
+    @classmethod
+    def asked(cls, spec: ScoringSpec) -> str:
+        """Return the value that a spec asks for."""
+        return str(getattr(spec, cls.flag))
+
+    def misfits(self, _schema: pa.Schema, _binding: Binding, /) -> tuple[str, ...]:
+        """Return why a shard's columns do not go with the choice, one line a column; before the night."""
+        return ()
+
+    def mended(self, piece: pa.RecordBatch, _binding: Binding, /) -> pa.RecordBatch:
+        """Return a batch in which the fault is mended, where the choice says how."""
+        return piece
+
+    def feature_faults(self, _tensors: Sequence[Tensor], _feeds: Sequence[Feed], /) -> tuple[RowFault, ...]:
+        """Return the rows of a batch that have the fault in a feature.
+
+        ``tensors`` are one per feed, in order, each ``(rows, *shape)``.
+        """
+        return ()
+
+    def hint(self, _column: pa.Field, /) -> str:
+        """Return which flag would feed rows with the fault in a column, empty where none would."""
+        return ""
+
+    def prediction_faults(self, _outputs: Sequence[NDArray[Any]], /) -> tuple[NDArray[np.int64], int]:
+        """Return the rows to reject for their predictions, ascending, and how many are kept with the fault.
+
+        ``outputs`` are the model's, each ``(rows, *shape)``.
+        """
+        return NO_ROWS, 0
+
+    def prediction_error(self, _outputs: Sequence[NDArray[Any]], _row: int, /) -> str:
+        """Return what is wrong with the predictions of a row that :meth:`prediction_faults` gave."""
+        raise NotImplementedError
+
+
+class OnBadRow(Policy):
+    """``--on_bad_row``, of faults that no other flag is about; ``fail`` is said of all."""
+
+    flag: ClassVar[str] = "on_bad_row"
+    reason: ClassVar[str] = ""
