@@ -79,8 +79,9 @@ def check(
     loaded = acquired(spec, reference, threads, machine, here=here, beside=beside)
     signature = loaded.signature
     schemas = _as_read(spec, footers, schemas, signature)
-    _check_ignored(spec, schemas, signature)
+    _check_ignored_are_columns(spec, schemas)
     bound, binding, unbound = _bound(spec, shards, footers, schemas, signature, wrong, bool(champion))
+    _check_ignored(spec, binding, champion)
     where = "the first shard" if bound == 0 else shards[bound].path
     wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec)}
     _check_order(spec, shards, footers, schemas, bound, binding, wrong)
@@ -475,16 +476,29 @@ def _unasked(spec: ScoringSpec, shard: Shard, footer: Footer) -> tuple[str, ...]
     return tuple(name for name in (*folders, *footer.index_columns, *spec.ignore) if name not in named)
 
 
-def _check_ignored(spec: ScoringSpec, schemas: Mapping[int, pa.Schema], signature: Signature) -> None:
-    """Refuse ``--ignore`` of what no shard has, or of what the model asks for by its name."""
+def _check_ignored_are_columns(spec: ScoringSpec, schemas: Mapping[int, pa.Schema]) -> None:
     for name in spec.ignore:
         if not any(name in schema.names for schema in schemas.values()):
             first = next(iter(schemas.values()))
             raise SchemaError(
                 f"--ignore names {name!r}, which is no column{closest(name, first.names)}; leave it out"
             )
-        if name in signature.columns or (signature.named and name in (one.name for one in signature.inputs)):
-            raise SchemaError(f"--ignore names {name!r}, which the model takes by this name; leave it out")
+
+
+def _check_ignored(spec: ScoringSpec, binding: Binding, champion: Ready | None) -> None:
+    """Refuse ``--ignore`` of a column that every model of the run takes by its name.
+
+    A model that takes a column by its name gets it, so that the flag can serve the other one of a champion
+    and its challenger. ``binding`` is of the model that was bound last.
+    """
+    if spec.challenger is not None:
+        # Whether it ignores the column is not known yet.
+        return
+    bindings = [binding, *([champion.binding] if champion else [])]
+    who = "the champion and the challenger take" if champion else "the model takes"
+    for name in spec.ignore:
+        if all(name in one.columns for one in bindings):
+            raise SchemaError(f"--ignore names {name!r}, which {who} by this name; leave it out")
 
 
 def _check_order(

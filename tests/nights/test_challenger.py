@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from job.errors import SchemaError
 from tests.support.nights import Night, dense, features, matrix, module, run_cli, saved
 
 ALL = ("f0", "f1", "f2", "f3", "f4")
@@ -254,3 +255,44 @@ def test_a_challenger_that_cannot_be_had_is_told_before_anything_is_scored(
     assert code == exit_code, err
     assert message.format(night.folder) in err, err
     assert not list(night.output.rglob("receipts/*"))
+
+
+def by_name(*names: str) -> keras.Model:
+    """A model that adds up its named inputs, the second ten times, and so on."""
+    inputs = {name: keras.Input((1,), name=name) for name in names}
+    tens = keras.layers.Dense(1, use_bias=False)
+    total = tens(keras.layers.Concatenate()(list(inputs.values())))
+    made = keras.Model(inputs, total)
+    tens.set_weights([np.array([[10.0**i] for i in range(len(names))], np.float32)])
+    return made
+
+
+@pytest.mark.parametrize("who", ["champion", "challenger"])
+def test_what_is_ignored_is_given_to_the_one_that_names_it(night: Night, who: str) -> None:
+    """The other takes four numbers by position, of which the label would be a fifth."""
+    label = pa.array(np.arange(50, dtype=np.float32))
+    table = features(50).append_column("label", label)
+    night.shard("a", table)
+    named = saved(by_name("f0", "label"), night.folder / "named.keras")
+    wide = saved(dense(), night.folder / "wide.keras")
+    first, second = (named, wide) if who == "champion" else (wide, named)
+    night.score(first, "--keys=id", "--ignore=label", f"--challenger={second}")
+    scored = night.scored()
+    wanted = [
+        dense().predict(matrix(table), verbose=0)[:, 0],
+        table["f0"].to_numpy() + 10.0 * label.to_numpy(),
+    ]
+    for column, values in zip(
+        scored.column_names[1:], wanted if who == "challenger" else wanted[::-1], strict=True
+    ):
+        np.testing.assert_allclose(scored[column].to_numpy(), values, rtol=1e-5, err_msg=column)
+
+
+def test_what_both_name_is_not_to_be_ignored(night: Night) -> None:
+    night.shard("a", features(10))
+    model, other = (saved(by_name("f0", name), night.folder / f"{name}.keras") for name in ("f1", "f2"))
+    told = r"--challenger=.*: --ignore names 'f0', which the champion and the challenger take by this name"
+    with pytest.raises(SchemaError, match=told):
+        night.score(model, "--keys=id", "--ignore=f0", f"--challenger={other}")
+    with pytest.raises(SchemaError, match="'nosuch', which is no column"):
+        night.score(model, "--keys=id", "--ignore=nosuch", f"--challenger={other}")

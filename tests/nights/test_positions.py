@@ -260,7 +260,7 @@ def test_what_is_ignored_must_be_there_and_of_no_other_use(night: Night, model: 
     for flag in ("--keys=id,label", "--features=f0,f1,f2,label", "--cast=label=int64"):
         with pytest.raises(UsageError, match=r"--ignore=label: also in --"):
             night.score(model, flag, "--ignore=label")
-    named = keras.Input((4,), name="label")
+    named = keras.Input((1,), name="label")
     takes_label = saved(keras.Model({"label": named}, named * 1.0), night.folder / "n.keras")
     with pytest.raises(SchemaError, match="which the model takes by this name"):
         night.score(takes_label, "--ignore=label")
@@ -447,3 +447,15 @@ def test_a_null_that_fails_the_night_tells_how_it_is_filled(night: Night, model:
     night.shard("a", table)
     with pytest.raises(DataError, match=r"row 0: column f0: null .*--on_null=fill=0 would"):
         night.score(model, "--keys=id", "--on_null=fail")
+
+
+def test_a_column_that_is_called_as_keras_calls_the_input_is_ignored_or_told(night: Night) -> None:
+    """Keras gives an input the name ``x`` here; nobody asked for the column."""
+    lists = pa.array([[1.0, 2.0, 3.0, 4.0]], pa.list_(pa.float32(), 4))
+    night.shard("a", pa.table({"id": pa.array([1]), "x": lists, "y": lists}))
+    unnamed = saved(
+        keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(1)]), night.folder / "m.keras"
+    )
+    with pytest.raises(SchemaError, match="--ignore names 'x', which the model takes by this name"):
+        night.score(unnamed, "--keys=id", "--ignore=x")
+    night.score(unnamed, "--keys=id", "--ignore=x", "--features=y")
