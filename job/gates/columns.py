@@ -1,7 +1,7 @@
-"""The gate on columns that feed a model by position: they must be the last good night's, in its order.
+"""The gates on columns that feed a model by position: they must be the last good night's, in its order.
 
-It needs no flag. It is asked before the first prediction, and again before publishing, since the last good
-night may be another by then.
+There is one for the model and one for its challenger. They need no flag. They are asked before the first
+prediction, and again before publishing, since the last good night may be another by then.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 from job.gates.comparison import Compared
 from job.gates.gate import Gate, Nights
@@ -21,21 +21,52 @@ class ColumnsByPosition(Gate):
     """Columns that feed the model by position are the last good night's."""
 
     measure = "columns"
+    flag: ClassVar[str] = "--features"
+
+    def scoring(self, run: Run) -> Mapping[str, Any]:
+        """Return what a run tells of how its model is fed; empty where there is no such model."""
+        return dict(json.loads(run.scoring))
+
+    def of_manifest(self, manifest: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return the part of a manifest that tells of the model."""
+        return manifest
 
     def needs_last_good(self, run: Run) -> bool:
         """Say whether the run's columns feed the model by position."""
-        return bool(json.loads(run.scoring).get("fed_by") == "position")
+        return bool(self.scoring(run).get("fed_by") == "position")
 
     def measured(self, nights: Nights, /) -> tuple[str, str]:
         """Return how the columns differ, as text."""
-        scoring = json.loads(nights.run.scoring)
+        scoring = self.scoring(nights.run)
         where, before = nights.folder or nights.run.output, nights.before or nights.held
-        return changed(scoring.get("fed_by", ""), _columns(scoring), where, before), ""
+        return changed(scoring.get("fed_by", ""), _columns(scoring), where, self.of_manifest(before)), ""
 
     def refusals(self, _limit: None, _rows: int, compared: Compared, /) -> Iterator[str]:
         """Yield a refusal where they differ."""
         if told := compared.value(self.measure):
-            yield f"{told}; give --features in the model's order if today's are wrong"
+            yield f"{told}; give {self.flag} in the model's order if today's are wrong"
+
+
+class ChallengersColumnsByPosition(ColumnsByPosition):
+    """Columns that feed the challenger by position are those of the last good night's challenger."""
+
+    measure = "challenger_columns"
+    flag = "--challenger_features"
+
+    def scoring(self, run: Run) -> Mapping[str, Any]:
+        """Return what a run tells of how its challenger is fed; empty where it has none."""
+        return {} if run.challenger is None else dict(json.loads(run.challenger.scoring))
+
+    def of_manifest(self, manifest: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return the part of a manifest that tells of the challenger."""
+        return (manifest or {}).get("challenger")
+
+    def measured(self, nights: Nights, /) -> tuple[str, str]:
+        """Return how the columns differ, as text."""
+        told, note = super().measured(nights)
+        if told and nights.run.challenger is not None:
+            told = f"--challenger={nights.run.challenger.model.path}: {told}"
+        return told, note
 
 
 def changed(by: str, columns: Sequence[Sequence[str]], where: str, before: Mapping[str, Any] | None) -> str:

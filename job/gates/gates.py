@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from job import spec as values
-from job.gates.columns import ColumnsByPosition
+from job.gates.columns import ChallengersColumnsByPosition, ColumnsByPosition
 from job.gates.comparison import Compared
 from job.gates.drift import Drift
 from job.gates.gate import Gate, Nights
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # All gates, in the order in which a night hears what they have against it.
-GATES: Final[tuple[Gate, ...]] = (ColumnsByPosition(), MinRows(), RowsChange(), Drift())
+GATES: Final[tuple[Gate, ...]] = (
+    ColumnsByPosition(),
+    ChallengersColumnsByPosition(),
+    MinRows(),
+    RowsChange(),
+    Drift(),
+)
 
 
 def of(spec: ScoringSpec, predictions: Sequence[pa.Field], nights_before: tuple[str, ...]) -> values.Gates:

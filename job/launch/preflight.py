@@ -77,10 +77,9 @@ def check(
     wrong, schemas = _readable(shards, footers)
     beside = champion.loaded if champion else None
     loaded = acquired(spec, reference, threads, machine, here=here, beside=beside)
-    signature = loaded.signature
-    schemas = _as_read(spec, footers, schemas, signature)
+    schemas = _as_read(spec, footers, schemas, loaded.signature)
     _check_ignored_are_columns(spec, schemas)
-    bound, binding, unbound = _bound(spec, shards, footers, schemas, signature, wrong, bool(champion))
+    bound, binding, unbound = _bound(spec, shards, footers, schemas, loaded.signature, wrong, bool(champion))
     _check_ignored(spec, binding, champion)
     where = "the first shard" if bound == 0 else shards[bound].path
     wrong |= {**unbound, **_mismatches(schemas, schemas[bound], where, binding, spec)}

@@ -355,6 +355,25 @@ def test_nights_of_one_backfill_are_compared_with_each_other(
     assert predictions(night.folder / "out") == [RIGHT] * 3
 
 
+def test_so_are_their_challengers(night: Night, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The champion's columns are told by name; those of its challenger are not."""
+    for number, order in enumerate((NAMES, NAMES[::-1], NAMES)):
+        night.shard(f"ds=2026-01-0{number + 1}/a", rows(*order))
+    named = saved(powers(), night.folder / "named.keras")
+    keep_names(named, NAMES)
+    paths = [f"--input={night.folder}/in/ds={{ds}}", f"--output={night.folder}/out/ds={{ds}}"]
+    nights = ["--keys=id", "--start=2026-01-01", "--end=2026-01-03"]
+    models = [f"--model={named}", f"--challenger={model}"]
+    assert main.main(["backfill", *paths, *models, *nights]) == 5
+    # In a table, whose cells break anywhere.
+    told = "".join("".join(capfd.readouterr()).split())
+    assert re.search(r"--challenger=\S*m\.keras:columnsfeed.*thesedid:f0,f1,f2,f3", told)
+    assert "give--challenger_features" in told
+    assert not (night.folder / "out" / "ds=2026-01-02" / "_SUCCESS").exists()
+    # The last column is the challenger's.
+    assert predictions(night.folder / "out") == [RIGHT] * 2
+
+
 def test_the_first_night_of_all_is_compared_with_the_one_that_it_replaces(
     night: Night, model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
