@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from job.cli import options
 from job.cli import parser as flags
 from job.cli.commands import score
 from job.terminal import console, progress
@@ -22,6 +21,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: Sequence[str]) -> int:
     """Score each night from ``--start`` to ``--end`` that is not published yet, and print a table of them."""
+    from job.cli import options
+
     with options.parsed(args, "backfill") as asked:
         nights = options.nights(asked)
         from job.launch import backfill

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from job.cli import options
 from job.cli import parser as flags
 from job.cli.commands import score
 from job.errors import EngineError
@@ -19,6 +18,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: Sequence[str]) -> int:
     """Print each check as it ends; return 0 if all are well, else 7."""
+    from job.cli import options
+
     well = True
     with options.parsed(args, "doctor") as asked:
         if asked.given.print_config:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from job.cli import options
 from job.cli import parser as flags
 from job.cli.commands import score
 from job.terminal import console, progress
@@ -18,6 +17,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: Sequence[str]) -> int:
     """Print what ``score`` would do with the same flags, and how long it would take."""
+    from job.cli import options
+
     with options.parsed(args, "plan") as asked:
         if asked.given.print_config:
             return score.print_config(asked.printed(asked.night))

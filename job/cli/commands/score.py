@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from job import environment, secrets
-from job.cli import options
 from job.cli import parser as flags
 from job.report import json_line
 from job.terminal import console, progress
@@ -24,6 +23,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: Sequence[str]) -> int:
     """Score one night, or print its flags as a configuration."""
+    from job.cli import options
+
     with options.parsed(args) as asked:
         if asked.given.print_config:
             return print_config(asked.printed(asked.night))
