@@ -1,14 +1,14 @@
 """``KerasModelHandler``: this job's binding and predict step for Beam's own ``RunInference``.
 
-For pipelines that have record batches already. Elements are Arrow record batches, never rows: a dict per row
-was measured three orders of magnitude slower.
+Its elements are Arrow record batches or tables, as ``ReadFromParquetBatched`` gives them, and never single
+rows: a dict per row was measured three orders of magnitude slower.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,20 +17,24 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from job import storage
 from job.binding.binding import Binding, Places, bind, pieces, to_tensors
 from job.binding.predictions import in_order, prediction_fields, to_arrow
-from job.errors import DataError, SchemaError
+from job.errors import DataError, SchemaError, UsageError
 from job.model import artifact, loading
 from job.model.signature import listed
 from job.shards.planner import index_columns
 from job.spec import Device
 
+Rows: TypeAlias = pa.RecordBatch | pa.Table
 
-class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, loading.LoadedModel]):
+
+class KerasModelHandler(ModelHandler[Rows, PredictionResult, loading.LoadedModel]):
     """Record batch in, ``PredictionResult(record batch, prediction columns, model digest)`` out.
 
-    Each batch is bound by its own schema, as ``score`` binds a shard's, and predicted ``batch_size``
-    rows at a time. A row that cannot be fed to the model fails its batch. So does one whose columns feed the
-    model by position (docs/binding.md) in another order than those of a process's first batch; no process
-    sees what the others are given, so name ``features`` where batches come from many places.
+    A table is taken as well, and comes out as it went in; the predictions are a record batch with as many
+    rows, in the same order. Each batch is bound by its own schema, as ``score`` binds a shard's, and
+    predicted ``batch_size`` rows at a time. A row that cannot be fed to the model fails its batch. So does
+    one whose columns feed the model by position (docs/binding.md) in another order than those of a
+    process's first batch; no process sees what the others are given, so name ``features`` where batches
+    come from many places.
     """
 
     def __init__(
@@ -77,19 +81,21 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, loading.L
 
     def run_inference(
         self,
-        batch: Sequence[pa.RecordBatch],
+        batch: Sequence[Rows],
         model: loading.LoadedModel,
         inference_args: dict[str, Any] | None = None,  # noqa: ARG002 - Beam passes it; Keras takes none
     ) -> Iterable[PredictionResult]:
-        """Predict record batches, one result each, in order.
+        """Predict record batches or tables, one result each, in order.
 
         Raises:
+            UsageError: an element is neither.
             SchemaError: a batch's columns do not fit the model's inputs.
             ModelError: a row's prediction depends on the rows beside it.
             DataError: a row cannot be fed to the model.
         """
         for records in batch:
-            yield PredictionResult(records, self._predict(records, model), model.digest)
+            parts = [self._predict(part, model) for part in _parts(records)]
+            yield PredictionResult(records, pa.concat_batches(parts), model.digest)
 
     def _predict(self, records: pa.RecordBatch, loaded: loading.LoadedModel) -> pa.RecordBatch:
         binding = self._bound(records.schema, loaded)
@@ -128,9 +134,9 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, loading.L
                 )
         return binding
 
-    def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
+    def get_num_bytes(self, batch: Sequence[Rows]) -> int:
         """Return the batches' size in Arrow buffers, in bytes."""
-        return sum(records.nbytes for records in batch)
+        return sum(part.nbytes for records in batch for part in _parts(records))
 
     def get_metrics_namespace(self) -> str:
         """Return the name under which ``RunInference`` counts."""
@@ -139,6 +145,24 @@ class KerasModelHandler(ModelHandler[pa.RecordBatch, PredictionResult, loading.L
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """Return that elements are not to be put together: each is a batch already."""
         return {"max_batch_size": 1}
+
+
+def _parts(records: Rows) -> list[pa.RecordBatch]:
+    """Return what an element holds as record batches, at least one.
+
+    Raises:
+        UsageError: it is neither a record batch nor a table.
+    """
+    if isinstance(records, pa.RecordBatch):
+        return [records]
+    if isinstance(records, pa.Table):
+        # One, unless a column of text has more than 2 GB.
+        return records.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], records.schema)]
+    raise UsageError(
+        f"KerasModelHandler takes pyarrow.RecordBatch or pyarrow.Table, many rows in each, and was given "
+        f"{type(records).__name__}; put dicts together before RunInference: beam.BatchElements() | "
+        f"beam.Map(lambda rows: pa.RecordBatch.from_pylist(list(rows)))"
+    )
 
 
 def _plain(path: str) -> str:

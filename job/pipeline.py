@@ -29,8 +29,10 @@ from job.storage import objects
 
 
 @dataclass(eq=False)
-class ScoreParquet(beam.PTransform):
+class ScorePlan(beam.PTransform):
     """Score every split of a written plan and publish: ``PBegin`` → ``PCollection[str]`` of one report.
+
+    ``job.transform.ScoreParquet`` is the one for pipelines of other people, which have no plan yet.
 
     ``slices`` is more than one for an engine that does not spread elements, but works on as many at a time
     as there are to begin with. ``overlaps`` is false for one that drops what a DoFn gives when a bundle ends.

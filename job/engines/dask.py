@@ -31,6 +31,7 @@ class Dask(Engine):
     title: ClassVar[str] = "Dask"
     submits: ClassVar[bool] = True
     stops_by_mark: ClassVar[bool] = True
+    recomputes: ClassVar[bool] = True
 
     @classmethod
     def learn_flags(cls) -> None:

@@ -36,7 +36,7 @@ class Fit:
 
     ``threads``: TensorFlow's, within one operation, so that all workers together use every core once; 0
     leaves it to the workers, of which there are ``processes`` on each machine (0: one for each core; -1: that
-    is not known, and TensorFlow chooses). ``slices`` and ``overlaps``: see ``pipeline.ScoreParquet``.
+    is not known, and TensorFlow chooses). ``slices`` and ``overlaps``: see ``pipeline.ScorePlan``.
     ``here`` says that the rows are scored on this machine. ``machine``: see ``model.acquire``.
     """
 
@@ -60,12 +60,14 @@ class Engine:
         stops_by_mark: whether workers look for a file that tells them to stop, as the engine does not end
             what they have begun.
         unasked: why no job may be run only to ask the workers; empty where one may.
+        recomputes: whether a step runs anew for each other step that wants its outcome.
     """
 
     title: ClassVar[str] = ""
     submits: ClassVar[bool] = False
     stops_by_mark: ClassVar[bool] = False
     unasked: ClassVar[str] = ""
+    recomputes: ClassVar[bool] = False
 
     def __init__(self, name: str, options: PipelineOptions) -> None:
         self.name, self.options = name, options

@@ -27,16 +27,23 @@ from job.terminal import progress
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from job.pipeline import ScoreParquet
+    from job.pipeline import ScorePlan
 
 
-def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[str], None]) -> Outcome:
+def score(
+    spec: ScoringSpec,
+    beam_args: Sequence[str],
+    *,
+    announce: Callable[[str], None],
+    started_unix_s: float | None = None,
+) -> Outcome:
     """Score a night and publish it.
 
     Args:
         spec: what to score with what, and where to.
         beam_args: flags for Beam, untouched.
         announce: told, in one line each, what a person may want to know while waiting.
+        started_unix_s: when the night's work began; with this process, if left out.
 
     Raises:
         JobError: with the exit code that fits.
@@ -44,7 +51,7 @@ def score(spec: ScoringSpec, beam_args: Sequence[str], *, announce: Callable[[st
     objects.configure(spec.stores)
     # While a bucket is asked for this and that.
     transform = ahead(spec.output, _load_transform)
-    began_s = environment.process_start_unix_s()
+    began_s = started_unix_s or environment.process_start_unix_s()
     with preflight.shared(spec) as key:
         fit = functools.cache(lambda: choice.engine(choice.beam_options(beam_args)).fit(key))
         resolve = preparation.resolved
@@ -57,7 +64,7 @@ def _run(
     beam_args: Sequence[str],
     fit: Callable[[], Fit],
     announce: Callable[[str], None],
-    transform: Callable[[], type[ScoreParquet]],
+    transform: Callable[[], type[ScorePlan]],
 ) -> Outcome:
     footers = preparation.read_footers(claim, beam_args, transform)
     options = choice.beam_options(beam_args)
@@ -93,8 +100,8 @@ def finish(ready: Prepared, fit: Fit, options: PipelineOptions, announce: Callab
     return Outcome(report, already_published=False)
 
 
-def _load_transform() -> type[ScoreParquet]:
+def _load_transform() -> type[ScorePlan]:
     # Not kept quiet, as other things are: what is announced meanwhile must be seen.
-    from job.pipeline import ScoreParquet
+    from job.pipeline import ScorePlan
 
-    return ScoreParquet
+    return ScorePlan

@@ -26,7 +26,7 @@ from job.terminal import library_output, signals
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from job.pipeline import ScoreParquet
+    from job.pipeline import ScorePlan
     from job.scoring.nights import ScoreNights
 
 # Flink needs a few seconds to cancel; a job server of our own must not end before that.
@@ -51,7 +51,7 @@ def checked(spec: ScoringSpec, beam_args: Sequence[str]) -> ScoringSpec:
 
 
 def run(
-    options: PipelineOptions, scoring: ScoreParquet | ScoreNights, run: Run, announce: Callable[[str], None]
+    options: PipelineOptions, scoring: ScorePlan | ScoreNights, run: Run, announce: Callable[[str], None]
 ) -> Job | None:
     """Run a pipeline to its end; or, with a run that is to be handed over, submit it and return the job.
 

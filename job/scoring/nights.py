@@ -34,7 +34,7 @@ from job.storage import objects
 class ScoreNights(beam.PTransform):
     """Score the splits of several written plans: ``PBegin`` → ``PCollection`` of run ids and their splits.
 
-    ``plans`` and ``tasks``: one of each night. ``slices`` and ``overlaps``: see ``pipeline.ScoreParquet``.
+    ``plans`` and ``tasks``: one of each night. ``slices`` and ``overlaps``: see ``pipeline.ScorePlan``.
     """
 
     plans: tuple[str, ...]

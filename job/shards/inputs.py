@@ -37,16 +37,37 @@ def absolute(spec: ScoringSpec) -> ScoringSpec:
     _check_readable(spec)
     with challenger_spec.told(spec):
         challenger = spec.challenger and _model(spec.challenger)
+    return replace(_with_absolute_files(spec), model=_model(spec.model), challenger=challenger)
+
+
+def anchored(spec: ScoringSpec) -> ScoringSpec:
+    """Return the spec with absolute paths, for whoever looks at them later and elsewhere.
+
+    No file is looked at: its model may still be a glob or an alias, and one that looks like a builder
+    is taken for one.
+
+    Raises:
+        UsageError: a path is not in UTF-8, so that nothing could be told of it.
+    """
+    _check_readable(spec)
+
+    def path(model: str) -> str:
+        return model if artifact.BUILDER.fullmatch(model) else storage.absolute(model)
+
+    challenger = spec.challenger and path(spec.challenger)
+    return replace(_with_absolute_files(spec), model=path(spec.model), challenger=challenger)
+
+
+def _with_absolute_files(spec: ScoringSpec) -> ScoringSpec:
+    """Return the spec with absolute paths of all that is no model."""
     inputs = tuple(
         f"@{storage.absolute(i[1:])}" if i.startswith("@") else storage.absolute(i) for i in spec.inputs
     )
     return replace(
         spec,
         inputs=inputs,
-        model=_model(spec.model),
         weights=spec.weights and storage.absolute(spec.weights),
         golden=spec.golden and storage.absolute(spec.golden),
-        challenger=challenger,
         challenger_weights=spec.challenger_weights and storage.absolute(spec.challenger_weights),
         output=storage.absolute(spec.output),
         output_template=spec.output_template and storage.absolute(spec.output_template),

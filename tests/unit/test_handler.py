@@ -11,6 +11,7 @@ import apache_beam as beam
 import keras
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from apache_beam.ml.inference.base import RunInference
 
@@ -145,3 +146,67 @@ def test_an_index_of_pandas_and_what_is_ignored_feed_no_model(saved: tuple[str, 
     (result,) = handler.run_inference([batch], handler.load_model())
     expected = oracle(model, records(5))[[4, 1, 0]]
     np.testing.assert_allclose(np.stack(result.inference.column(0).to_pylist()), expected, rtol=1e-6)
+
+
+def test_tables_are_predicted_as_their_rows_are(saved: tuple[str, Any], tmp_path: Path) -> None:
+    path, model = saved
+    handler = KerasModelHandler(path, keys=["id"])
+    whole = records(50)
+    table = pa.Table.from_batches([whole.slice(0, 7), whole.slice(7, 20), whole.slice(27)])
+    (result,) = handler.run_inference([table], handler.load_model())
+    assert result.example is table
+    np.testing.assert_allclose(
+        np.stack(result.inference.column(0).to_pylist()), oracle(model, whole), rtol=1e-6
+    )
+    assert handler.get_num_bytes([table]) == whole.nbytes
+    (nothing,) = handler.run_inference([table.schema.empty_table()], handler.load_model())
+    assert (nothing.inference.num_rows, nothing.inference.schema) == (0, result.inference.schema)
+    pq.write_table(table, tmp_path / "x.parquet")
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        _ = (
+            pipeline
+            | beam.io.ReadFromParquetBatched(str(tmp_path / "x.parquet"))
+            | RunInference(handler)
+            | beam.Map(lambda found: (tmp_path / "rows").write_text(str(found.inference.num_rows)))
+        )
+    assert (tmp_path / "rows").read_text() == "50"
+
+
+ROWS = [{"id": 1, "a": 0.5, "b": 1.5}, {"id": 2, "a": 2.5, "b": 3.5}]
+
+
+@pytest.mark.parametrize(
+    "given", [ROWS[0], ROWS, np.zeros((2, 2), np.float32)], ids=["dict", "list", "array"]
+)
+def test_rows_are_refused_with_the_lines_that_batch_them(saved: tuple[str, Any], given: Any) -> None:
+    handler = KerasModelHandler(saved[0], keys=["id"])
+    told = (
+        rf"takes pyarrow\.RecordBatch or pyarrow\.Table, many rows in each, and was given "
+        rf"{type(given).__name__}; .* beam\.BatchElements"
+    )
+    with pytest.raises(UsageError, match=told):
+        list(handler.run_inference([given], handler.load_model()))
+    with pytest.raises(UsageError, match=told):
+        handler.get_num_bytes([given])
+
+
+def test_the_lines_of_the_error_batch_rows(saved: tuple[str, Any], tmp_path: Path) -> None:
+    path, model = saved
+    handler = KerasModelHandler(path, keys=["id"])
+    with pytest.raises(UsageError) as refused:
+        handler.get_num_bytes([ROWS[0]])
+    step = str(refused.value).partition("before RunInference: ")[2]
+    batching = eval(step, {"beam": beam, "pa": pa})
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        _ = (
+            pipeline
+            | beam.Create(ROWS)
+            | batching
+            | RunInference(handler)
+            | beam.Map(lambda found: found.inference.column(0).to_pylist())
+            | beam.combiners.ToList()
+            | beam.Map(lambda found: (tmp_path / "found.json").write_text(json.dumps(found)))
+        )
+    found = sorted(row for part in json.loads((tmp_path / "found.json").read_text()) for row in part)
+    expected = oracle(model, pa.RecordBatch.from_pylist(ROWS))
+    np.testing.assert_allclose(found, sorted(expected.tolist()), rtol=1e-6)

@@ -16,7 +16,7 @@ from apache_beam.testing.util import assert_that
 from job.commit import staging
 from job.engines import choice
 from job.errors import DataError, StateUnknownError
-from job.pipeline import Publish, ScoreParquet
+from job.pipeline import Publish, ScorePlan
 from job.scoring.split import score_split
 from job.scoring.worker import PlanSlice, ReadPlan, ScoreSplits
 from job.spec import Receipt, Shard, Split
@@ -27,13 +27,13 @@ GROUP_BY_KEY = "beam:transform:group_by_key:v1"
 
 def run(planned: Planned, *args: str) -> Any:
     pipeline = beam.Pipeline(options=choice.beam_options(args))
-    pipeline | ScoreParquet(planned.path, planned.task)
+    pipeline | ScorePlan(planned.path, planned.task)
     return pipeline.run().wait_until_finish()
 
 
 def graph(planned: Planned) -> Any:
     pipeline = beam.Pipeline(options=choice.beam_options([]))
-    pipeline | ScoreParquet(planned.path, planned.task)
+    pipeline | ScorePlan(planned.path, planned.task)
     return pipeline.to_runner_api()
 
 
@@ -50,8 +50,8 @@ def two_shards(night: Night, rows: int) -> Planned:
 def test_the_steps_are_those_that_the_page_draws(night: Night) -> None:
     proto = graph(two_shards(night, 100))
     transforms = proto.components.transforms
-    (score,) = (t for t in transforms.values() if t.unique_name == "ScoreParquet")
-    steps = [transforms[name].unique_name.removeprefix("ScoreParquet/") for name in score.subtransforms]
+    (score,) = (t for t in transforms.values() if t.unique_name == "ScorePlan")
+    steps = [transforms[name].unique_name.removeprefix("ScorePlan/") for name in score.subtransforms]
     assert steps == [
         "Name the plan",
         "Read the plan",
@@ -122,7 +122,7 @@ def test_the_result_is_one_report_that_others_can_go_on_with(night: Night) -> No
         assert json.loads(report)["rows_scored"] == 200
 
     with beam.Pipeline(options=choice.beam_options([])) as pipeline:
-        assert_that(pipeline | ScoreParquet(planned.path, planned.task), check)
+        assert_that(pipeline | ScorePlan(planned.path, planned.task), check)
 
 
 def receipts_of(planned: Planned) -> list[Receipt]:

@@ -19,7 +19,7 @@ from apache_beam.runners.portability.fn_api_runner import translations
 from job.engines import choice
 from job.errors import ModelError, PreflightError
 from job.model import artifact, devices
-from job.pipeline import ScoreParquet
+from job.pipeline import ScorePlan
 from job.scoring import worker
 from job.spec import ModelReference
 from tests.support.nights import Night, dense, features, saved
@@ -62,7 +62,7 @@ def proto_of(small: Path, night: Night, *flags: str, device: str = "gpu") -> Any
     planned = night.planned(small, "--keys=id")
     options = choice.beam_options(flags)
     pipeline = beam.Pipeline(options=options)
-    transform = ScoreParquet(planned.path, planned.task)
+    transform = ScorePlan(planned.path, planned.task)
     pipeline | transform.with_resource_hints(**choice.engine(options).hints(device))
     return pipeline.to_runner_api()
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from job.engines import choice
-from job.pipeline import ScoreParquet
+from job.pipeline import ScorePlan
 from job.scoring import metrics
 from job.spec import Receipt
 from tests.support.nights import Night, Planned, dense, features, saved
@@ -22,7 +22,7 @@ from tests.support.receipts import receipt, split
 def run(planned: Planned) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
     """Counters, distributions and the report of a run on two threads."""
     pipeline = beam.Pipeline(options=choice.beam_options(["--direct_num_workers=2"]))
-    pipeline | ScoreParquet(planned.path, planned.task)
+    pipeline | ScorePlan(planned.path, planned.task)
     found = pipeline.run()
     assert found.wait_until_finish() == "DONE"
     told = found.metrics().query(beam.metrics.MetricsFilter().with_namespace(metrics.NAMESPACE))
