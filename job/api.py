@@ -68,11 +68,11 @@ def _args(name: str, value: Any) -> Iterator[str]:
     if value is None:
         return
     if isinstance(value, bool):
-        if name in _OPPOSITES:
+        if value or name in _OPPOSITES:
             yield f"--{name if value else _OPPOSITES[name]}"
-        elif value or name not in _OF_THE_COMMAND:
+        elif name not in _OF_THE_COMMAND:
             # Not merely left out: a file that ``config`` names may say the opposite.
-            yield f"--{name}={str(value).lower()}"
+            yield f"--{name}=false"
     elif name == "input" and not isinstance(value, (str, os.PathLike)):
         yield from (f"--input={os.fspath(one)}" for one in value)
     elif isinstance(value, Mapping):

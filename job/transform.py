@@ -2,15 +2,15 @@
 
 ::
 
-    Name the night    [ScoringSpec]
-    Prepare           ScoringSpec → PlannedNight     list, digest, bind, plan; a report where it is published
-    Keep the plan     one element, made once
-    Name the slices   which splits of the plan
-    Read the plan     slice, PlannedNight → Split
-    Spread the splits Split → Split                  the only shuffle of splits; no row is in it
-    Score the splits  Split, PlannedNight → Receipt
-    Count the splits  Receipt → Receipt              for the engine's own metrics
-    Publish           PlannedNight, receipts → dict  the report; always one element
+    Name the night      → ScoringSpec                  with placeholders in its paths yet
+    Prepare             ScoringSpec → PlannedNight     list, digest, bind, plan; the report if it is published
+    Keep the plan       PlannedNight → PlannedNight    so that it is made once
+    Name the slices     → int                          which splits of the plan
+    Read the plan       int, PlannedNight → Split
+    Spread the splits   Split → Split                  the only shuffle of splits; no row is in it
+    Score the splits    Split, PlannedNight → Receipt
+    Count the splits    Receipt → Receipt              for the engine's own metrics
+    Publish             PlannedNight, receipts → dict  the report; always one element
 
 In ``job.pipeline`` the launching machine prepares the night, and holds the output's lease until it is
 published. Here nobody may ever run the pipeline, and no process lasts from its first step to its last. So
@@ -95,7 +95,8 @@ class ScoreParquet(beam.PTransform):
                 f"ScoreParquet: {engine.name} runs a step anew for each other step that wants its outcome; "
                 f'call score(spec, beam_args=["--runner={engine.name}"]) of this package instead'
             )
-        engine.check_visible((*self._template.inputs, self._template.output))
+        shards = [path.removeprefix("@") for path in self._template.inputs]
+        engine.check_visible([*shards, self._template.output])
         fit = engine.fit()
         night = (
             begin
