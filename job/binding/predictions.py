@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import types
 
-from job.binding.columns import INTEGERS
+from job.binding import output_kinds
+from job.binding.output_kinds import Output
 from job.errors import DataError, SchemaError
 from job.model.signature import OutputSpec, shape_text
-
-Output = NDArray[Any]
-
-_PLAIN: Final = ("float16", "float32", "float64", *INTEGERS, "bool", "string")
-
-# What a text is taken for before it is there.
-_TEXT_BYTES: Final = 32
-
-# Arrow's own way to say so, ``to_pandas_dtype``, asks for pandas, which a worker need not have.
-NUMPY_TYPES: Final = {pa.type_for_alias(name): np.dtype(name) for name in _PLAIN if name != "string"}
-
-# Types Arrow has no column for, every value of which is a float32.
-_NARROW_PREFIXES: Final = ("bfloat16", "float8_", "float4_", "float6_")
 
 
 def prediction_fields(outputs: Sequence[OutputSpec], names: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -112,16 +100,15 @@ def cell_bytes(fields: Sequence[Any], lengths: Output) -> Output:
         while types.is_list(leaf) or types.is_fixed_size_list(leaf):
             size *= leaf.list_size if types.is_fixed_size_list(leaf) else lengths
             leaf = leaf.value_type
-        found += size * (_TEXT_BYTES if types.is_string(leaf) else max(1, leaf.bit_width // 8))
+        found += size * output_kinds.kind_of(leaf).value_bytes(leaf)
     return found
 
 
 def _leaf(output: OutputSpec) -> Any:
-    if output.dtype.startswith(_NARROW_PREFIXES):
-        return pa.float32()
-    if output.dtype not in _PLAIN:
+    found = output_kinds.column_type(output.dtype)
+    if found is None:
         raise SchemaError(f"model output {_output_text(output)} has no Arrow type: cast it in the model")
-    return pa.string() if output.dtype == "string" else pa.from_numpy_dtype(np.dtype(output.dtype))
+    return found
 
 
 def _column_type(output: OutputSpec) -> Any:
@@ -145,7 +132,7 @@ def _column(output: Output, field: Any, rows: int) -> Any:
     if not agree:
         declared = ", ".join("?" if extent is None else str(extent) for extent in (rows, *extents))
         raise _shape_error(output, field.name, f"({declared})")
-    values = _values(np.ascontiguousarray(output).reshape(-1), leaf, field.name)
+    values = output_kinds.kind_of(leaf).values(np.ascontiguousarray(output).reshape(-1), leaf, field.name)
     slots = [rows]
     for size in shape:
         slots.append(slots[-1] * size)
@@ -161,27 +148,6 @@ def _column(output: Output, field: Any, rows: int) -> Any:
         offsets = np.arange(count + 1, dtype=np.int32) * np.int32(size)
         values = pa.ListArray.from_arrays(offsets, values)
     return values
-
-
-def _values(flat: Output, leaf: Any, name: str) -> Any:
-    if types.is_string(leaf):
-        return _text(flat, name)
-    wanted = NUMPY_TYPES[leaf]
-    if flat.dtype != wanted and wanted == np.float32 and str(flat.dtype).startswith(_NARROW_PREFIXES):
-        flat = flat.astype(np.float32)
-    if flat.dtype != wanted:
-        raise DataError(f"the model gave {flat.dtype} for prediction {name!r} where {leaf} was declared")
-    return pa.array(flat, leaf)
-
-
-def _text(flat: Output, name: str) -> Any:
-    if flat.dtype.kind not in "OSU":
-        raise DataError(f"the model gave {flat.dtype} for prediction {name!r} where string was declared")
-    try:
-        return pa.array(flat.tolist(), pa.string())
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        reason = f"prediction {name!r} has a value that is not UTF-8 text ({error})"
-        raise DataError(f"{reason}: have the model give text or numbers") from error
 
 
 def _check_rows(output: Output, rows: int, name: str) -> None:

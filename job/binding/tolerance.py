@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from job.binding.predictions import NUMPY_TYPES
+from job.binding.output_kinds import NUMPY_TYPES, leaf_of
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,7 @@ def unequal(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:
 
 def apart(old: pa.Array, new: pa.Array, tolerance: Tolerance) -> NDArray[np.bool_]:
     """Return which rows of a prediction differ, ``(rows,) bool``; lists of other lengths do."""
-    leaf = old.type
-    while pa.types.is_nested(leaf):
-        leaf = leaf.value_type
+    leaf = leaf_of(old.type)
     if not pa.types.is_floating(leaf):
         return unequal(old, new)
     differ = ~_of_one_shape(old, new)

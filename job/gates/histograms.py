@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from job.binding.output_kinds import leaf_of
 from job.spec import Receipt
 
 # A receipt holds one for each prediction column, and there may be a million receipts.
@@ -224,9 +225,7 @@ class Counting:
 
 def is_counted(kind: pa.DataType) -> bool:
     """Say whether a prediction column of this type has a histogram."""
-    leaf = kind
-    while pa.types.is_nested(leaf):
-        leaf = leaf.value_type
+    leaf = leaf_of(kind)
     return bool(pa.types.is_floating(leaf) or pa.types.is_integer(leaf) or pa.types.is_boolean(leaf))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from job.binding import output_kinds
 from job.binding.tolerance import Tolerance
 from job.compare.verify import ALL, verify
 from job.errors import ModelError, OutputConflictError, SchemaError, UsageError
@@ -218,3 +220,46 @@ def test_a_kind_of_model_is_one_class_and_one_entry(night: Night, monkeypatch: p
     assert night.manifest()["model"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(ModelError, match=r"give x\.keras, x\.h5, x\.npz, a folder"):
         artifact.resolve(str(night.folder / "nothing"), None, trusted=False, sha256=None)
+
+
+class Days(output_kinds.OutputKind):
+    """A kind of column that this job does not have: days since 1970."""
+
+    def column_type(self, dtype: str) -> pa.DataType | None:
+        return pa.date32() if dtype == "days" else None
+
+    def has(self, column_type: pa.DataType) -> bool:
+        return bool(column_type == pa.date32())
+
+    def values(self, flat: np.ndarray, column_type: pa.DataType, name: str) -> pa.Array:
+        return pa.array(flat.astype("datetime64[D]"), column_type)
+
+
+class DaysKind(Line):
+    def load(self, reference: ModelReference, held: Held) -> Step:
+        return DaysStep(held.file)
+
+
+class DaysStep(LineStep):
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        return (OutputSpec("day", (), "days"), OutputSpec("pair", (2,), "days"))
+
+    def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        (days,) = super().predict(tensors)
+        return [days.astype(np.int64), np.stack([days, days + 1], axis=1).astype(np.int64)]
+
+
+def test_a_kind_of_column_is_one_class_and_one_entry(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "KINDS", (DaysKind(), *artifact.KINDS))
+    monkeypatch.setattr(output_kinds, "KINDS", (*output_kinds.KINDS, Days()))
+    path = night.folder / "line.npz"
+    np.savez(path, weights=np.array([1.0], np.float32), bias=np.float32(0))
+    ids = pa.array(range(50))
+    night.shard("a", pa.table({"id": ids, "f0": ids.cast(pa.float32())}), group_rows=10)
+    report = night.score(path, "--keys=id", "--split_rows=30", "--features=f0")
+    assert report.rows_scored == 50
+    scored = night.scored().sort_by("id")
+    days = [datetime.date(1970, 1, 1) + datetime.timedelta(days=i) for i in range(51)]
+    assert scored.schema.field("pair").type == pa.list_(pa.date32(), 2)
+    assert scored["day"].to_pylist() == days[:50]
+    assert scored["pair"].to_pylist() == [[days[i], days[i + 1]] for i in range(50)]
