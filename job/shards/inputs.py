@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Final
 
 import pyarrow as pa
@@ -147,25 +148,32 @@ def _one_of_each_file(
 
 
 def _is_one_file(path: str, other: str) -> bool:
+    """Say whether two paths lead to one file or one folder."""
+    opened: list[int] = []
     try:
         # Both at once: a number that nobody holds may be given away.
-        with open(path, "rb") as file, open(other, "rb") as same:
-            return os.path.sameopenfile(file.fileno(), same.fileno())
+        opened.extend(os.open(one, os.O_PATH | os.O_CLOEXEC) for one in (path, other))
+        return os.path.sameopenfile(*opened)
     except OSError:
         return False
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _check_apart(output: str, listed: Sequence[storage.FileInfo], real: Mapping[str, str]) -> None:
-    """Refuse an output within an input folder, and an input within the output, whatever links lead there.
+    """Refuse an output within an input folder, and an input within the output.
+
+    Links and mounts may lead from one to the other.
 
     Raises:
         UsageError: they are.
     """
-    inside, above = f"{_real(output)}/", _FoldersAround(output)
+    inside, around = f"{_real(output)}/", _FoldersAround(output)
     for info in listed:
         # A file that was named by itself or by a glob stands for no folder.
-        below = above.any_of(info, is_linked=real[info.path] != info.path)
-        if real[info.path].startswith(inside) or info.path.startswith(f"{output}/") or below:
+        is_in = real[info.path].startswith(inside) or info.path.startswith(f"{output}/")
+        if is_in or around.any_of(info) or around.is_within_output(storage.parent(real[info.path])):
             raise UsageError(
                 f"--output={output}: it and the input {info.root or info.path} lie within each other, "
                 f"so predictions would be read as features; choose a folder beside the input"
@@ -173,30 +181,65 @@ def _check_apart(output: str, listed: Sequence[storage.FileInfo], real: Mapping[
 
 
 class _FoldersAround:
-    """The folders that an output lies in; each other folder is compared with them once."""
+    """An output and the folders that it lies in; each other folder is compared with them once.
+
+    They are known by their paths, by what links lead to, and by their numbers: a folder that is mounted in a
+    second place has the same ones there.
+    """
 
     def __init__(self, output: str) -> None:
         self._inside = {f"{output}/", f"{_real(output)}/"}
-        self._known: dict[str, bool] = {}
+        self._paths: dict[tuple[int, int], str] = {}
+        self._output: tuple[int, int] | None = None
+        if not storage.is_remote(output):
+            self._output = _number(output)
+            folders = [_real(output), *map(str, PurePosixPath(_real(output)).parents)]
+            self._paths = {number: folder for folder in folders if (number := _number(folder)) is not None}
+        self._around: dict[str, bool] = {}
+        self._within: dict[str, bool] = {}
 
-    def any_of(self, info: storage.FileInfo, *, is_linked: bool) -> bool:
-        """Say whether one of them was searched for a file: the root, or a folder that a link led to."""
+    def any_of(self, info: storage.FileInfo) -> bool:
+        """Say whether the search for a file went through one of them."""
         if not info.root:
             return False
-        folder = storage.parent(info.path) if is_linked else info.root
+        folder = storage.parent(info.path)
         while not self._is_around(folder):
             if len(folder) <= len(info.root):
                 return False
             folder = storage.parent(folder)
         return True
 
-    def _is_around(self, folder: str) -> bool:
-        if folder not in self._known:
-            both = {folder, _real(folder)}
-            self._known[folder] = any(
-                inside.startswith(f"{one.rstrip('/')}/") for one in both for inside in self._inside
+    def is_within_output(self, folder: str) -> bool:
+        """Say whether a folder is the output or lies in it, where a mount leads there."""
+        if self._output is None or storage.is_remote(folder):
+            return False
+        if folder not in self._within:
+            above = storage.parent(folder)
+            self._within[folder] = self._is_known(folder, {self._output}) or (
+                above != folder and self.is_within_output(above)
             )
-        return self._known[folder]
+        return self._within[folder]
+
+    def _is_around(self, folder: str) -> bool:
+        if folder not in self._around:
+            both = {folder, _real(folder)}
+            by_path = any(inside.startswith(f"{one.rstrip('/')}/") for one in both for inside in self._inside)
+            is_local = not storage.is_remote(folder)
+            self._around[folder] = by_path or (is_local and self._is_known(folder, self._paths))
+        return self._around[folder]
+
+    def _is_known(self, folder: str, numbers: Collection[tuple[int, int]]) -> bool:
+        number = _number(folder)
+        return number is not None and number in numbers and _is_one_file(folder, self._paths[number])
+
+
+def _number(folder: str) -> tuple[int, int] | None:
+    """Return what the system knows a folder by, ``None`` where there is none."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def folders(spec: ScoringSpec) -> list[str]:

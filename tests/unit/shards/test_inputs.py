@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +158,62 @@ def test_an_output_below_the_input_is_found_behind_links(
     pq.write_table(features(4), pq_folder / "a.parquet")
     (night.input / "more").symlink_to("../aside/deep")
     spec = ScoringSpec(inputs=(str(top / searched),), model="m.keras", output=str(top / output))
+    if apart:
+        assert inputs.list_shards(spec)
+    else:
+        with pytest.raises(UsageError, match="lie within each other"):
+            inputs.list_shards(spec)
+
+
+@pytest.fixture
+def mounted(night: Night) -> Iterator[Callable[[str, str], None]]:
+    """Mounts a folder of the night's in a second place, as ``mount --bind``."""
+    places: list[Path] = []
+
+    def mount(folder: str, place: str) -> None:
+        (night.folder / folder).mkdir(parents=True, exist_ok=True)
+        (night.folder / place).mkdir(parents=True)
+        command = ["mount", "--bind", str(night.folder / folder), str(night.folder / place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting is for root, and not in each container")
+        places.append(night.folder / place)
+
+    yield mount
+    for place in reversed(places):
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize(
+    ("folder", "place", "searched", "output", "apart"),
+    [
+        ("in", "mounted", "in", "mounted/out", False),
+        ("in", "mounted", "mounted", "in/deep/out", False),
+        ("in/sub", "mounted", "in", "mounted/out", False),
+        ("in/sub", "mounted", "in/sub", "mounted", False),
+        ("out", "mounted", "mounted/sub", "out", False),
+        ("out", "mounted", "mounted/sub/*.parquet", "out", False),
+        ("in", "mounted", "in/*.parquet", "mounted/out", True),
+        ("in/sub", "mounted", "mounted", "in/out", True),
+        ("in", "mounted", "mounted", "out", True),
+        ("aside", "mounted", "in", "mounted/out", True),
+    ],
+)
+def test_an_output_below_the_input_is_found_behind_mounts(
+    night: Night,
+    mounted: Callable[[str, str], None],
+    folder: str,
+    place: str,
+    searched: str,
+    output: str,
+    apart: bool,
+) -> None:
+    for name in ("in/b", "in/sub/a", "out/sub/a"):
+        (night.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(features(3), night.folder / f"{name}.parquet")
+    mounted(folder, place)
+    spec = ScoringSpec(
+        inputs=(str(night.folder / searched),), model="m.keras", output=str(night.folder / output)
+    )
     if apart:
         assert inputs.list_shards(spec)
     else:
