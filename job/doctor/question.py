@@ -22,7 +22,7 @@ MARK = "doctor-of-scoring-job:"
 def answer(told: dict[str, Any]) -> dict[str, Any]:
     """Return who this worker is, what it has, and what it finds at the night's paths.
 
-    ``package`` is what fails when this package is imported; without that, ``doctor.answer`` tells the rest.
+    ``package`` is what fails when this package is imported; without that, ``worker_paths`` tells the rest.
     """
     found = {
         "worker": f"{socket.gethostname()}:{os.getpid()}",
@@ -31,11 +31,11 @@ def answer(told: dict[str, Any]) -> dict[str, Any]:
         "package": "",
     }
     try:
-        from job.doctor import answer as doctor_answer
+        from job.doctor import worker_paths
     except Exception as e:  # noqa: BLE001 - whatever is wrong there is what was asked for
         found["package"] = f"{type(e).__name__}: {e}"
         return found
-    return doctor_answer.look(told, found)
+    return worker_paths.find(told, found)
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

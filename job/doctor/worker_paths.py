@@ -17,7 +17,7 @@ from job.storage import objects
 _given: Final[dict[str, dict[str, Any]]] = {}
 
 
-def look(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+def find(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a worker has said ``about`` itself, and what it finds.
 
     ``model``, ``input``, ``gpu`` and ``output`` are what is wrong with each, empty where nothing is and
