@@ -7,7 +7,7 @@
             ▶ Ask                 number → nothing        answers go to a file in staging, or into an error
 
 Beam hands functions over by reference or as bytecode: the first needs this package on the worker, the second
-the same Python. Whether it has these is the question, so the workers get source (``job.doctor.question``).
+the same Python. Whether it has these is the question, so the workers get source (``job.doctor.answer``).
 An engine that can be asked for a value on each worker, as Dask can, needs no job.
 
 ``python -m job.doctor.probe`` takes a request as JSON and prints what came of it as JSON.
@@ -22,7 +22,7 @@ import sys
 from typing import Any, Final
 
 from job import secrets
-from job.doctor import question
+from job.doctor import answer
 from job.engines import choice
 from job.engines.engine import Engine
 from job.errors import one_line
@@ -33,9 +33,9 @@ _ENDS: Final = ("DONE", "FAILED", "CANCELLED")
 
 
 def source(function: str, told: dict[str, Any]) -> str:
-    """Return an expression that has the value of ``job.doctor.question``'s function for what was told."""
-    text = inspect.getsource(question)
-    names = {"__name__": question.__name__}
+    """Return an expression that has the value of ``job.doctor.answer``'s function for what was told."""
+    text = inspect.getsource(answer)
+    names = {"__name__": answer.__name__}
     return f"(lambda names: (exec({text!r}, names), names[{function!r}]({told!r}))[1])({names!r})"
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from job import environment, storage
-from job.doctor import question
+from job.doctor import answer as doctor_answer
 from job.engines.checks import Check
 from job.errors import StorageError
 from job.spec import ScoringSpec
@@ -28,7 +28,7 @@ _PACKAGES: Final = (*(name for name, _ in environment.versions()[1:]), "cloudpic
 # Its variables, and once more while they are read.
 _MODEL_COPIES: Final = 2
 _TOLD: Final = 3
-_MARKED: Final = re.compile(rf"{question.MARK}([A-Za-z0-9_=-]+):")
+_MARKED: Final = re.compile(rf"{doctor_answer.MARK}([A-Za-z0-9_=-]+):")
 
 Answer = Mapping[str, Any]
 
@@ -149,7 +149,7 @@ def _about(answers: Sequence[Answer], what: str, well: str, fix: str) -> Check:
 
 def _versions(answers: Sequence[Answer]) -> Check:
     name = "workers: versions"
-    here = question.versions(_PACKAGES)
+    here = doctor_answer.versions(_PACKAGES)
     wrong = []
     for one in answers:
         for package, found in one["versions"].items():

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from job.cli import options
-from job.doctor import doctor, engine, question, timeouts, workers
+from job.doctor import answer as doctor_answer
+from job.doctor import doctor, engine, timeouts, workers
 from job.doctor import engine as doctor_engine
 from job.doctor.timeouts import Look
 from job.engines.checks import Check
@@ -264,7 +265,7 @@ GOOD = {
     ],
 )
 def test_what_is_made_of_an_answer(answer: dict[str, object], wrong: str | None, told: str) -> None:
-    here = {"versions": question.versions(["keras"])}
+    here = {"versions": doctor_answer.versions(["keras"])}
     heard = workers.Heard([{"worker": "w", **GOOD, **here, **answer}], "", overdue=False)
     checks = {check.name: check for check in workers.checks(heard, "the log", "aa", 10, 45)}
     assert not_ok(checks) == ([wrong] if wrong else [])
@@ -272,7 +273,7 @@ def test_what_is_made_of_an_answer(answer: dict[str, object], wrong: str | None,
 
 
 def test_pythons_last_number_may_differ() -> None:
-    here = question.versions([])["python"].rpartition(".")[0]
+    here = doctor_answer.versions([])["python"].rpartition(".")[0]
     answer = {"worker": "w", **GOOD, "versions": {"python": f"{here}.999"}}
     heard = workers.Heard([answer], "", overdue=False)
     assert all(check.ok for check in workers.checks(heard, "the log", "aa", 10, 45))
