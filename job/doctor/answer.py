@@ -1,7 +1,7 @@
-"""What ``job doctor`` asks a worker. It is sent there as source, see ``job.doctor.probe``.
+"""How a worker answers ``job doctor``. The source of this module is sent to it, see ``job.doctor.probe``.
 
-A worker may lack this package, or hold one that fails when it is imported, or run another Python. So nothing
-of the package is imported but within ``answer``, and what fails there is part of the answer.
+A worker may not have this package, or have one that cannot be imported, or run another Python. So only
+``answer`` imports from the package, and if that fails, the failure is part of the answer.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# Around an answer in the text of an error, which an engine may have put into any other text.
+# Stands around an answer in the text of an error. An engine may put other text before and after it.
 MARK = "doctor-of-scoring-job:"
 
 
 def answer(told: dict[str, Any]) -> dict[str, Any]:
-    """Return who this worker is, what it has, and what it finds at the night's paths.
+    """Return the worker's name, its versions, and what it finds at the night's paths.
 
-    ``package`` is what fails when this package is imported; without that, ``worker_paths`` tells the rest.
+    ``package`` is the error of importing this package. If there is none, ``worker_paths`` adds the paths.
     """
     found = {
         "worker": f"{socket.gethostname()}:{os.getpid()}",
@@ -32,14 +32,14 @@ def answer(told: dict[str, Any]) -> dict[str, Any]:
     }
     try:
         from job.doctor import worker_paths
-    except Exception as e:  # noqa: BLE001 - whatever is wrong there is what was asked for
+    except Exception as e:  # noqa: BLE001 - any error is part of the answer
         found["package"] = f"{type(e).__name__}: {e}"
         return found
     return worker_paths.find(told, found)
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of Python and of packages, empty for those that are not installed."""
+    """Return the versions of Python and of packages; "" for one that is not installed."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -49,8 +49,8 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def to_the_output(told: dict[str, Any]) -> list[Any]:
-    """Leave the answer where the launcher looks for it; raise an error that holds it where that fails."""
+def write_answer(told: dict[str, Any]) -> list[Any]:
+    """Write the answer into the output's staging folder; raise it inside an error if that fails."""
     found = answer(told)
     if not found["package"] and not found["output"]:
         return []

@@ -1,9 +1,8 @@
-"""``job doctor``: looks at the engine and the paths of a night before it is submitted.
+"""``job doctor``: checks the engine, its workers and the paths of a night before the night is submitted.
 
-Looks go on at the same time and have a limit each; what they find is yielded in one order. The workers are
-asked last, by the smallest job there is (``job.doctor.probe``), and only where the engine answers at all.
-Nothing is
-written but below ``OUTPUT/_staging/doctor-…``, which is removed again.
+The calls behind the checks run at the same time, each with a time limit; the checks come in a fixed order.
+The workers are asked last, by a small job (``job.doctor.probe``), and only if the engine answers. Files are
+written only below ``OUTPUT/_staging/doctor-…``, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from job import secrets, storage
 from job.doctor import engine, workers
 from job.doctor import paths as doctor_paths
-from job.doctor.timeouts import Look, anything_overdue
+from job.doctor.timeouts import Call, anything_overdue
 from job.engines import choice
 from job.engines.checks import Check, of_error
 from job.errors import EngineError, ModelError, StorageError, UsageError
@@ -36,25 +35,25 @@ _PLACES_S: Final = 15.0
 _HUNG_S: Final = 1.0
 _MODEL_S: Final = 60.0
 _ENGINE_S: Final = 30.0
-# Stands where there is none, so that the other paths can be looked at.
+# Stands for a model that cannot be used, so that the other paths can be checked.
 _NO_MODEL: Final = "no_model:here"
 _MARKS: Final = {True: "ok", False: "not ok", None: "not seen"}
 
 
 def lines(check: Check) -> Iterator[str]:
-    """Return a check as lines of text, without secrets."""
+    """Yield the lines that are printed of a check, without secrets."""
     yield secrets.scrub(f"{_MARKS[check.ok]:<8}  {check.name}: {check.told}")
     if check.fix:
         yield secrets.scrub(f"{'':<8}  → {check.fix}")
 
 
 def is_well(check: Check) -> bool:
-    """Say whether nothing is wrong; what could not be looked at is not."""
+    """Say whether nothing is known to be wrong; a check that could not be made counts as well."""
     return check.ok is not False
 
 
-def leave_what_is_overdue(code: int) -> None:
-    """End this process at once where a look never came back: Python would wait for its threads."""
+def exit_if_overdue(code: int) -> None:
+    """End this process at once if a call has not come back: Python would wait for its thread at exit."""
     if anything_overdue():
         sys.stdout.flush()
         os._exit(code)
@@ -63,44 +62,44 @@ def leave_what_is_overdue(code: int) -> None:
 def examine(
     spec: ScoringSpec, beam_args: Sequence[str], *, limit_s: float = workers.LIMIT_S
 ) -> Iterator[Check]:
-    """Yield one check after the other.
+    """Yield all checks of a night, in order.
 
     Args:
-        spec: what is to be scored.
-        beam_args: flags for Beam, untouched.
-        limit_s: how long the workers may take to answer.
+        spec: the night.
+        beam_args: flags for Beam, unchanged.
+        limit_s: how long the workers may take to answer, in seconds.
 
     Raises:
-        UsageError: a path has a scheme that is not reached.
+        UsageError: the scheme of a path is not supported.
     """
     objects.configure(spec.stores)
     try:
         night = _Night(spec)
     except StorageError as e:
-        # Of a store's client, without which nothing else can be looked at.
+        # From the client of a store. Without it no path can be checked.
         yield of_error("credentials", e)
         return
-    place = doctor_paths.PlaceForAnswers(night.spec)
+    answers = doctor_paths.AnswerFolder(night.spec)
     try:
-        writing = Look("output", lambda: place.write(night.spec), limit_s=_PLACES_S)
+        writing = Call("output", lambda: answers.write(night.spec), limit_s=_PLACES_S)
         yield _this_machine(night.schemes, beam_args)
         options, checks = _engine(beam_args)
-        # What `score` refuses before it does anything.
-        flags = Look("flags", partial(submission.checked, night.spec, beam_args), limit_s=_ENGINE_S)
+        # The flags that `score` would refuse at its start.
+        flags = Call("flags", partial(submission.checked, night.spec, beam_args), limit_s=_ENGINE_S)
         checks.append(flags.check(lambda _: Check("flags", True, "the engine and this job take them")))
         yield from checks
         yield from night.checks(options)
         yield _unseen("output", options, [night.spec.output]) or writing.check(
-            lambda held: doctor_paths.output_told(night.spec, held)
+            lambda held: doctor_paths.output_check(night.spec, held)
         )
-        answers = all(map(is_well, checks)) and not anything_overdue()
-        yield from _workers(night, beam_args, options, place.folder, limit_s if answers else 0.0)
+        engine_answers = all(map(is_well, checks)) and not anything_overdue()
+        yield from _workers(night, beam_args, options, answers.folder, limit_s if engine_answers else 0.0)
     finally:
-        Look("removal", place.remove, limit_s=_HUNG_S if anything_overdue() else _PLACES_S).wait()
+        Call("removal", answers.remove, limit_s=_HUNG_S if anything_overdue() else _PLACES_S).wait()
 
 
 class _Night:
-    """The looks at a night's paths; all begin at once."""
+    """The calls that check a night's paths; all start at once."""
 
     def __init__(self, spec: ScoringSpec) -> None:
         wrong_model = None
@@ -112,37 +111,37 @@ class _Night:
         self.spec, self._wrong_model = spec, wrong_model
         paths = (*(one.removeprefix("@") for one in spec.inputs), spec.model, spec.weights or "", spec.output)
         self.schemes = [one for one in objects.SCHEMES if any(path.startswith(f"{one}://") for path in paths)]
-        self.listing = Look("input", lambda: doctor_paths.shards(spec), limit_s=_PLACES_S)
-        self.model = Look(
+        self.listing = Call("input", lambda: doctor_paths.shards(spec), limit_s=_PLACES_S)
+        self.model = Call(
             "model", lambda: None if wrong_model else doctor_paths.model(spec), limit_s=_MODEL_S
         )
 
     def checks(self, options: PipelineOptions | None) -> Iterator[Check]:
-        """Wait for each, and for what follows from them."""
+        """Yield the checks of the paths, and those that depend on them."""
         for scheme in self.schemes:
-            name = doctor_paths.name(scheme)
-            look = Look(name, partial(doctor_paths.found, scheme), limit_s=_ENGINE_S)
-            yield look.check(partial(doctor_paths.told, scheme))
-        listed = self.listing.check(doctor_paths.shards_told)
+            name = doctor_paths.credentials_name(scheme)
+            call = Call(name, partial(doctor_paths.credentials, scheme), limit_s=_ENGINE_S)
+            yield call.check(partial(doctor_paths.credentials_check, scheme))
+        listed = self.listing.check(doctor_paths.shards_check)
         yield _unseen("input", options, [shard.path for shard in self.listing.value or ()]) or listed
         yield (
             self._wrong_model
             or _unseen("model", options, inputs.model_files(self.spec))
-            or self.model.check(lambda found: doctor_paths.model_told(_given(found)))
+            or self.model.check(lambda found: doctor_paths.model_check(_required(found)))
         )
         local = not storage.is_remote(self.spec.output) and not _unseen("", options, [self.spec.output])
         if self.listing.value and local:
             shards = self.listing.value
-            yield Look("disk", lambda: doctor_paths.disk(self.spec, shards), limit_s=_PLACES_S).check(
+            yield Call("disk", lambda: doctor_paths.disk(self.spec, shards), limit_s=_PLACES_S).check(
                 _as_it_is
             )
         for flag, path in engine.temporary_places(options) if options else ():
-            look = Look(flag, partial(doctor_paths.temporary, path), limit_s=_ENGINE_S)
-            yield look.check(partial(Check, flag, True))
+            call = Call(flag, partial(doctor_paths.temporary, path), limit_s=_ENGINE_S)
+            yield call.check(partial(Check, flag, True))
 
 
 def _unseen(name: str, options: PipelineOptions | None, paths: Sequence[str]) -> Check | None:
-    """Return what is wrong with paths that are here, and that the engine's workers cannot see."""
+    """Return a failed check if the engine's workers cannot see ``paths`` of this machine, else ``None``."""
     try:
         if options is not None:
             choice.engine(options).check_visible(paths)
@@ -154,12 +153,12 @@ def _unseen(name: str, options: PipelineOptions | None, paths: Sequence[str]) ->
 def _this_machine(schemes: Sequence[str], beam_args: Sequence[str]) -> Check:
     extras = [doctor_paths.EXTRAS[scheme] for scheme in schemes]
     extras += choice.extras(beam_args)
-    look = Look("this machine", partial(engine.this_machine, extras), limit_s=_ENGINE_S)
-    return look.check(_as_it_is)
+    call = Call("this machine", partial(engine.this_machine, extras), limit_s=_ENGINE_S)
+    return call.check(_as_it_is)
 
 
 def _engine(beam_args: Sequence[str]) -> tuple[PipelineOptions | None, list[Check]]:
-    """Return Beam's options, ``None`` for the default or where there are none, and the engine's checks."""
+    """Return Beam's options and the engine's checks; no options for the default engine or an unknown one."""
     if not beam_args:
         return None, [engine.runner(None)]
     try:
@@ -167,10 +166,10 @@ def _engine(beam_args: Sequence[str]) -> tuple[PipelineOptions | None, list[Chec
             options = choice.beam_options(beam_args)
     except EngineError as e:
         return None, [of_error("runner", e)]
-    looks = [Look(name, act, limit_s=_ENGINE_S) for name, act in engine.questions(options).items()]
+    calls = [Call(name, act, limit_s=_ENGINE_S) for name, act in engine.calls(options).items()]
     found = [engine.runner(options)]
-    for look in looks:
-        several = look.wait()
+    for call in calls:
+        several = call.wait()
         found += several if isinstance(several, list) else [several]
     return options, found
 
@@ -191,19 +190,19 @@ def _workers(
         gpu=(model.reference.backend if model else "tensorflow") if night.spec.device == "gpu" else "",
     )
 
-    def ask() -> workers.Heard:
+    def ask() -> workers.Outcome:
         return workers.ask(night.spec, beam_args, about, folder, limit_s=limit_s)
 
-    heard = Look("workers", ask, limit_s=limit_s + 2 * workers.MORE_S)
+    asked = Call("workers", ask, limit_s=limit_s + 2 * workers.MORE_S)
     found: list[Check] = []
 
-    def told_all(answers: workers.Heard) -> Check:
+    def told_all(outcome: workers.Outcome) -> Check:
         digest, size = (model.reference.digest, model.size_bytes) if model else ("", 0)
-        first, *rest = workers.checks(answers, engine.log_of(options), digest, size, limit_s)
+        first, *rest = workers.checks(outcome, engine.log_of(options), digest, size, limit_s)
         found.extend(rest)
         return first
 
-    yield heard.check(told_all)
+    yield asked.check(told_all)
     yield from found
 
 
@@ -211,7 +210,7 @@ def _as_it_is(check: Check) -> Check:
     return check
 
 
-def _given(found: doctor_paths.Model | None) -> doctor_paths.Model:
+def _required(found: doctor_paths.Model | None) -> doctor_paths.Model:
     if found is None:
         raise ModelError("there is no model; see --model")
     return found

@@ -1,4 +1,4 @@
-"""The engine that was chosen, as ``job doctor`` sees it from the launching machine."""
+"""Checks of the engine that a night is to run on, made from the launching machine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _ENVIRONMENTS: Final = {"EXTERNAL": "worker pool", "PROCESS": "workers' command"
 
 
 def this_machine(extras: Sequence[str]) -> Check:
-    """Say what runs here, and whether it is what the package asks for."""
+    """Return the check of this machine: its cores, and whether the installed versions are those required."""
     told = f"{cores()} cores; {', '.join(' '.join(one) for one in environment.versions())}"
     try:
         wrong = _unmet(extras)
     except PackageNotFoundError:
-        # Run from its sources, it does not say what it needs.
+        # A checkout that is not installed has no list of requirements.
         return Check("this machine", None, f"{told}; {_DISTRIBUTION} is not installed", "pip install it")
     if wrong:
         fix = f"pip install '{_DISTRIBUTION}{'[' + ','.join(extras) + ']' if extras else ''}'"
@@ -59,15 +59,15 @@ def _unmet(extras: Sequence[str]) -> list[str]:
 
 
 def runner(options: PipelineOptions | None) -> Check:
-    """Say which engine it is; ``None`` stands for the default."""
+    """Return the check that names the engine; ``None`` stands for the default one."""
     if options is None:
         told = f"{embedded.NAME}, {cores()} threads of this process"
         return Check("runner", True, told)
     return Check("runner", True, choice.engine(options).described())
 
 
-def questions(options: PipelineOptions) -> dict[str, Callable[[], list[Check]]]:
-    """Return what there is to look at for this engine, by name; each may take a while."""
+def calls(options: PipelineOptions) -> dict[str, Callable[[], list[Check]]]:
+    """Return the functions that check this engine, by the name of the check; each may take seconds."""
     engine = choice.engine(options)
     found: dict[str, Callable[[], list[Check]]] = {engine.title: engine.checks} if engine.title else {}
     endpoint = _portable(options).job_endpoint
@@ -88,7 +88,7 @@ def temporary_places(options: PipelineOptions) -> list[tuple[str, str]]:
 
 
 def log_of(options: PipelineOptions | None) -> str:
-    """Return where the workers' own words are."""
+    """Return where the workers' log is, for messages."""
     if options is None or not (config := _portable(options).environment_config):
         return "the log of the engine and of its workers"
     if _portable(options).environment_type == "EXTERNAL":
@@ -109,7 +109,7 @@ def _endpoint(endpoint: str) -> Check:
 
 def _environment(options: PipelineOptions, kind: str) -> Check:
     config = _portable(options).environment_config or ""
-    # Beside the workers' engine, not beside the job server, which may be two machines.
+    # An address that the engine uses is on its workers' machine, which may not be the job server's.
     where = choice.engine(options).workers_beside()
     here = not where or is_here(where)
     if kind == "EXTERNAL":
@@ -152,10 +152,10 @@ def _command(config: str, *, here: bool) -> Check:
     return Check(name, True, f"{program} can be started")
 
 
-# Whether somebody answers at a port, and who listens there on this machine. gRPC is HTTP/2.
+# Does a gRPC server answer at a port, and which processes of this machine listen there? gRPC is HTTP/2.
 
 _LISTENING: Final = "0A"
-# RFC 9113: what a client begins with, then an empty SETTINGS frame; the type of the first frame in answer.
+# RFC 9113: what a client sends first, then an empty SETTINGS frame; the type of the server's first frame.
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS: Final = 4
 _HEADER_BYTES: Final = 9
@@ -165,7 +165,7 @@ def split(address: str) -> tuple[str, int]:
     """Return host and port.
 
     Raises:
-        EngineError: it is none.
+        EngineError: it is not of the form HOST:PORT.
     """
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if not host or not port.isdigit():
@@ -174,7 +174,7 @@ def split(address: str) -> tuple[str, int]:
 
 
 def is_here(address: str) -> bool:
-    """Say whether an address is this machine's own, seen from itself."""
+    """Say whether an address is a loopback address of this machine."""
     with suppress(OSError, EngineError):
         found = socket.getaddrinfo(*split(address), type=socket.SOCK_STREAM)
         return all(str(one[4][0]).startswith("127.") or one[4][0] == "::1" for one in found)
@@ -182,10 +182,10 @@ def is_here(address: str) -> bool:
 
 
 def check_grpc(address: str, limit_s: float) -> None:
-    """Exchange the first words of HTTP/2.
+    """Exchange the first frames of HTTP/2.
 
     Raises:
-        EngineError: nobody listens, or who does says nothing, or something else.
+        EngineError: nothing listens, or the server does not answer, or it does not speak HTTP/2.
     """
     try:
         with socket.create_connection(split(address), limit_s) as one:
@@ -207,9 +207,10 @@ def check_grpc(address: str, limit_s: float) -> None:
 
 
 def listeners(port: int) -> list[str]:
-    """Return who listens on a port of this machine: process numbers as far as they may be seen.
+    """Return the processes that listen on a port of this machine, as texts.
 
-    Sockets that share a port by ``SO_REUSEPORT`` are told apart; those of one process are one.
+    A process of another user is named by its socket. Processes that share the port by ``SO_REUSEPORT`` are
+    all listed.
     """
     sockets = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

@@ -1,4 +1,4 @@
-"""The paths of a night, as ``job doctor`` looks at them from the launching machine."""
+"""Checks of a night's paths and of the credentials for its buckets, made from the launching machine."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from job.shards import inputs
 from job.spec import ModelReference, ScoringSpec, Shard
 from job.storage import objects
 
-# One prediction, and nothing for the keys' dictionaries: the least that a row takes.
+# The least that a row takes: one float32 prediction.
 _PREDICTION_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's reference and size; a builder's is that of its weights."""
+    """A model's reference and its size; for a builder the size of its weights."""
 
     reference: ModelReference
     size_bytes: int
 
 
-def shards_told(shards: Sequence[Shard]) -> Check:
-    """Say what was listed, and that the first footer can be read."""
+def shards_check(shards: Sequence[Shard]) -> Check:
+    """Return the check of an input whose first footer was read."""
     size = sum(shard.size_bytes for shard in shards)
     count = f"{len(shards):,} {'shard' if len(shards) == 1 else 'shards'}"
     return Check("input", True, f"{count}, {size:,} bytes; the first can be read")
@@ -44,7 +44,7 @@ def shards(spec: ScoringSpec) -> list[Shard]:
     """List the shards and read the first footer.
 
     Raises:
-        JobError: one of the two fails.
+        JobError: there are none, or the footer cannot be read.
     """
     found = inputs.list_shards(spec)
     (footer,) = inputs.read_footers(found[:1])
@@ -54,10 +54,10 @@ def shards(spec: ScoringSpec) -> list[Shard]:
 
 
 def model(spec: ScoringSpec) -> Model:
-    """Read the model, without loading it.
+    """Read the model's files, without loading the model.
 
     Raises:
-        JobError: it is not there, or not trusted.
+        JobError: it does not exist, or is not trusted.
     """
     reference = preparation.resolved(spec)
     if not artifact.kind_of(spec.model).has_files:
@@ -65,24 +65,27 @@ def model(spec: ScoringSpec) -> Model:
     return Model(reference, artifact.size_bytes(spec.model))
 
 
-def model_told(found: Model) -> Check:
-    """Say which model it is."""
+def model_check(found: Model) -> Check:
+    """Return the check of a model that was read."""
     told = f"{found.reference.path}, {found.size_bytes:,} bytes, SHA-256 {found.reference.digest[:12]}…"
     return Check("model", True, told)
 
 
-class PlaceForAnswers:
-    """A new folder below staging: ``folder`` is its path. It is made by whoever writes there first."""
+class AnswerFolder:
+    """A new folder below staging, for the workers' answers: ``folder`` is its path.
+
+    It does not exist until somebody writes a file there.
+    """
 
     def __init__(self, spec: ScoringSpec) -> None:
         self.folder = staging.folder_of(spec.output, f"doctor-{uuid.uuid4().hex[:12]}")
         self._top = None if storage.is_remote(self.folder) else _existing(storage.local(self.folder))
 
     def write(self, spec: ScoringSpec) -> str:
-        """Write a file, read it, remove it; return what is published at the output.
+        """Write a file there, read and remove it; return the id of the run that is published at the output.
 
         Raises:
-            StorageError: one of them fails.
+            StorageError: one of these fails.
         """
         path, content = storage.join(self.folder, "launcher"), os.urandom(16)
         storage.make_folder(self.folder)
@@ -95,21 +98,21 @@ class PlaceForAnswers:
 
     def remove(self) -> None:
         """Remove it, with the folders that were made for it."""
-        # What cannot be written cannot be removed either; that is told already.
+        # Where nothing can be written nothing can be removed; the check of the output says so already.
         with suppress(StorageError):
             storage.remove_tree(self.folder)
             if self._top is not None:
                 storage.remove_empty_parents(self.folder, self._top)
 
 
-def output_told(spec: ScoringSpec, held: str) -> Check:
-    """Say that the output can be written, and what is there."""
+def output_check(spec: ScoringSpec, held: str) -> Check:
+    """Return the check of an output that can be written, at which run ``held`` is published, or none."""
     there = f"run {held[:12]} is published there" if held else "nothing is published there"
     return Check("output", True, f"{spec.output} can be written from here; {there}")
 
 
 def disk(spec: ScoringSpec, shards: Sequence[Shard]) -> Check:
-    """Compare the free space of a local output with the least that the predictions can take."""
+    """Return the check whether a local output has room for the least that the predictions can take."""
     free = shutil.disk_usage(_existing(storage.local(spec.output))).free
     least = _least_bytes(spec, shards)
     told = f"{free:,} bytes are free at {spec.output}; the predictions take {least:,} or more"
@@ -119,7 +122,7 @@ def disk(spec: ScoringSpec, shards: Sequence[Shard]) -> Check:
 
 
 def _least_bytes(spec: ScoringSpec, shards: Sequence[Shard]) -> int:
-    """Estimate from the first shard: what its keys take there, and one number a row."""
+    """Estimate the least size of the predictions from the first shard: its keys, and one number a row."""
     first = shards[0]
     with pq.ParquetFile(storage.footer_source(first.path, first.size_bytes, first.stamp)) as file:
         metadata = file.metadata
@@ -138,10 +141,10 @@ def _least_bytes(spec: ScoringSpec, shards: Sequence[Shard]) -> int:
 
 
 def temporary(path: str) -> str:
-    """Look at a place for the engine's own files, and return what was found. Nothing is written there.
+    """Check a folder for the engine's own files without writing there; return what was found.
 
     Raises:
-        JobError: it cannot be listed, or not be written.
+        JobError: it cannot be listed or written.
     """
     if storage.is_remote(path):
         storage.is_folder(path)
@@ -156,13 +159,13 @@ def temporary(path: str) -> str:
 
 
 def _existing(path: str) -> str:
-    """Return the nearest folder around a path that is there."""
+    """Return the nearest folder above a path that exists."""
     while not os.path.isdir(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
     return path
 
 
-# As whom buckets are asked, and who said so. Never what proves it.
+# The credentials that buckets are read with: where they come from, never they themselves.
 
 EXTRAS = {"s3": "s3", "gs": "gcs"}
 _STORES = {"s3": "S3", "gs": "Cloud Storage"}
@@ -173,23 +176,25 @@ _HOW = {
 }
 
 
-def name(scheme: str) -> str:
-    """Return what the check is called."""
+def credentials_name(scheme: str) -> str:
+    """Return the name of the check of a store's credentials."""
     return f"{_STORES[scheme]} credentials"
 
 
-def found(scheme: str) -> str:
-    """Return what a store's client finds, empty where its requests are not signed.
+def credentials(scheme: str) -> str:
+    """Return where a store's client found credentials; empty if its requests are not signed.
 
     Raises:
         UsageError: the client is not installed.
-        StorageError: what is configured for it cannot be used.
+        StorageError: its configuration cannot be used.
     """
     return objects.client(scheme).credentials()
 
 
-def told(scheme: str, source: str) -> Check:
-    """Say where the credentials come from; without any, public buckets can still be read."""
+def credentials_check(scheme: str, source: str) -> Check:
+    """Return the check of a store's credentials; without any, public buckets can still be read."""
     if source:
-        return Check(name(scheme), True, f"found: {source}")
-    return Check(name(scheme), None, "none are found: only what everybody may do can be done", _HOW[scheme])
+        return Check(credentials_name(scheme), True, f"found: {source}")
+    return Check(
+        credentials_name(scheme), None, "none are found: only what everybody may do can be done", _HOW[scheme]
+    )

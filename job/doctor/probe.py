@@ -1,16 +1,16 @@
-"""The smallest job there is, run on an engine's workers to ask them: a process of its own, to be ended.
+"""The probe: a small Beam job that asks an engine's workers, in a process that the doctor can kill.
 
 ::
 
-    nothing ▶ Name the questions  b""   → (number, b"")   a few, so that several workers get one
-            ▶ Spread them         GroupByKey
-            ▶ Ask                 number → nothing        answers go to a file in staging, or into an error
+    nothing ▶ Number the requests  b""   → (number, b"")   several, so that several workers get one
+            ▶ Spread them          GroupByKey
+            ▶ Ask                  number → nothing        answers go to files in staging, or into an error
 
-Beam hands functions over by reference or as bytecode: the first needs this package on the worker, the second
-the same Python. Whether it has these is the question, so the workers get source (``job.doctor.answer``).
-An engine that can be asked for a value on each worker, as Dask can, needs no job.
+Beam sends a function by reference or as bytecode. The first needs this package on the worker, the second the
+same Python, and whether the worker has these is what the doctor checks. So the worker gets source code
+(``job.doctor.answer``). An engine that can return a value from each worker, as Dask can, needs no job.
 
-``python -m job.doctor.probe`` takes a request as JSON and prints what came of it as JSON.
+``python -m job.doctor.probe`` reads a request as JSON and prints the outcome as JSON.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from job.engines.engine import Engine
 from job.errors import one_line
 from job.terminal import library_output
 
-_QUESTIONS: Final = 16
+_REQUESTS: Final = 16
 _ENDS: Final = ("DONE", "FAILED", "CANCELLED")
 
 
 def source(function: str, told: dict[str, Any]) -> str:
-    """Return an expression that has the value of ``job.doctor.answer``'s function for what was told."""
+    """Return an expression that calls a function of ``job.doctor.answer`` with ``told``."""
     text = inspect.getsource(answer)
     names = {"__name__": answer.__name__}
     return f"(lambda names: (exec({text!r}, names), names[{function!r}]({told!r}))[1])({names!r})"
 
 
 class Sent:
-    """A function of one argument, which it ignores; on a worker it is made from source."""
+    """A function of one argument, which it ignores. A worker builds it from source."""
 
     def __init__(self, expression: str) -> None:
         self._expression = f"lambda _: {expression}"
@@ -55,8 +55,8 @@ class Sent:
 
 
 def main() -> None:
-    """Ask, and say what came of it: ``state``, ``error`` and the ``answers`` that came by themselves."""
-    # Whatever else is printed here must not get into the answer.
+    """Ask the workers and print ``state``, ``error`` and, if the engine returned them, ``answers``."""
+    # Only the outcome may be printed to standard output.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
@@ -65,11 +65,11 @@ def main() -> None:
     try:
         with library_output.engine():
             found = _ask(request)
-    except Exception as e:  # noqa: BLE001 - told by the process that asked
+    except Exception as e:  # noqa: BLE001 - the doctor's process shows it
         found = {"state": "FAILED", "error": str(e), "told": one_line(e)}
     out.write(json.dumps(found))
     out.flush()
-    # Threads of an engine that does not answer would keep the process.
+    # The threads of an engine that does not answer would keep the process alive.
     os._exit(0)
 
 
@@ -88,20 +88,20 @@ def _run(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         import apache_beam as beam
 
     pipeline = beam.Pipeline(runner=engine.runner(), options=engine.options)
-    questions = Sent(f"[(number, b'') for number in range({_QUESTIONS})]")
+    requests = Sent(f"[(number, b'') for number in range({_REQUESTS})]")
     _ = (
         pipeline
         | "Start" >> beam.Impulse()
-        | "Name the questions" >> beam.FlatMap(questions).with_output_types(tuple[int, bytes])
+        | "Number the requests" >> beam.FlatMap(requests).with_output_types(tuple[int, bytes])
         | "Spread them" >> beam.GroupByKey()
-        | "Ask" >> beam.FlatMap(Sent(source("to_the_output", request["told"])))
+        | "Ask" >> beam.FlatMap(Sent(source("write_answer", request["told"])))
     )
     try:
         with engine.ended_on_failure():
             result = pipeline.run()
             state = result.wait_until_finish(duration=int(request["limit_s"] * 1000))
             if state not in _ENDS:
-                # Else it would keep its place on the engine.
+                # It would go on holding the engine's slots.
                 result.cancel()
                 raise TimeoutError
     except TimeoutError:

@@ -1,7 +1,7 @@
-"""Looks that may never come back: each in a thread of its own, waited for until its time is over.
+"""Calls with a time limit, each in its own thread.
 
-A port that accepts and says nothing, or a server that is asked again and again, must not hang who asks. The
-thread stays behind then; see ``anything_overdue``.
+A server may accept a connection and never answer, or a client may retry without end. The doctor then stops
+waiting and leaves the thread behind, see ``anything_overdue``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _AFTER_ANOTHER_S: Final = 15.0
 _overdue: Final[list[threading.Thread]] = []
 
 
-class Look(Generic[T]):
-    """Calls ``act`` at once, beside others.
+class Call(Generic[T]):
+    """A call of ``act``, started at once in a thread.
 
-    ``came`` tells, when it has been waited for, whether ``value`` is what it returned.
+    After :meth:`wait`, ``came`` says whether it returned in time; then ``value`` is what it returned.
     """
 
     def __init__(self, name: str, act: Callable[[], T], *, limit_s: float) -> None:
@@ -35,21 +35,21 @@ class Look(Generic[T]):
         self.came = False
         self._error: BaseException | None = None
         self._limit_s, self._began_s = limit_s, time.monotonic()
-        self._thread = threading.Thread(target=self._run, args=(act,), daemon=True, name=f"look at {name}")
+        self._thread = threading.Thread(target=self._run, args=(act,), daemon=True, name=f"check of {name}")
         self._thread.start()
 
     def _run(self, act: Callable[[], T]) -> None:
         try:
             self.value = act()
             self.came = True
-        except BaseException as e:  # noqa: BLE001 - told as a check, by who waits
+        except BaseException as e:  # noqa: BLE001 - wait() returns it as a check
             self._error = e
             # Shown with --debug.
             _LOG.info("%s\n%s", self.name, "".join(traceback.format_exception(e)))
 
     def wait(self) -> T | Check:
-        """Return the value, or what went wrong."""
-        # Where one did not come back, others that ask the same server need not be waited for any longer.
+        """Return the value, or a failed check if there is none."""
+        # If a call did not come back, others may be waiting for the same server: wait less for them.
         limit_s = min(self._limit_s, _AFTER_ANOTHER_S) if anything_overdue() else self._limit_s
         self._thread.join(max(0.0, self._began_s + limit_s - time.monotonic()))
         if self._thread.is_alive():
@@ -63,11 +63,11 @@ class Look(Generic[T]):
         return Check(self.name, False, one_line(self._error or RuntimeError()), "see more with --debug")
 
     def check(self, told: Callable[[T], Check]) -> Check:
-        """Wait, and return what ``told`` makes of the value, or what went wrong."""
+        """Return the check that ``told`` makes of the value, or a failed check if there is none."""
         found = self.wait()
         return found if isinstance(found, Check) and not self.came else told(self.value)  # type: ignore[arg-type]
 
 
 def anything_overdue() -> bool:
-    """Say whether threads were left behind; Python would wait at its end for what they have begun."""
+    """Say whether a thread was left behind; Python would wait at exit for what it has started."""
     return any(thread.is_alive() for thread in _overdue)

@@ -1,4 +1,4 @@
-"""What a worker finds at a night's paths, for ``job doctor``: it reads, and writes one file below staging."""
+"""The paths of a night, checked on a worker: can it read the model and the input, and write the output?"""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from job.shards import planner
 from job.spec import StoreOptions
 from job.storage import objects
 
-# A process is asked as often as the engine pleases; by the folder that it answered to.
-_given: Final[dict[str, dict[str, Any]]] = {}
+# By the folder for answers. The engine may ask the same process several times.
+_answers: Final[dict[str, dict[str, Any]]] = {}
 
 
 def find(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a worker has said ``about`` itself, and what it finds.
+    """Return a worker's answer: ``about`` it, completed with what it finds at the paths in ``told``.
 
-    ``model``, ``input``, ``gpu`` and ``output`` are what is wrong with each, empty where nothing is and
-    ``None`` where nothing was asked; ``digest`` is the model's. All of it is written below staging, which
-    shows ``output``.
+    ``model``, ``input``, ``gpu`` and ``output`` say what is wrong with each: "" if nothing is, ``None`` if it
+    was not asked for. ``digest`` is the model's. The answer is also written below staging, which is the check
+    of ``output``.
     """
     folder = str(told["folder"])
-    if folder in _given:
-        return _given[folder]
+    if folder in _answers:
+        return _answers[folder]
     objects.configure(StoreOptions(**told["stores"]))
     found: dict[str, Any] = {**about, "memory_bytes": environment.memory_bytes(), "digest": "", "output": ""}
 
@@ -48,7 +48,7 @@ def find(told: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     found["input"] = _wrong(read_shard) if told["shard"] else None
     found["gpu"] = _wrong(lambda: devices.check_gpu(told["gpu"])) if told["gpu"] else None
     found["output"] = _wrong(write)
-    _given[folder] = found
+    _answers[folder] = found
     return found
 
 
@@ -57,6 +57,6 @@ def _wrong(act: Callable[[], None]) -> str:
         act()
     except JobError as e:
         return str(e)
-    except Exception as e:  # noqa: BLE001 - to be told where somebody sees it
+    except Exception as e:  # noqa: BLE001 - any error is part of the answer
         return one_line(e)
     return ""

@@ -1,4 +1,4 @@
-"""What the engine's workers answered, as checks. ``job.doctor.probe`` asks them, in a process of its own."""
+"""Checks of the engine's workers, made of their answers to ``job.doctor.probe``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from job.engines.checks import Check
 from job.errors import StorageError
 from job.spec import ScoringSpec
 
-# An engine that has to start its workers first takes half a minute.
+# An engine that must start its workers first takes half a minute.
 LIMIT_S: Final = 45.0
-# For what starts before it, and for what ends after it.
+# For starting the probe before, and ending it after.
 MORE_S: Final = 15.0
 _PACKAGES: Final = (*(name for name, _ in environment.versions()[1:]), "cloudpickle", "dask", "distributed")
-# Its variables, and once more while they are read.
+# The model's variables, and a second copy while they are read.
 _MODEL_COPIES: Final = 2
 _TOLD: Final = 3
 _MARKED: Final = re.compile(rf"{doctor_answer.MARK}([A-Za-z0-9_=-]+):")
@@ -34,8 +34,11 @@ Answer = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What came of asking: answers by worker; ``wrong`` where the engine failed, and no worker says why."""
+class Outcome:
+    """What the probe brought: the workers' answers, one for each worker.
+
+    ``wrong`` is the engine's error if there are no answers; ``overdue`` says that the time limit ended it.
+    """
 
     answers: Sequence[Answer]
     wrong: str
@@ -44,15 +47,18 @@ class Heard:
 
 @dataclass(frozen=True)
 class About:
-    """What workers are asked about, where it is not empty; ``gpu`` is the backend that must see one."""
+    """What workers check: paths of the model and of a shard, and the backend that must see a GPU.
+
+    Those that are empty are not checked.
+    """
 
     model: str
     shard: str
     gpu: str
 
 
-def ask(spec: ScoringSpec, beam_args: Sequence[str], about: About, folder: str, *, limit_s: float) -> Heard:
-    """Run the smallest job on the engine's workers and gather what they say."""
+def ask(spec: ScoringSpec, beam_args: Sequence[str], about: About, folder: str, *, limit_s: float) -> Outcome:
+    """Run the probe on the engine's workers and gather their answers."""
     told = {
         "packages": _PACKAGES,
         **asdict(about),
@@ -69,12 +75,12 @@ def ask(spec: ScoringSpec, beam_args: Sequence[str], about: About, folder: str, 
     for answer in _left_in(folder):
         found[answer["worker"]] = {**answer, "seen": True}
     wrong = "" if found or said["state"] == "DONE" else str(said.get("told") or said["error"])
-    return Heard([found[worker] for worker in sorted(found)], wrong, said["state"] == "RUNNING")
+    return Outcome([found[worker] for worker in sorted(found)], wrong, said["state"] == "RUNNING")
 
 
 def _left_in(folder: str) -> list[dict[str, Any]]:
     with suppress(StorageError):
-        # A file that is being written has another ending.
+        # A file that is still being written has another ending.
         names = [name for name in storage.names(folder) if name.endswith(".json")]
         contents = [storage.read_bytes(storage.join(folder, name)) for name in names]
         return [json.loads(content) for content in contents if content]
@@ -88,7 +94,7 @@ def _child(request: str, limit_s: float, *, shown: bool) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=None if shown else subprocess.DEVNULL,
         text=True,
-        # With the workers that it may start itself.
+        # A session of its own, so that workers it starts are killed with it.
         start_new_session=True,
     )
     try:
@@ -104,16 +110,24 @@ def _child(request: str, limit_s: float, *, shown: bool) -> dict[str, Any]:
         child.communicate()
 
 
-def checks(heard: Heard, where: str, digest: str, model_bytes: int, limit_s: float) -> list[Check]:
-    """Return what is to be said about the workers."""
-    workers = [one for one in heard.answers if "package" in one]
+def checks(outcome: Outcome, where: str, digest: str, model_bytes: int, limit_s: float) -> list[Check]:
+    """Return the checks of the workers.
+
+    Args:
+        outcome: what the probe brought.
+        where: where the workers' log is.
+        digest: the model's, as read here; empty if it was not read.
+        model_bytes: the model's size.
+        limit_s: how long the workers had to answer.
+    """
+    workers = [one for one in outcome.answers if "package" in one]
     if not workers:
-        return [_silent(heard, where, limit_s)]
+        return [_silent(outcome, where, limit_s)]
     names = ", ".join(one["worker"] for one in workers)
     found = [Check("workers", True, f"{len(workers)} answered: {names}")]
     fix = "put this package on the workers, see docs/engines.md"
     found.append(_about(workers, "package", "they can import it", fix))
-    found.append(_versions([one for one in heard.answers if "versions" in one]))
+    found.append(_versions([one for one in outcome.answers if "versions" in one]))
     able = [one for one in workers if not one["package"]]
     if not able:
         return found
@@ -131,12 +145,12 @@ def checks(heard: Heard, where: str, digest: str, model_bytes: int, limit_s: flo
     return found
 
 
-def _silent(heard: Heard, where: str, limit_s: float) -> Check:
+def _silent(outcome: Outcome, where: str, limit_s: float) -> Check:
     fix = f"see {where}: a worker that dies when it starts leaves a job waiting without a word"
-    if heard.overdue:
+    if outcome.overdue:
         return Check("workers", False, f"no answer within {limit_s:.0f} s", fix)
-    if heard.wrong:
-        return Check("workers", False, heard.wrong, f"see {where}")
+    if outcome.wrong:
+        return Check("workers", False, outcome.wrong, f"see {where}")
     told = "they wrote their answers where this machine does not see them"
     return Check("workers", False, told, "give an --output that all machines share")
 
@@ -163,13 +177,13 @@ def _versions(answers: Sequence[Answer]) -> Check:
 
 
 def _joined(wrong: Sequence[str]) -> str:
-    """Return what is wrong with some workers, of many the first: it mostly is the same."""
+    """Return what is wrong as one text; of many only the first, as they are mostly the same."""
     more = len(wrong) - _TOLD
     return "; ".join([*wrong[:_TOLD], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _compared(package: str, found: str) -> str:
-    """Return what of a version must be equal: of Python, not its last number."""
+    """Return the part of a version that must be equal: for Python, all but the last number."""
     return found.rpartition(".")[0] if package == "python" else found
 
 

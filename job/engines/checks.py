@@ -1,4 +1,4 @@
-"""What is looked at before a night is submitted, and what to do where it is not as it should be."""
+"""A check: one line of ``job doctor``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from job.errors import JobError
 
 @dataclass(frozen=True)
 class Check:
-    """One line of ``job doctor``.
+    """One line of ``job doctor``: what was checked, whether it is well, and what was found.
 
-    ``ok`` is ``None`` where it could not be looked at; ``told`` then says why. ``fix`` says what to do, and
-    is empty where all is well.
+    ``ok`` is ``None`` if it could not be checked; ``told`` then says why. ``fix`` says what to do, and is
+    empty if all is well.
     """
 
     name: str
@@ -22,6 +22,6 @@ class Check:
 
 
 def of_error(name: str, error: JobError) -> Check:
-    """Return what an error says as a check; the fix is its last part."""
+    """Return an error as a failed check; the last part of its message is the fix."""
     told, _, fix = str(error).rpartition("; ")
     return Check(name, False, told, fix) if told else Check(name, False, fix, "correct it")

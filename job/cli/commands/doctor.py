@@ -29,5 +29,5 @@ def run(args: Sequence[str]) -> int:
         for check in doctor.examine(asked.night, asked.beam_args):
             well = well and doctor.is_well(check)
             console.show(*doctor.lines(check), needed=True)
-    doctor.leave_what_is_overdue(code := 0 if well else EngineError.exit_code)
+    doctor.exit_if_overdue(code := 0 if well else EngineError.exit_code)
     return code

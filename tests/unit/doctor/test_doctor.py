@@ -18,7 +18,7 @@ from job.cli import options
 from job.doctor import answer as doctor_answer
 from job.doctor import doctor, engine, timeouts, workers
 from job.doctor import engine as doctor_engine
-from job.doctor.timeouts import Look
+from job.doctor.timeouts import Call
 from job.engines.checks import Check
 from job.errors import EngineError
 from tests.support.nights import Night, dense, features, saved
@@ -158,7 +158,7 @@ def test_a_port_that_speaks_something_else() -> None:
             with taken:
                 taken.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-        served = Look("server", answer, limit_s=10)
+        served = Call("server", answer, limit_s=10)
         with pytest.raises(EngineError, match="does not speak gRPC"):
             engine.check_grpc(f"localhost:{port}", 5)
         served.wait()
@@ -166,8 +166,8 @@ def test_a_port_that_speaks_something_else() -> None:
 
 def test_a_look_that_does_not_come_back_is_told_in_time() -> None:
     began_s, end = time.monotonic(), threading.Event()
-    look = Look("a server", lambda: end.wait(60), limit_s=0.2)
-    found = look.wait()
+    call = Call("a server", lambda: end.wait(60), limit_s=0.2)
+    found = call.wait()
     assert time.monotonic() - began_s < 5
     assert isinstance(found, Check)
     assert (found.ok, found.name) == (False, "a server")
@@ -266,8 +266,8 @@ GOOD = {
 )
 def test_what_is_made_of_an_answer(answer: dict[str, object], wrong: str | None, told: str) -> None:
     here = {"versions": doctor_answer.versions(["keras"])}
-    heard = workers.Heard([{"worker": "w", **GOOD, **here, **answer}], "", overdue=False)
-    checks = {check.name: check for check in workers.checks(heard, "the log", "aa", 10, 45)}
+    outcome = workers.Outcome([{"worker": "w", **GOOD, **here, **answer}], "", overdue=False)
+    checks = {check.name: check for check in workers.checks(outcome, "the log", "aa", 10, 45)}
     assert not_ok(checks) == ([wrong] if wrong else [])
     assert wrong is None or told in checks[wrong].told
 
@@ -275,8 +275,8 @@ def test_what_is_made_of_an_answer(answer: dict[str, object], wrong: str | None,
 def test_pythons_last_number_may_differ() -> None:
     here = doctor_answer.versions([])["python"].rpartition(".")[0]
     answer = {"worker": "w", **GOOD, "versions": {"python": f"{here}.999"}}
-    heard = workers.Heard([answer], "", overdue=False)
-    assert all(check.ok for check in workers.checks(heard, "the log", "aa", 10, 45))
+    outcome = workers.Outcome([answer], "", overdue=False)
+    assert all(check.ok for check in workers.checks(outcome, "the log", "aa", 10, 45))
 
 
 def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:

@@ -204,7 +204,7 @@ def test_an_engine_is_one_class_and_one_entry(
     assert HouseRunner.ran == [path]
     assert night.scored().num_rows == 50
     options = choice.beam_options(["--runner=house"])
-    assert [check.told for check in doctor_engine.questions(options)["House"]()] == ["its door is open"]
+    assert [check.told for check in doctor_engine.calls(options)["House"]()] == ["its door is open"]
     # What the engine says of its own failures is what a person reads.
     monkeypatch.setattr(HouseRunner, "run_pipeline", no_house)
     code, _, err = run_cli(capfd, "score", *flags, "--runner=House", "--batch_size=7", "--if_exists=replace")
