@@ -1,4 +1,4 @@
-"""Engines: which one runs the pipeline, what it must be told, and how a job there ends.
+"""Engines: which runner runs the pipeline, the options it needs, and how a job on it ends.
 
 Owns: Beam's pipeline options and what each runner needs. An engine is one module with one ``engine.Engine``,
 listed in ``choice.ENGINES``.

@@ -1,4 +1,4 @@
-"""Which engine runs the pipeline: all that are known, and the one that the flags name."""
+"""The list of engines, and the one that the flags choose."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Registration:
-    """An engine that is known. Its module is imported only where the engine is used.
+    """An engine in the list. Its module is imported only if the engine is used.
 
-    ``runner`` is Beam's name of it, ``engine`` the subclass of ``Engine`` as ``module:Class``. ``path`` is
-    that of the runner's class where Beam does not know the name. ``extra`` is the package's extra without
-    which Beam does not have the runner.
+    Attributes:
+        runner: Beam's name of the runner.
+        engine: the subclass of ``Engine``, as ``module:Class``.
+        path: the runner's class as ``module.Class``, if Beam does not know it by its name.
+        extra: the extra of this package that installs the runner, if Beam alone does not.
     """
 
     runner: str
@@ -34,7 +36,7 @@ class Registration:
 
     @property
     def short(self) -> str:
-        """The name in lower case, without its common end; the engine's own flags begin with it."""
+        """The name in lower case without ``Runner``; the engine's own flags begin with it."""
         return self.runner.lower().removesuffix("runner")
 
     def of(self, options: PipelineOptions) -> Engine:
@@ -47,7 +49,7 @@ class Registration:
         return found
 
 
-# Any other runner is an ``Engine`` as it is.
+# Any other runner is a plain ``Engine``.
 ENGINES: Final[tuple[Registration, ...]] = (
     Registration(embedded.NAME, "job.engines.embedded:Embedded"),
     Registration("FlinkRunner", "job.engines.flink.engine:Flink"),
@@ -67,7 +69,7 @@ ENGINES: Final[tuple[Registration, ...]] = (
 
 
 def name(options: PipelineOptions) -> str:
-    """Return the runner's name as Beam writes it; any case, and a name without ``Runner``, are allowed."""
+    """Return the runner's name as Beam spells it; flags may use any case and leave ``Runner`` out."""
     from apache_beam.options.pipeline_options import StandardOptions
 
     given = str(options.view_as(StandardOptions).runner or embedded.NAME)
@@ -84,7 +86,7 @@ def engine(options: PipelineOptions) -> Engine:
 
 
 def registration(runner: str) -> Registration:
-    """Return what is known of a runner, by its name as Beam writes it."""
+    """Return the entry of a runner, by its name as Beam spells it; a new one if it is not in the list."""
     found = (one for one in ENGINES if one.runner == runner)
     return next(found, Registration(runner, "job.engines.engine:Engine"))
 
@@ -112,7 +114,7 @@ def check_runner(beam_args: Sequence[str]) -> None:
         except ImportError as e:
             reason = one_line(e)
         raise UsageError(f"--runner={given}: {reason}; give module.Class, or leave --runner out")
-    # Without their common end, which would make any name look near.
+    # Without ``Runner``, which would make all names look alike.
     close = {other.lower().removesuffix("runner"): other for other in known}
     near = difflib.get_close_matches(given.lower().removesuffix("runner"), list(close), n=1)
     hint = f"did you mean {close[near[0]]}?" if near else f"use one of {', '.join(known)}, or module.Class"
@@ -120,20 +122,20 @@ def check_runner(beam_args: Sequence[str]) -> None:
 
 
 def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
-    """Return the pipeline options for these flags, with defaults filled in that suit the engine."""
+    """Return Beam's options for these flags, with defaults that suit the engine."""
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
     options = PipelineOptions(list(beam_args))
     found = registration(name(options))
     if found.path:
         options.view_as(StandardOptions).runner = found.path
-    # Beam cannot tell a flag that was left out from one that asks for Beam's default.
+    # Beam's options do not say whether a flag was given, so the flags themselves are looked at.
     found.of(options).fill({arg.partition("=")[0] for arg in beam_args})
     return options
 
 
 def learn_flags(beam_args: Sequence[str]) -> None:
-    """Let Beam know the flags of engines that it does not know by itself, where some are given.
+    """Register an engine's own flags with Beam, if some are given and Beam does not have them by itself.
 
     Raises:
         EngineError: the engine is not installed.
@@ -144,7 +146,7 @@ def learn_flags(beam_args: Sequence[str]) -> None:
 
 
 def extras(beam_args: Sequence[str]) -> Iterator[str]:
-    """Yield the package's extras that flags for Beam need."""
+    """Yield the extras of this package that these flags need."""
     for one in ENGINES:
         starts = f"--{one.short}_", f"--runner={one.short}", one.short
         if one.extra and any(arg.lower().startswith(starts) for arg in beam_args):

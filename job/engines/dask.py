@@ -1,8 +1,8 @@
-"""Dask: a cluster as its scheduler tells of it, and how a night fits it.
+"""Dask: asks the scheduler for the size of the cluster, and cuts the plan to fit it.
 
 Beam's ``DaskRunner`` turns a pipeline into Dask bags: elements stay in the partition in which they were
-created, ``Reshuffle`` does nothing, and what a DoFn returns from ``finish_bundle`` is dropped (all of it in
-``apache_beam/runners/dask`` of 2.77). So the plan is cut into slices, each of which becomes a partition.
+created, ``Reshuffle`` does nothing, and what a DoFn returns from ``finish_bundle`` is dropped (see
+``apache_beam/runners/dask`` of 2.77). So the plan is cut into slices, and each becomes a partition.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from job.terminal import library_output
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-# A worker that is faster than others takes more of them.
+# Several, so that a faster worker can take more of them.
 SLICES_PER_THREAD: Final = 4
 _ANSWER_S: Final = 30.0
 
 
 class Dask(Engine):
-    """A Dask cluster that is there, or one that Beam starts on this machine."""
+    """A Dask cluster that runs already, or one that Beam starts on this machine."""
 
     title: ClassVar[str] = "Dask"
     submits: ClassVar[bool] = True
@@ -35,38 +35,38 @@ class Dask(Engine):
 
     @classmethod
     def learn_flags(cls) -> None:
-        """Import the runner, with which its flags come."""
+        """Import the runner, which registers its flags."""
         flags()
 
     def fill(self, given: Collection[str], /) -> None:
-        """Have each element that the pipeline begins with by itself; Beam's default is 128 together."""
+        """Put each slice into a partition of its own; Beam's default is 128 elements in one."""
         del given
         asked = self.options.view_as(flags())
         if not asked.npartitions and not asked.partition_size:
             asked.partition_size = 1
 
     def fit(self, key: str = "") -> Fit:
-        """Return some slices for each thread of the cluster."""
-        cluster = look(self.options)
+        """Return the fit: a few slices for each thread of the cluster."""
+        cluster = cluster_of(self.options)
         slices = SLICES_PER_THREAD * cluster.threads
         return Fit(cluster.cores_per_thread, slices, overlaps=False, machine=key)
 
     def told(self, error: Exception) -> Exception:
-        """Return what to do where workers died one after the other."""
+        """Return an error that says what to do if several workers died."""
         return killed(error) or super().told(error)
 
     def checks(self) -> list[Check]:
-        """Return whether the scheduler answers."""
-        cluster = look(self.options)
+        """Return the check whether the scheduler answers."""
+        cluster = cluster_of(self.options)
         where = address(self.options)
         told = f"the scheduler at {where} answers" if where else "Beam starts a cluster on this machine"
         return [Check(self.title, True, f"{told}; {cluster.threads} worker threads")]
 
     def ask_workers(self, expression: str, limit_s: float, /) -> list[Mapping[str, Any]]:
-        """Return the value of an expression in each worker, and what the scheduler runs by."""
+        """Return the value of an expression on each worker, and the scheduler's versions."""
         with client(self.options, limit_s) as cluster:
             scheduler = cluster.get_versions(check=False)["scheduler"]["packages"]
-            # It needs none of the others.
+            # The scheduler needs no other packages.
             names = ("python", "dask", "distributed", "cloudpickle")
             versions = {name: str(scheduler[name]).removesuffix(".final.0") for name in names}
             answers = cluster.run(eval, expression, on_error="return")
@@ -81,14 +81,17 @@ class Dask(Engine):
 
 @dataclass(frozen=True)
 class Cluster:
-    """``threads`` of all workers together; ``cores_per_thread`` where they have the fewest."""
+    """The size of a cluster.
+
+    ``threads`` is the sum over all workers; ``cores_per_thread`` is that of the worker with the fewest.
+    """
 
     threads: int
     cores_per_thread: int
 
 
 def flags() -> type[PipelineOptions]:
-    """Return the engine's own flags, which Beam knows from then on.
+    """Import the engine's own flags, which registers them with Beam.
 
     Raises:
         EngineError: Dask is not installed.
@@ -99,20 +102,20 @@ def flags() -> type[PipelineOptions]:
         raise EngineError(
             "--runner=DaskRunner needs a package that is not installed: pip install 'scoring-job[dask]'"
         ) from e
-    # A scheduler that is gone is told by what the pipeline ends with.
+    # Its log says that a scheduler is gone; the pipeline's error says it too.
     library_output.hush_all_of("distributed")
     return DaskOptions  # type: ignore[no-any-return]
 
 
-def look(options: PipelineOptions) -> Cluster:
-    """Ask the scheduler.
+def cluster_of(options: PipelineOptions) -> Cluster:
+    """Ask the scheduler for the size of its cluster.
 
     Raises:
         EngineError: Dask is not installed, the scheduler does not answer, or it has no workers.
     """
     where = address(options)
     if not where:
-        # Beam starts a cluster of this machine's own.
+        # Beam starts a cluster on this machine.
         return Cluster(cores(), 1)
     try:
         with client(options) as scheduler:
@@ -131,13 +134,13 @@ def look(options: PipelineOptions) -> Cluster:
 
 
 def address(options: PipelineOptions) -> str:
-    """Return where the scheduler is, empty where Beam starts one."""
+    """Return the scheduler's address, or its file; empty if Beam starts a cluster."""
     asked = options.view_as(flags())
     return str(asked.address or asked.scheduler_file or "")
 
 
 def client(options: PipelineOptions, timeout_s: float = _ANSWER_S) -> Any:
-    """Return a client, to be closed, of the cluster that the flags lead to, or of one that it starts."""
+    """Return a client of the cluster that the flags name, or of one that it starts. The caller closes it."""
     asked = options.view_as(flags()).get_all_options(drop_default=True, current_only=True)
     told = {name: asked[name] for name in ("address", "scheduler_file", "timeout") if name in asked}
     from dask import distributed
@@ -146,8 +149,8 @@ def client(options: PipelineOptions, timeout_s: float = _ANSWER_S) -> Any:
 
 
 def killed(error: Exception) -> EngineError | None:
-    """Return what to say where Dask gave a task up whose workers died, ``None`` for any other error."""
-    # By its name, as Dask is not installed everywhere.
+    """Return the error for a task that Dask gave up because its workers died; ``None`` for other errors."""
+    # Known by its name, because Dask may not be installed.
     if type(error).__name__ != "KilledWorker":
         return None
     return EngineError(

@@ -1,8 +1,8 @@
-"""Google's Dataflow: what it needs to be told, found out before anything slow, and how a job there ends.
+"""Google's Dataflow: checks its flags before anything slow, names the job, and says how it ended.
 
-A job that cannot run fails there only after minutes, on machines that cost money. Dataflow keeps a job's
-options, the command's flags for Beam among them, and shows them to whoever may see the job: so flags that
-hold a secret are refused.
+A job with wrong flags fails only after minutes, on machines that cost money. Dataflow stores a job's options,
+flags for Beam included, and shows them to everybody who may see the job, so flags that hold a secret are
+refused.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _PACKAGED_BY: Final = (
     *("sdk_container_image", "setup_file", "extra_packages", "requirements_file"),
     *("prebuild_sdk_container_engine",),
 )
-# One process a machine. Without it there is one a core, each in a container of its own, so that they share
-# neither a model nor the locks by which they would share GPUs out.
+# One process per machine. Without it there is one per core, each in its own container, so that they can share
+# neither a model nor the locks that divide GPUs among them.
 _ONE_PROCESS: Final = "no_use_multiple_sdk_containers"
 _ANSWER_S: Final = 30.0
-# States in which nothing of a job goes on. One that is being cancelled is not among them.
+# States in which a job does nothing any more. A job that is being cancelled is not in one of them.
 _ENDED: Final = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
 
 
@@ -47,7 +47,7 @@ class Dataflow(Engine):
     unasked: ClassVar[str] = "a job there takes minutes and is paid for, so none is run"
 
     def checked(self, spec: ScoringSpec) -> ScoringSpec:
-        """Return the spec; who starts the job of a template may wait for it, this command cannot."""
+        """Return ``spec``; for a template without waiting, because this command does not start the job."""
         check(spec, self.options)
         return replace(spec, wait=False) if is_template(self.options) else spec
 
@@ -56,28 +56,28 @@ class Dataflow(Engine):
         check_visible(paths)
 
     def threads(self) -> int:
-        """Return 1 where each core has a process, 0 (all cores) where a machine has one."""
+        """Return 1 if there is a process per core, 0 (all cores) if there is one per machine."""
         return tensorflow_threads(self.options)
 
     def reads_footers(self) -> bool:
-        """Return that they are read here: a job of its own would take minutes to start."""
+        """Return ``False``: a job for that would take minutes to start."""
         return False
 
     def hints(self, device: str) -> dict[str, str]:
-        """Return nothing: Dataflow's own flag asks for its GPUs, and is checked."""
+        """Return none: GPUs are requested by Dataflow's own flag, see :meth:`checked`."""
         del device
         return {}
 
     def name_job(self, run: Run, /) -> None:
-        """Name the job after what it does."""
+        """Name the job after its run and output."""
         name_job(self.options, run)
 
     def job(self, result: Any, run_id: str) -> Job:
-        """Return what was submitted, with a link to Google's console."""
+        """Return the submitted job, with a link to Google's console."""
         return job(self.options, result, run_id)
 
     def failed(self, job: Job, error: Exception, /) -> EngineError:
-        """Return the state and the reason that Dataflow gives."""
+        """Return an error with Dataflow's state and reason."""
         return failed(job, error)
 
     @classmethod
@@ -87,11 +87,11 @@ class Dataflow(Engine):
 
 
 def check(spec: ScoringSpec, options: PipelineOptions) -> None:
-    """Refuse what cannot work.
+    """Check packages, flags and paths of a night on Dataflow.
 
     Raises:
-        EngineError: packages are missing here, or a bucket for Dataflow's own files cannot be had.
-        UsageError: flags are missing, or ask for what Dataflow's workers cannot do.
+        EngineError: packages are missing here, or a bucket for Dataflow's own files cannot be read.
+        UsageError: flags are missing, or Dataflow's workers cannot do what they ask for.
     """
     _check_installed()
     given = options.get_all_options(drop_default=True)
@@ -123,14 +123,14 @@ def check_visible(paths: Iterable[str]) -> None:
 
 
 def tensorflow_threads(options: PipelineOptions) -> int:
-    """Return TensorFlow's threads: 1 where each core has a process, 0 (all cores) where a machine has one."""
+    """Return TensorFlow's threads: 1 with a process per core, 0 (all cores) with one per machine."""
     from apache_beam.options.pipeline_options import DebugOptions
 
     return 0 if _ONE_PROCESS in (options.view_as(DebugOptions).experiments or []) else 1
 
 
 def name_job(options: PipelineOptions, run: Run) -> None:
-    """Name a job after what it does, where it has no name: Dataflow lets no two of one name be active."""
+    """Name a job after its run and output unless it has a name; names of active jobs must be unique."""
     from apache_beam.options.pipeline_options import GoogleCloudOptions
 
     asked = options.view_as(GoogleCloudOptions)
@@ -139,14 +139,14 @@ def name_job(options: PipelineOptions, run: Run) -> None:
 
 
 def is_template(options: PipelineOptions) -> bool:
-    """Say whether the job is only written down, for somebody else to start it: a Flex Template's launcher."""
+    """Say whether the job is only written as a template, which a Flex Template's launcher starts."""
     from apache_beam.options.pipeline_options import GoogleCloudOptions
 
     return bool(options.view_as(GoogleCloudOptions).template_location)
 
 
 def job(options: PipelineOptions, result: Any, run_id: str) -> Job:
-    """Return what was submitted; a job of a template has no number yet and is known by its name."""
+    """Return the submitted job; a template's job has no number yet and goes by its name."""
     from apache_beam.options.pipeline_options import GoogleCloudOptions
 
     asked = options.view_as(GoogleCloudOptions)
@@ -159,8 +159,8 @@ def job(options: PipelineOptions, result: Any, run_id: str) -> Job:
 
 
 def failed(job: Job, error: Exception) -> EngineError:
-    """Return what is to be said of a job that was waited for in vain, by what Beam raised."""
-    # By its name: this module imports no Beam.
+    """Return the error of a job that failed or could not be waited for, made from Beam's ``error``."""
+    # Known by its name, because this module does not import Beam.
     if type(error).__name__ != "DataflowRuntimeException":
         return EngineError(f"{job} may still run, but cannot be waited for: {one_line(error)}; look there")
     state, _, cause = str(error).partition(", Error:")
@@ -173,7 +173,7 @@ def has_ended(job: Job, beam_args: Sequence[str]) -> bool:
     """Ask Dataflow whether a job has ended, for whatever reason.
 
     Raises:
-        Exception: it does not tell.
+        Exception: Dataflow does not answer.
     """
     if not job.where:
         return False
@@ -182,7 +182,7 @@ def has_ended(job: Job, beam_args: Sequence[str]) -> bool:
         from apache_beam.internal.gcp.auth import get_service_credentials
         from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
         from google.cloud.dataflow import JobsV1Beta3Client
-    # Not by Beam's own client, which repeats itself for minutes.
+    # Beam's own client would retry for minutes.
     asked = PipelineOptions(list(beam_args)).view_as(GoogleCloudOptions)
     endpoint = {"api_endpoint": asked.dataflow_endpoint.removeprefix("https://")}
     client = JobsV1Beta3Client(credentials=get_service_credentials(asked), client_options=endpoint)
@@ -194,7 +194,7 @@ def has_ended(job: Job, beam_args: Sequence[str]) -> bool:
 def _check_installed() -> None:
     try:
         with library_output.imports():
-            # Without httplib2's Beam asks without credentials, without apitools it repeats what is refused.
+            # Without httplib2 Beam sends no credentials; without apitools it retries refused requests.
             for module in (
                 "google.cloud.storage",
                 "google.cloud.dataflow",
@@ -250,7 +250,7 @@ def _asks_for_gpu(given: dict[str, Any]) -> bool:
 
 
 def _check_bucket(flag: str, path: str) -> None:
-    # Beam would repeat itself for minutes.
+    # Beam would retry for minutes.
     try:
         storage.size_bytes(storage.join(path, "_"))
     except JobError as e:

@@ -1,10 +1,10 @@
 """The default engine: Beam's ``FnApiRunner`` in this process.
 
-There is no download and no server. It has one worker thread per core, and all share one model. It is named
-rather than left to ``DirectRunner``, which first tries to download another engine and runs on that.
+It needs no download and no server. It has one worker thread per core, and all share one model. Beam's own
+default, ``DirectRunner``, would first try to download another engine.
 
-Worker processes of that runner (``--direct_running_mode=multi_processing``) get none of the pipeline's
-options, so their log level cannot be set by one: they are started by a command that silences them.
+Worker processes of this runner (``--direct_running_mode=multi_processing``) do not get the pipeline's
+options, so no option can set their log level. They are started by a command that sets it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from job.terminal import library_output
 
 NAME: Final = "FnApiRunner"
 
-# What the runner says when a worker's connection ends.
+# The runner's error when the connection to a worker process ends.
 _WORKER_DIED: Final = "Channel closed prematurely"
 
 _QUIET_WORKER: Final = (
@@ -31,10 +31,10 @@ _QUIET_WORKER: Final = (
 
 
 class Embedded(Engine):
-    """Beam's runner in this process, with threads or with processes for workers."""
+    """Beam's ``FnApiRunner``, with threads or with processes as workers."""
 
     def fill(self, given: Collection[str], /) -> None:
-        """Take threads, one for each core, where no flag says otherwise."""
+        """Use threads, one per core, unless flags say otherwise."""
         from apache_beam.options.pipeline_options import StandardOptions
 
         self.options.view_as(StandardOptions).runner = NAME
@@ -45,11 +45,11 @@ class Embedded(Engine):
             direct.direct_num_workers = cores()
 
     def fit(self, key: str = "") -> Fit:
-        """Return threads and, for processes, the one model; threads of one process share a model anyway."""
+        """Return the threads and, for worker processes, whether they share one model; threads always do."""
         return Fit(self.threads(), here=True, machine="" if self._is_one_process() else key)
 
     def threads(self) -> int:
-        """Return the cores' share of each worker."""
+        """Return each worker's share of the cores."""
         direct = self._direct()
         workers = 1 if direct.direct_running_mode == "in_memory" else direct.direct_num_workers or cores()
         return max(1, cores() // workers)
@@ -59,20 +59,20 @@ class Embedded(Engine):
         return not self._is_one_process()
 
     def runner(self) -> Any:
-        """Return a runner whose worker processes are quiet, ``None`` where it has none."""
+        """Return a runner with quiet worker processes; ``None`` if it has no worker processes."""
         direct = self._direct()
         if direct.direct_running_mode != "multi_processing" or os.environ.get(library_output.TF_LEVEL) == "0":
             return None
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
         from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-        # Left at multi_processing, the mode would put Beam's own command in the place of this one.
+        # With multi_processing, Beam would replace this command by its own.
         direct.direct_running_mode = "in_memory"
         command = shlex.join([sys.executable, "-c", _QUIET_WORKER])
         return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
     def told(self, error: Exception) -> Exception:
-        """Return the error of a worker as it is; only one that died left none."""
+        """Return a worker's error unchanged; a worker that died left none, so say what to do."""
         if _WORKER_DIED not in str(error):
             return error
         return JobError(
@@ -81,7 +81,7 @@ class Embedded(Engine):
         )
 
     def described(self) -> str:
-        """Return the workers' number and kind."""
+        """Return the runner's name, and the number and kind of its workers."""
         direct = self._direct()
         return f"{self.name}, {direct.direct_num_workers} workers by {direct.direct_running_mode}"
 
@@ -91,5 +91,5 @@ class Embedded(Engine):
         return self.options.view_as(DirectOptions)
 
     def _is_one_process(self) -> bool:
-        """Say whether all rows are scored in this process; to be asked before :meth:`runner`."""
+        """Say whether all rows are scored in this process. Valid only before :meth:`runner`."""
         return bool(self._direct().direct_running_mode != "multi_processing")

@@ -1,7 +1,7 @@
-"""What an engine is to a night: one of Beam's runners, as the command's flags ask for it.
+"""An engine: one of Beam's runners with the options of a command.
 
-:class:`Engine` does what suits any runner. An engine that needs something else is one subclass in a module of
-its own, listed in ``choice.ENGINES``; nothing outside this package asks which engine it is.
+:class:`Engine` does what suits any runner. A runner that needs something else has a subclass in its own
+module, listed in ``choice.ENGINES``. Nothing outside this package asks which engine it has.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from job.terminal import library_output
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-# A job server that is just being started gets so long to answer.
+# For a job server that is still starting.
 _ANSWER_S: Final = 30.0
-# One that is asked about a job has been there for long.
+# For a job server that has run a job.
 _STATE_S: Final = 10.0
 
-# A common small GPU, and what a process with CUDA's libraries needs beside it.
+# A common small GPU, and the memory that a process with CUDA's libraries needs.
 _GPU_HINTS: Final = {"accelerator": "type:nvidia-tesla-t4;count:1;install-nvidia-driver", "min_ram": "12GB"}
 
 
@@ -34,10 +34,14 @@ _GPU_HINTS: Final = {"accelerator": "type:nvidia-tesla-t4;count:1;install-nvidia
 class Fit:
     """How the pipeline is fitted to an engine.
 
-    ``threads``: TensorFlow's, within one operation, so that all workers together use every core once; 0
-    leaves it to the workers, of which there are ``processes`` on each machine (0: one for each core; -1: that
-    is not known, and TensorFlow chooses). ``slices`` and ``overlaps``: see ``pipeline.ScorePlan``.
-    ``here`` says that the rows are scored on this machine. ``machine``: see ``model.acquire``.
+    Attributes:
+        threads: TensorFlow's threads within one operation, so that all workers together use each core once. 0
+            leaves the number to each worker, which divides its machine's cores by ``processes``.
+        slices: see ``pipeline.ScorePlan``.
+        overlaps: see ``pipeline.ScorePlan``.
+        processes: worker processes on each machine; 0 is one per core, -1 is unknown: TensorFlow chooses.
+        here: whether the rows are scored on this machine.
+        machine: see ``model.acquire``.
     """
 
     threads: int
@@ -49,18 +53,18 @@ class Fit:
 
 
 class Engine:
-    """A runner that Beam has, or that somebody else wrote. ``name`` is as Beam writes it.
+    """A runner with its options; ``name`` is as Beam spells it.
 
-    It is made before the pipeline, as portable runners take their name out of the ``options``; ``endpoint``
-    is the address of a job server that is there without this process, else empty.
+    It is made before the pipeline, since portable runners remove their name from the ``options``.
 
     Attributes:
-        title: what the lines of ``job doctor`` about it are called; empty where it has none.
-        submits: whether Beam's ``run`` only submits the job, which others run.
-        stops_by_mark: whether workers look for a file that tells them to stop, as the engine does not end
-            what they have begun.
-        unasked: why no job may be run only to ask the workers; empty where one may.
-        recomputes: whether a step runs anew for each other step that wants its outcome.
+        title: the name of its checks in ``job doctor``; empty if it has none.
+        submits: whether Beam's ``run`` returns once the job is submitted.
+        stops_by_mark: whether workers look for a file that tells them to stop, because the engine does not
+            stop work that has begun.
+        unasked: why the doctor may not run a job on it; empty if it may.
+        recomputes: whether a step runs again for each other step that uses its result.
+        endpoint: the address of a job server that runs without this process; empty if there is none.
     """
 
     title: ClassVar[str] = ""
@@ -77,54 +81,54 @@ class Engine:
 
     @classmethod
     def learn_flags(cls) -> None:
-        """Let Beam know flags of the engine that Beam does not know by itself."""
+        """Register the engine's own flags with Beam, if Beam does not have them by itself."""
 
     def fill(self, _given: Collection[str], /) -> None:
         """Set the options that suit the engine and are not among the flags ``given``."""
 
     def checked(self, spec: ScoringSpec) -> ScoringSpec:
-        """Return the spec, of absolute paths, as the engine can carry it out.
+        """Return ``spec``, whose paths are absolute, changed if the engine requires it.
 
         Raises:
-            UsageError: the engine's flags and ours do not go together.
-            EngineError: something that the engine needs is missing here.
+            UsageError: the engine's flags contradict the job's.
+            EngineError: something that the engine needs is missing on this machine.
         """
         if not spec.wait and not self.endpoint:
             raise no_wait(self.name)
         return spec
 
     def check_visible(self, _paths: Sequence[str], /) -> None:
-        """Raise ``UsageError`` where a path is on this machine's disk and no worker is."""
+        """Raise ``UsageError`` if a path is on this machine's disk and the workers are elsewhere."""
 
     def fit(self, key: str = "") -> Fit:
-        """Return what suits the engine; one that is a cluster is asked.
+        """Return how the pipeline is fitted to the engine; a cluster is asked for its size.
 
-        ``key`` is not empty where all workers of a machine are to share one model.
+        ``key`` is not empty if all workers of a machine are to share one model.
 
         Raises:
-            EngineError: it does not answer, or cannot run the job.
+            EngineError: the cluster does not answer, or cannot run the job.
         """
         return Fit(self.threads(), processes=self.processes(), machine=key)
 
     def threads(self) -> int:
-        """Return TensorFlow's threads within one operation, so that all workers use every core once.
+        """Return TensorFlow's threads within one operation, so that all workers together use each core once.
 
-        0 leaves the choice to TensorFlow, where this process does not know the workers.
+        0 if this process does not know the workers, see :class:`Fit`.
         """
         return 0
 
     def processes(self) -> int:
-        """Return how many worker processes one machine has, 0 for one a core, -1 where that is not known."""
+        """Return the number of worker processes on each machine; 0 is one per core, -1 is unknown."""
         return -1
 
     def reads_footers(self) -> bool:
-        """Say whether its workers are to read the footers of very many shards."""
+        """Say whether workers, and not this process, read the footers when there are very many shards."""
         return True
 
     # The pipeline.
 
     def runner(self) -> Any:
-        """Return what ``beam.Pipeline`` takes as its runner; ``None`` leaves it to the options.
+        """Return the runner for ``beam.Pipeline``; ``None`` leaves it to the options.
 
         Raises:
             EngineError: ``--job_endpoint`` does not answer, the engine's program is missing, or the cluster
@@ -138,7 +142,7 @@ class Engine:
         return None
 
     def hints(self, device: str) -> dict[str, str]:
-        """Return what workers of the pipeline should have, beyond what ``--resource_hint`` asks for."""
+        """Return Beam's resource hints for ``--device``, except those that ``--resource_hint`` gives."""
         from apache_beam.options.pipeline_options import StandardOptions
 
         if device != "gpu":
@@ -150,23 +154,23 @@ class Engine:
     # The job.
 
     def name_job(self, _run: Run, /) -> None:
-        """Name the job in the options, where the engine wants a name."""
+        """Set the job's name in the options, if the engine needs one."""
 
     def job(self, result: Any, run_id: str) -> Job | None:
-        """Return what was submitted, ``None`` where the engine is in this process or is not told of jobs."""
+        """Return the submitted job; ``None`` if the engine has no jobs that outlive this process."""
         number = str(getattr(result, "_job_id", ""))
         return Job(run_id, self.name, number, where=self.endpoint) if number else None
 
     def ended_on_failure(self) -> AbstractContextManager[None]:
-        """End the engine's job with the body's error, also where the engine would go on with it."""
+        """Cancel the engine's job if the body raises and the engine would not cancel it by itself."""
         return nullcontext()
 
     def failed(self, _job: Job, _error: Exception, /) -> Exception | None:
-        """Return what is to be said of a job that was waited for in vain; ``None``: what Beam said."""
+        """Return the error of a job that failed or could not be waited for; ``None`` leaves Beam's."""
         return None
 
     def told(self, error: Exception) -> Exception:
-        """Return what to raise for an ``error`` that the runner raised and that no worker left."""
+        """Return what to raise for an ``error`` of the runner if no worker left an error of its own."""
         if isinstance(error, JobError):
             return error
         return EngineError(
@@ -179,33 +183,33 @@ class Engine:
         """Ask the engine whether a job has ended, for whatever reason.
 
         Raises:
-            Exception: it does not tell.
+            Exception: the engine does not answer.
         """
         return bool(job.where) and _has_ended_at(job.where, job.id)
 
-    # What ``job doctor`` looks at.
+    # For ``job doctor``.
 
     def described(self) -> str:
-        """Return which engine it is, in a few words."""
+        """Return a short description of the engine."""
         return self.name
 
     def checks(self) -> list[Check]:
-        """Return what there is to say about it before a night; it may take a while."""
+        """Return its checks for ``job doctor``; this may take seconds."""
         return []
 
     def workers_beside(self) -> str:
-        """Return an address that is on the workers' machines, empty where that is this machine."""
+        """Return an address on the workers' machines; empty if they run on this machine."""
         from apache_beam.options.pipeline_options import PortableOptions
 
         return str(self.options.view_as(PortableOptions).job_endpoint or "")
 
     def ask_workers(self, _expression: str, _limit_s: float, /) -> list[Mapping[str, Any]] | None:
-        """Return the value of an expression in each worker; ``None`` where that takes a job."""
+        """Return the value of an expression on each worker; ``None`` if only a Beam job can ask them."""
         return None
 
 
 class JobServer(Engine):
-    """A runner behind Beam's job server, with as many worker processes a machine as a flag says."""
+    """A runner behind Beam's job server; a flag gives the number of worker processes on each machine."""
 
     def processes(self) -> int:
         """Return ``--sdk_worker_parallelism``."""
@@ -228,7 +232,7 @@ def cores() -> int:
 
 
 def no_wait(name: str) -> UsageError:
-    """Return what to say where a job cannot go on without this command."""
+    """Return the error of ``--no_wait`` on an engine that ends with this command."""
     return UsageError(
         f"--no_wait: the job would end with this command, because --runner={name} needs it; leave --no_wait "
         f"out, or give --runner=DataflowRunner, or the --job_endpoint of a job server"
@@ -247,7 +251,7 @@ def _endpoint(options: PipelineOptions) -> str:
 def _check_answers(endpoint: str) -> None:
     from apache_beam.runners.portability.job_server import ExternalJobServer
 
-    # Beam itself would wait for five minutes, and then raise an error without a text.
+    # Beam would wait for five minutes and then raise an error without a text.
     try:
         ExternalJobServer(endpoint, timeout=_ANSWER_S).start()
     except Exception as e:

@@ -1,6 +1,7 @@
-"""Prism, Beam's own small engine: where its program is.
+"""Prism, Beam's own small engine: finds its program.
 
-Beam takes it from ``--prism_location``, else from its cache, else from the internet; never from ``PATH``.
+Beam takes the program from ``--prism_location``, from its cache, or from the internet, in this order, and
+never from ``PATH``.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ _MODULE: Final = "github.com/apache/beam/sdks/v2/go/cmd/prism"
 
 
 class Prism(OneProcess):
-    """Beam's Prism, which it starts itself."""
+    """Prism, started by Beam."""
 
     title: ClassVar[str] = "Prism"
 
     def runner(self) -> Any:
-        """Check that the program is where the flag says."""
+        """Check that the program is where ``--prism_location`` says."""
         program(self.options)
         return super().runner()
 
     def checks(self) -> list[Check]:
-        """Return where the program is."""
+        """Return the check that names the program."""
         found = program(self.options)
         if found:
             return [Check(self.title, True, found)]
@@ -39,15 +40,15 @@ class Prism(OneProcess):
 
 
 def how_to_build() -> str:
-    """Return the command that makes the program of the installed Beam's version."""
+    """Return the command that builds the program for the installed version of Beam."""
     return f"GOBIN=$PWD go install {_MODULE}@v{version('apache-beam')}"
 
 
 def program(options: PipelineOptions) -> str:
-    """Return the path of the program, empty where Beam would first download it.
+    """Return the path of the program; empty if Beam would download it.
 
     Raises:
-        EngineError: ``--prism_location`` is a path at which there is none.
+        EngineError: there is no program at ``--prism_location``.
     """
     from apache_beam.options.pipeline_options import PrismRunnerOptions
     from apache_beam.runners.portability.prism_runner import PrismJobServer

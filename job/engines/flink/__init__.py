@@ -1,6 +1,6 @@
-"""Flink: defaults, checks of a cluster, Beam's job server, and the cluster's REST address.
+"""Flink: default options, checks of the cluster, Beam's job server, and the cluster's REST API.
 
-Owns: all that is particular to jobs on Flink.
-Public: ``engine.fill``, ``engine.checks``, ``engine.cancel``.
+Owns: everything that only jobs on Flink need.
+Public: ``engine.Flink``.
 May import: what ``engines`` may.
 """

@@ -1,4 +1,4 @@
-"""Checks of a Flink cluster and of what a job asks of it. ``flink.engine`` says when each is taken."""
+"""Checks of a Flink cluster against the options of a job. ``flink.engine`` decides when each is made."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from job.errors import EngineError
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-# One TaskManager that is killed has used two.
+# Losing one TaskManager uses two of them.
 _ATTEMPTS: Final = 5
 _SHOWN: Final = 3
 
 
 def of_cluster(options: PipelineOptions, cluster: Cluster) -> list[Check]:
-    """Return all looks at a cluster.
+    """Return all checks of a cluster.
 
     Raises:
         EngineError: it does not answer.
@@ -39,7 +39,7 @@ def of_cluster(options: PipelineOptions, cluster: Cluster) -> list[Check]:
 
 
 def version(options: PipelineOptions, told: Overview) -> Check:
-    """Check that Beam has a job server for the cluster's Flink, and that it is the one asked for."""
+    """Check that Beam has a job server for the cluster's version of Flink, and that the flags choose it."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions, PortableOptions
 
     name, asked = "Flink version", options.view_as(FlinkRunnerOptions)
@@ -58,7 +58,7 @@ def version(options: PipelineOptions, told: Overview) -> Check:
 
 
 def room(options: PipelineOptions, cluster: Cluster) -> Check:
-    """Check that a job of the asked parallelism finds its slots.
+    """Check that the cluster has enough free slots for ``--parallelism``.
 
     Raises:
         EngineError: the cluster does not answer.
@@ -85,11 +85,11 @@ def room(options: PipelineOptions, cluster: Cluster) -> Check:
         held = ", held by " + ", ".join(f"{job.name} ({job.id})" for job in jobs[:_SHOWN]) if jobs else ""
         fix = "start TaskManagers"
         if jobs:
-            # Also what a command that was killed has left.
+            # One of them may be left from a command that was killed.
             fix = (
                 f"wait, or `curl -X PATCH {cluster.url}/jobs/{jobs[0].id}` cancels it, or start TaskManagers"
             )
-        # Flink itself would wait for five minutes, and then fail.
+        # Flink would wait for five minutes and then fail.
         return Check(name, False, f"{found}{held}; the job asks for {max(1, asked)}", fix)
     return Check(name, True, found)
 
@@ -115,7 +115,7 @@ def restarts(cluster: Cluster) -> Check:
 
 
 def workers(options: PipelineOptions, cluster: Cluster) -> Check:
-    """Check that each TaskManager gets Python workers of its own.
+    """Check that each TaskManager gets its own Python workers.
 
     Raises:
         EngineError: the cluster does not answer.
@@ -149,7 +149,7 @@ def pool_address(config: str) -> str:
     """Return the address of a worker pool from ``--environment_config``, which may be JSON.
 
     Raises:
-        EngineError: it is no JSON, or has no url.
+        EngineError: it is neither an address nor JSON with a url.
     """
     try:
         return str(json.loads(config)["url"]) if config.startswith("{") else config
@@ -159,7 +159,7 @@ def pool_address(config: str) -> str:
 
 def _pool(address: str, hosts: Counter[str]) -> Check:
     name, host = "Python workers", address.rpartition(":")[0]
-    # From the TaskManager's own machine such an address leads to that machine.
+    # A loopback address is another machine for each TaskManager's machine.
     shared = max(hosts.values(), default=0) if is_loopback(host) else hosts.total()
     if shared > 1:
         told = (
@@ -173,7 +173,7 @@ def _pool(address: str, hosts: Counter[str]) -> Check:
 
 
 def endpoint(options: PipelineOptions) -> Check:
-    """Tell of a job server that runs already."""
+    """Return the check of a job server that runs already, whose version is not known."""
     from apache_beam.options.pipeline_options import PortableOptions
     from apache_beam.version import __version__ as beam
 
@@ -183,7 +183,7 @@ def endpoint(options: PipelineOptions) -> Check:
 
 
 def staging(options: PipelineOptions) -> Check:
-    """Check the folder that the job server keeps staged files in."""
+    """Check the folder in which the job server keeps staged files."""
     from apache_beam.options.pipeline_options import JobServerOptions
 
     name, folder = "staging folder", options.view_as(JobServerOptions).artifacts_dir
@@ -198,7 +198,7 @@ def staging(options: PipelineOptions) -> Check:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host's name leads each machine to itself."""
+    """Say whether a host is a loopback address or its name."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -211,7 +211,7 @@ def is_here(host: str) -> bool:
         return True
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
         try:
-            # Only an address of this machine's own can be bound.
+            # Only an address of this machine can be bound.
             one.bind((host, 0))
         except OSError:
             return False

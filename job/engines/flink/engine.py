@@ -1,7 +1,7 @@
-"""The job on Flink: what Beam is told where the person did not say, what is refused, how a job there ends.
+"""A job on Flink: default options, checks before it starts, and cancelling it.
 
-The cluster is asked at ``--flink_master``, which is also where Beam's job server submits to. Where that is
-``[auto]`` or ``[local]`` there is no cluster to ask: the job server finds or starts one by itself.
+The cluster is asked at ``--flink_master``, the address to which Beam's job server submits. With ``[auto]`` or
+``[local]`` there is no cluster to ask: the job server finds or starts one by itself.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from job.terminal import progress
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-# Beam's own default ends the workers between the stages of a job, and each would load the model again.
+# By Beam's default the workers end between the stages of a job, and each would load the model again.
 _KEEP_WORKERS_MS: Final = 60_000
 _ENDS_WITHIN_S: Final = 30.0
-_LOOK_S: Final = 0.2
+_POLL_S: Final = 0.2
 
 
 class Flink(JobServer):
-    """A Flink cluster, behind a job server that is there or that Beam starts."""
+    """A Flink cluster, behind a job server that runs already or that Beam starts."""
 
     title: ClassVar[str] = "Flink"
 
     def fill(self, given: Collection[str], /) -> None:
-        """Take the cluster's version and its free slots, and keep workers between stages."""
+        """Use the cluster's version and all its free slots, and keep workers between stages."""
         fill(self.options, given)
 
     def fit(self, key: str = "") -> Fit:
-        """Refuse what cannot run: here and again in :meth:`runner`; the sooner, the less is in vain."""
+        """Return the fit of a job that can run; :meth:`runner` checks again, right before the job starts."""
         refuse(self.options)
         announce(self.options)
         return super().fit(key)
 
     def threads(self) -> int:
-        """Return a slot's share of its machine's cores."""
+        """Return each slot's share of its machine's cores."""
         return threads(self.options)
 
     def runner(self) -> Any:
-        """Refuse what cannot run, and fetch the job server's jar if Beam is to start one."""
+        """Return the runner of a job that can run; fetch the job server's jar if Beam is to start one."""
         found = super().runner()
         refuse(self.options)
         return found
@@ -60,7 +60,7 @@ class Flink(JobServer):
         return ended_on_failure(self.options)
 
     def checks(self) -> list[Check]:
-        """Return Java, jar, cluster, versions and places."""
+        """Return the checks of Java, the job server and the cluster."""
         return checks(self.options)
 
     def workers_beside(self) -> str:
@@ -70,9 +70,9 @@ class Flink(JobServer):
 
 
 def fill(options: PipelineOptions, given: Collection[str]) -> None:
-    """Set what suits the cluster and is not among the flags ``given``.
+    """Set the options that suit the cluster and are not among the flags ``given``.
 
-    A cluster that does not answer is left for :func:`refuse` to tell of.
+    If the cluster does not answer, :func:`refuse` says so later.
     """
     from apache_beam.options.pipeline_options import (
         FlinkRunnerOptions,
@@ -84,7 +84,7 @@ def fill(options: PipelineOptions, given: Collection[str]) -> None:
         options.view_as(PortableOptions).environment_cache_millis = _KEEP_WORKERS_MS
     named = options.view_as(GoogleCloudOptions)
     if not named.job_name:
-        # By which the job is found again; Beam's own option, wherever it keeps it.
+        # The job is found again by this name. Beam keeps the option among Google's.
         named.job_name = f"scoring-job-{uuid.uuid4().hex[:12]}"
     flink = options.view_as(FlinkRunnerOptions)
     cluster = Cluster.at(flink.flink_master)
@@ -99,28 +99,28 @@ def fill(options: PipelineOptions, given: Collection[str]) -> None:
 
 
 def refuse(options: PipelineOptions) -> None:
-    """Refuse what cannot run, and fetch the job server's jar if Beam is to start one.
+    """Refuse a job that cannot run, and fetch the job server's jar if Beam is to start one.
 
     Raises:
         EngineError: the cluster does not answer or has no room, its version is unknown to Beam, or the jar or
             Java is missing.
     """
     cluster = cluster_of(options)
-    looks: list[Check] = []
+    found: list[Check] = []
     if cluster is not None:
-        looks += [flink_checks.version(options, cluster.overview()), flink_checks.room(options, cluster)]
+        found += [flink_checks.version(options, cluster.overview()), flink_checks.room(options, cluster)]
     if job_server.is_started(options):
-        looks.append(job_server.java(options, ask=False))
-        # Only where all the rest is well: it may be a download.
-        if not any(look.ok is False for look in looks):
-            looks.append(job_server.jar(options, fetch=True))
-    for look in looks:
-        if look.ok is False:
-            raise EngineError(f"--runner=FlinkRunner: {look.told}; {look.fix}")
+        found.append(job_server.java(options, ask=False))
+        # Last, because it may be a download.
+        if not any(check.ok is False for check in found):
+            found.append(job_server.jar(options, fetch=True))
+    for check in found:
+        if check.ok is False:
+            raise EngineError(f"--runner=FlinkRunner: {check.told}; {check.fix}")
 
 
 def announce(options: PipelineOptions) -> None:
-    """Say how many slots the job takes: it was set by those that were free, and stays so until its end."""
+    """Say how many slots the job takes; the number does not change while it runs."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
     cluster, asked = cluster_of(options), options.view_as(FlinkRunnerOptions).parallelism
@@ -131,9 +131,9 @@ def announce(options: PipelineOptions) -> None:
 
 
 def threads(options: PipelineOptions) -> int:
-    """Return TensorFlow's threads within one operation, so that all slots of a machine use its cores once.
+    """Return TensorFlow's threads within one operation, so that all slots of a machine use each core once.
 
-    0 leaves the choice to TensorFlow, where the machines are not known.
+    0 if the machines are not known: TensorFlow chooses.
 
     Raises:
         EngineError: the cluster does not answer.
@@ -143,7 +143,7 @@ def threads(options: PipelineOptions) -> int:
     cluster = cluster_of(options)
     asked = options.view_as(FlinkRunnerOptions).parallelism
     if cluster is None:
-        # One that the job server starts by itself has a slot for each core, and its workers in this process.
+        # A cluster that the job server starts has a slot per core, and its workers are in this process.
         return max(1, cores() // asked) if asked > 0 else int(job_server.is_started(options))
     if options.view_as(PortableOptions).environment_type == "LOOPBACK":
         return max(1, cores() // asked) if asked > 0 else 1
@@ -163,10 +163,10 @@ def _share(members: Collection[TaskManager], parallelism: int) -> int:
 
 @contextmanager
 def ended_on_failure(options: PipelineOptions) -> Iterator[None]:
-    """Cancel the job that the body has started if it is left by an error or by Ctrl-C.
+    """Cancel the job that the body has started if the body ends by an error or by Ctrl-C.
 
-    Flink would go on with it: Beam's client and job server may end without a word to the cluster, and the job
-    keeps its slots.
+    Beam's client and job server may end without telling the cluster. The job would then run on and keep its
+    slots.
     """
     from apache_beam.options.pipeline_options import GoogleCloudOptions
 
@@ -178,14 +178,14 @@ def ended_on_failure(options: PipelineOptions) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # What is on its way up says what happened.
+        # The body's error is the one to report.
         with suppress(EngineError):
             cancel(cluster, name, before)
         raise
 
 
 def cancel(cluster: Cluster, name: str, but: Collection[str] = ()) -> list[str]:
-    """End the running jobs called ``name``, except those in ``but``; returns the ids of those that ended."""
+    """Cancel the running jobs called ``name`` except those in ``but``; return the ids of those that ended."""
     free = cluster.overview().free_slots
     found = [job.id for job in cluster.jobs() if job.name == name and job.id not in but and not job.has_ended]
     for one in found:
@@ -194,9 +194,9 @@ def cancel(cluster: Cluster, name: str, but: Collection[str] = ()) -> list[str]:
     left, waits = set(found), bool(found)
     while waits and time.monotonic() < give_up_s:
         left &= {job.id for job in cluster.jobs() if not job.has_ended}
-        # They are free a moment after the job counts as ended.
+        # Slots become free a moment after the job has ended.
         waits = bool(left) or cluster.overview().free_slots <= free
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     for one in found:
         state = f"does not end: see {cluster.url}" if one in left else "cancelled"
         progress.say(f"Flink job {one} ({name}): {state}")
@@ -204,26 +204,26 @@ def cancel(cluster: Cluster, name: str, but: Collection[str] = ()) -> list[str]:
 
 
 def checks(options: PipelineOptions) -> list[Check]:
-    """Return the lines of ``job doctor`` about Flink."""
+    """Return the checks of Flink for ``job doctor``."""
     started, cluster = job_server.is_started(options), cluster_of(options)
-    looks = [job_server.java(options, ask=True), job_server.jar(options, fetch=False)] if started else []
+    found = [job_server.java(options, ask=True), job_server.jar(options, fetch=False)] if started else []
     minor = ""
     if cluster is None:
         told = "--flink_master names no address: the job server finds or starts a cluster by itself"
-        looks.append(Check("Flink", None, told))
+        found.append(Check("Flink", None, told))
     else:
         try:
-            looks += flink_checks.of_cluster(options, cluster)
+            found += flink_checks.of_cluster(options, cluster)
             minor = cluster.overview().minor
         except EngineError as e:
-            looks.append(of_error("Flink", e))
-    looks.append(job_server.version(options, minor) if started else flink_checks.endpoint(options))
-    looks.append(flink_checks.staging(options))
-    return looks
+            found.append(of_error("Flink", e))
+    found.append(job_server.version(options, minor) if started else flink_checks.endpoint(options))
+    found.append(flink_checks.staging(options))
+    return found
 
 
 def cluster_of(options: PipelineOptions) -> Cluster | None:
-    """Return the cluster that the flags name, ``None`` where only the job server knows it."""
+    """Return the cluster that the flags name; ``None`` if only the job server knows it."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
     master: Any = options.view_as(FlinkRunnerOptions).flink_master

@@ -1,4 +1,4 @@
-"""Beam's job server for Flink: a jar that runs on Java here, unless ``--job_endpoint`` names one."""
+"""Beam's job server for Flink: checks of its jar and of Java, where Beam starts it on this machine."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _ANSWER_S: Final = 10.0
 _JAVA_SAYS_S: Final = 30.0
 _OLDEST_JAVA: Final = 11
 
-# Where Beam and Flink write their versions into everything that is built with them.
+# Files in the jar that hold the versions of Beam and of Flink.
 _BEAM: Final = "org/apache/beam/sdk/sdk.properties"
 _FLINK: Final = ".flink-runtime.version.properties"
 
 
 def is_started(options: PipelineOptions) -> bool:
-    """Say whether Beam is to start a job server, rather than to use one that runs."""
+    """Say whether Beam is to start a job server; it does not if ``--job_endpoint`` is given."""
     from apache_beam.options.pipeline_options import PortableOptions
 
     return not options.view_as(PortableOptions).job_endpoint
 
 
 def java(options: PipelineOptions, *, ask: bool) -> Check:
-    """Check that there is Java to start the job server with; ``ask`` it for its version too."""
+    """Check that Java is installed; with ``ask`` also that its version is new enough."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions, JobServerOptions
 
     name = "Java"
@@ -65,7 +65,7 @@ def java(options: PipelineOptions, *, ask: bool) -> Check:
 
 
 def jar(options: PipelineOptions, *, fetch: bool) -> Check:
-    """Check that the job server's jar is there; with ``fetch`` Beam downloads it, else ask if it could."""
+    """Check that the job server's jar exists; with ``fetch`` download it, else check that it could be."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions
     from apache_beam.utils.subprocess_server import JavaJarServer
 
@@ -84,13 +84,13 @@ def jar(options: PipelineOptions, *, fetch: bool) -> Check:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_ANSWER_S):
             return Check(name, True, f"{file} is downloaded by the first job, from {url}")
     except (OSError, RuntimeError, ValueError) as e:
-        # Beam tells the address once more, and the reason only in what it raises from.
+        # Beam's error repeats the address; the reason is in the error that it was raised from.
         why = one_line(e.__cause__ or e.__context__ or e)
         return Check(name, False, f"Beam's job server {file} cannot be had from {url} ({why})", fix)
 
 
 def local(options: PipelineOptions) -> Path | None:
-    """Return the jar where it is on this machine already, given or downloaded before."""
+    """Return the path of the jar if it is on this machine, else ``None``."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
     given = options.view_as(FlinkRunnerOptions).flink_job_server_jar
@@ -102,7 +102,7 @@ def local(options: PipelineOptions) -> Path | None:
 
 
 def version(options: PipelineOptions, cluster_minor: str) -> Check:
-    """Check that a jar on this machine is of this Beam's version, and for the cluster's Flink."""
+    """Check that a jar on this machine has this Beam's version, and fits the cluster's version of Flink."""
     from apache_beam.version import __version__ as beam
 
     name, path = "job server version", local(options)
@@ -121,7 +121,7 @@ def version(options: PipelineOptions, cluster_minor: str) -> Check:
 
 
 def versions(path: Path) -> tuple[str, str]:
-    """Return the versions of Beam and of Flink that a job server's jar holds, empty where it does not say."""
+    """Return the versions of Beam and of Flink in a job server's jar; "" for one that it does not tell."""
     named = re.search(r"flink-([0-9.]+)-job-server-([0-9][0-9.]*[0-9])", path.name)
     beam, flink = (named[2], named[1]) if named else ("", "")
     try:
@@ -143,7 +143,7 @@ def _property(archive: zipfile.ZipFile, member: str, key: str) -> str:
 
 
 def published(options: PipelineOptions) -> str:
-    """Return where Beam looks for the jar: its address at Maven Central, or a path if it was built here."""
+    """Return the jar's address at Maven Central, or its path if it was built on this machine."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions
     from apache_beam.utils.subprocess_server import JavaJarServer
 

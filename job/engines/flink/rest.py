@@ -1,4 +1,4 @@
-"""What a Flink cluster tells about itself at its REST address, and how a job there is ended."""
+"""A client of a Flink cluster's REST API: its version, slots and jobs, and cancelling a job."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from job.errors import EngineError, one_line
 
 ANSWER_S: Final = 10.0
 
-# How Beam calls a cluster that the job server is to find, or to start within itself.
+# Beam's names for a cluster that the job server finds, or starts within itself.
 NO_ADDRESS: Final = ("[auto]", "[local]")
 _ENDED: Final = frozenset({"FINISHED", "FAILED", "CANCELED", "SUSPENDED"})
-# Clusters that start a TaskManager when a job asks for one have none to show before that.
+# Keys of clusters that start TaskManagers when a job needs them.
 _GROWS: Final = ("kubernetes.cluster-id", "yarn.application.name", "yarn.application.id")
 
 
 @dataclass(frozen=True)
 class TaskManager:
-    """One worker machine's share of a cluster; ``cores`` are the machine's, which others may share."""
+    """One TaskManager; ``cores`` is the number of its machine's, which other TaskManagers may use too."""
 
     id: str
     host: str
@@ -35,7 +35,7 @@ class TaskManager:
 
 @dataclass(frozen=True)
 class Job:
-    """A job by Flink's own id; ``name`` is Beam's ``--job_name``."""
+    """A job; ``id`` is Flink's, ``name`` is Beam's ``--job_name``."""
 
     id: str
     name: str
@@ -43,13 +43,13 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it holds no slots any more."""
+        """Whether it has ended; it then holds no slots."""
         return self.state in _ENDED
 
 
 @dataclass(frozen=True)
 class Overview:
-    """A cluster as it is now."""
+    """The version and the slots of a cluster at one moment."""
 
     version: str
     task_managers: int
@@ -58,7 +58,7 @@ class Overview:
 
     @property
     def minor(self) -> str:
-        """The part of the version that Beam's job server must fit."""
+        """The version's first two numbers, which Beam's job server must match."""
         return ".".join(self.version.split(".")[:2])
 
 
@@ -66,21 +66,21 @@ class Overview:
 class Cluster:
     """The cluster at a REST address such as ``http://host:8081``.
 
-    Every method raises ``EngineError`` where nothing answers, or something else than Flink.
+    Every method raises ``EngineError`` if nothing answers, or what answers is not Flink.
     """
 
     url: str
 
     @classmethod
     def at(cls, master: str) -> Cluster | None:
-        """Return the cluster that ``--flink_master`` names, ``None`` where only the job server knows it."""
+        """Return the cluster that ``--flink_master`` names; ``None`` if only the job server knows it."""
         master = master.strip().rstrip("/")
         if master in NO_ADDRESS:
             return None
         return cls(master if re.match("https?://", master) else f"http://{master}")
 
     def overview(self) -> Overview:
-        """Return version and slots."""
+        """Return the version and the slots."""
         told = self._get("overview")
         try:
             slots = int(told["slots-total"]), int(told["slots-available"])
@@ -89,7 +89,7 @@ class Cluster:
             raise self._not_flink() from e
 
     def task_managers(self) -> list[TaskManager]:
-        """Return who has registered."""
+        """Return the TaskManagers."""
         return [
             TaskManager(
                 id=str(one["id"]),
@@ -107,16 +107,16 @@ class Cluster:
         return {str(one["key"]): str(one["value"]) for one in self._get("jobmanager/config")}
 
     def grows(self) -> bool:
-        """Say whether TaskManagers are started when a job needs them."""
+        """Say whether the cluster starts TaskManagers when a job needs them."""
         return not self.config().keys().isdisjoint(_GROWS)
 
     def jobs(self) -> list[Job]:
-        """Return the jobs that it remembers."""
+        """Return the running jobs and those that ended recently."""
         found = self._get("jobs/overview")["jobs"]
         return [Job(str(one["jid"]), str(one["name"]), str(one["state"])) for one in found]
 
     def cancel(self, job_id: str) -> None:
-        """Ask for a job's end; its slots are free seconds later."""
+        """Request that a job is cancelled; its slots become free seconds later."""
         self._ask(f"jobs/{urllib.parse.quote(job_id)}?mode=cancel", "PATCH")
 
     def _get(self, path: str) -> Any:
