@@ -80,6 +80,7 @@ lint: $(INSTALLED) ## check style, format, types and who imports whom
 	$(BIN)/mypy $(CHECKED)
 	$(BIN)/lint-imports
 	$(BIN)/python -m docs.architecture --check
+	$(BIN)/python -m docs.flags --check
 	$(BIN)/hadolint $(wildcard Dockerfile deploy/*/Dockerfile)
 
 format: $(INSTALLED) ## put the code into the common format

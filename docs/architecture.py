@@ -16,7 +16,7 @@ import grimp
 PAGE = Path(__file__).with_name("architecture.md")
 BEGIN, END = "<!-- drawn by docs/architecture.py -->", "<!-- end of the drawing -->"
 # Imported nearly everywhere: their arrows would hide the others.
-EVERYWHERE = frozenset({"errors", "escapes", "spec", "secrets", "environment"})
+EVERYWHERE = frozenset({"errors", "escapes", "spec", "flags", "forms", "secrets", "environment"})
 
 
 def imports() -> dict[str, set[str]]:

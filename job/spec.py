@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal, get_args
+
+from job import forms
+from job.flags import Flag, Group, RunId
 
 Device = Literal["auto", "cpu", "gpu"]
 IfExists = Literal["fail", "keep", "replace"]
@@ -21,6 +24,7 @@ OnBadRow = Literal["reject", "fail"]
 OnBadShard = Literal["fail", "reject"]
 OnNonfinite = Literal["reject", "keep", "fail"]
 ModelSharing = Literal["process", "machine"]
+COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
 
 
 @dataclass(frozen=True)
@@ -56,60 +60,359 @@ class Gates:
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """What a person asked for, validated. ``batch_size`` is rows; ``None`` means ``auto``.
+    """What a person asked for, validated: each field is a flag, declared here and nowhere else.
 
-    ``ds`` is the night, as in ``2026-11-25``; empty where no path has a date in it and nobody gave one.
-    ``output_template`` is the output with its placeholders, see ``job.shards.dates``. ``input_marker`` is
-    the name
-    of a file that says that an input folder is complete. ``challenger`` is a second model, which has columns
-    of its own in the same files.
+    ``batch_size`` is rows; ``None`` means ``auto``. ``ds`` is empty where no path has a date in it and nobody
+    gave one. ``output_template`` is the output with its placeholders, see ``job.shards.dates``.
     """
 
-    inputs: tuple[str, ...]
-    model: str
-    output: str
-    weights: str | None = None
-    keys: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    casts: tuple[tuple[str, str], ...] = ()
-    prediction_columns: tuple[str, ...] = ()
-    batch_size: int | None = None
-    split_rows: int = 2_000_000
-    on_bad_row: OnBadRow = "reject"
-    on_null: str = "reject"
-    on_nonfinite: OnNonfinite = "reject"
-    on_nonfinite_prediction: OnNonfinite = "reject"
-    on_bad_shard: OnBadShard = "fail"
-    max_rejected: float = 0.01
-    min_rows: int | None = None
-    max_rows_change: float | None = None
-    max_psi: tuple[tuple[str, float], ...] = ()
-    golden: str | None = None
-    golden_rtol: float = 1e-5
-    golden_atol: float = 1e-6
-    if_exists: IfExists = "fail"
-    model_sha256: str | None = None
-    signature: str = ""
-    challenger: str | None = None
-    challenger_weights: str | None = None
-    challenger_sha256: str | None = None
-    challenger_signature: str = ""
-    challenger_features: tuple[str, ...] = ()
-    trust_model: bool = False
-    model_sharing: ModelSharing = "process"
-    device: Device = "auto"
-    compression: str = "zstd"
-    row_group_rows: int = 262_144
-    requester_pays: str = ""
-    kms_key: str = ""
-    ds: str = ""
-    timezone: str = "UTC"
-    wait_for_input_s: float = 0.0
-    input_marker: str = ""
+    inputs: Annotated[
+        tuple[str, ...],
+        Flag(
+            Group.INPUT,
+            "Parquet shards: a glob (in quotes), a folder, or @list.txt; repeatable",
+            forms.Inputs(),
+            name="input",
+            template_text="Parquet shards in a bucket: a glob, a folder, or @list.txt",
+        ),
+    ]
+    model: Annotated[
+        str,
+        Flag(
+            Group.MODEL,
+            "x.keras, x.h5, a folder (SavedModel, zipped=False), or a builder: package.module:function",
+            forms.Model(),
+            more="A glob takes the newest by the numbers in its names, `FOLDER/@ALIAS` the one that this "
+            "file names.",
+        ),
+    ]
+    output: Annotated[
+        str, Flag(Group.OUTPUT, "where predictions are published, all or nothing", forms.Folder())
+    ]
+
+    weights: Annotated[
+        str | None,
+        Flag(
+            Group.MODEL,
+            "for a model that a function builds: x.weights.h5, x.weights.json, x.keras or x.h5",
+            forms.Path(),
+        ),
+    ] = None
+    model_sha256: Annotated[
+        str | None,
+        Flag(
+            Group.MODEL,
+            "refuse the model unless its SHA-256 is this one",
+            forms.Digest(),
+            more="As `sha256sum model.keras` prints it.",
+        ),
+    ] = None
+    signature: Annotated[
+        str,
+        Flag(
+            Group.MODEL,
+            "the signature of a SavedModel that is scored, where it has several",
+            forms.Form("NAME"),
+            more="Without it `serving_default`; needed where none has that name.",
+        ),
+    ] = ""
+    trust_model: Annotated[
+        bool,
+        Flag(
+            Group.MODEL,
+            "run code that is inside the model file; such a file is refused otherwise",
+            forms.Switch(),
+            more="Without it Lambda layers, `.h5`, and a SavedModel that does more than [compute](trust.md) "
+            "are refused. `--trust_model=false` overrides a file.",
+        ),
+    ] = False
+
+    ds: Annotated[
+        str,
+        Flag(
+            Group.NIGHT,
+            "the night, as in 2026-11-25 (default: yesterday)",
+            forms.Day(),
+            label="Date",
+        ),
+    ] = ""
+    timezone: Annotated[
+        str, Flag(Group.NIGHT, "where it is yesterday, as in Europe/Berlin", forms.Zone())
+    ] = "UTC"
+    wait_for_input_s: Annotated[
+        float,
+        Flag(
+            Group.NIGHT,
+            "wait so long for input that is not there yet, as in 90m or 2h",
+            forms.Duration(),
+            name="wait_for_input",
+            more="Then exit 3. A backfill does not wait.",
+        ),
+    ] = 0.0
+    input_marker: Annotated[
+        str,
+        Flag(
+            Group.NIGHT,
+            "a file that a complete input folder holds, as in _SUCCESS",
+            forms.FileName(),
+            more="Without that file a folder is not complete.",
+        ),
+    ] = ""
+
+    features: Annotated[
+        tuple[str, ...],
+        Flag(
+            Group.BINDING,
+            "feature columns in the model's order; needed only where ambiguous",
+            forms.Names(),
+            run_id=RunId.ALWAYS,
+        ),
+    ] = ()
+    ignore: Annotated[
+        tuple[str, ...],
+        Flag(
+            Group.BINDING,
+            "columns that are no features, such as a label, though they could be",
+            forms.Names(),
+            run_id=RunId.IF_SET,
+        ),
+    ] = ()
+    casts: Annotated[
+        tuple[tuple[str, str], ...],
+        Flag(
+            Group.BINDING,
+            "casts of columns that would otherwise be refused",
+            forms.Casts(),
+            name="cast",
+            run_id=RunId.ALWAYS,
+        ),
+    ] = ()
+
+    on_bad_row: Annotated[
+        OnBadRow,
+        Flag(
+            Group.BAD_ROWS,
+            "what to do with a row that cannot be scored",
+            forms.Choice.of(get_args(OnBadRow)),
+            run_id=RunId.ALWAYS,
+            more="`fail` stops at the first of them.",
+        ),
+    ] = "reject"
+    on_null: Annotated[
+        str,
+        Flag(
+            Group.BAD_ROWS,
+            "what to do with a null feature",
+            forms.Choice.of(("reject", "fail", "nan"), "fill=VALUE"),
+            run_id=RunId.ALWAYS,
+        ),
+    ] = "reject"
+    on_nonfinite: Annotated[
+        OnNonfinite,
+        Flag(
+            Group.BAD_ROWS,
+            "what to do with a feature that is NaN or infinite",
+            forms.Choice.of(get_args(OnNonfinite)),
+            run_id=RunId.ALWAYS,
+            more="`keep` where `--on_null=nan`.",
+        ),
+    ] = "reject"
+    on_nonfinite_prediction: Annotated[
+        OnNonfinite,
+        Flag(
+            Group.BAD_ROWS,
+            "the same, of a prediction",
+            forms.Choice.of(get_args(OnNonfinite)),
+            run_id=RunId.ALWAYS,
+            more="`keep` counts them.",
+        ),
+    ] = "reject"
+    on_bad_shard: Annotated[
+        OnBadShard,
+        Flag(
+            Group.BAD_ROWS,
+            "what to do with a shard that cannot be read or bound",
+            forms.Choice.of(get_args(OnBadShard)),
+            run_id=RunId.ALWAYS,
+            more="`reject` sets its rows aside.",
+        ),
+    ] = "fail"
+    max_rejected: Annotated[
+        float, Flag(Group.BAD_ROWS, "nothing is published if more of the rows are rejected", forms.Share())
+    ] = 0.01
+
+    min_rows: Annotated[
+        int | None, Flag(Group.GATES, "nothing is published if fewer rows are scored", forms.Count())
+    ] = None
+    max_rows_change: Annotated[
+        float | None,
+        Flag(
+            Group.GATES,
+            "nor if their number differs so much from the last good night's",
+            forms.Number("SHARE"),
+        ),
+    ] = None
+    max_psi: Annotated[
+        tuple[tuple[str, float], ...],
+        Flag(
+            Group.GATES,
+            "nor if the predictions' distribution does, by its PSI, as in 0.25",
+            forms.Thresholds(),
+        ),
+    ] = ()
+
+    golden: Annotated[
+        str | None,
+        Flag(
+            Group.GOLDEN,
+            "Parquet rows with known predictions, checked after each loading of the model, before it scores",
+            forms.Path(),
+            label="Golden rows",
+        ),
+    ] = None
+    golden_rtol: Annotated[
+        float, Flag(Group.GOLDEN, "a prediction may differ by this share of itself", forms.Number())
+    ] = 1e-5
+    golden_atol: Annotated[
+        float,
+        Flag(
+            Group.GOLDEN,
+            "and by this much, times their median magnitude if that is above 1",
+            forms.Number(),
+        ),
+    ] = 1e-6
+
+    # A second model, whose identity is in the run's id as well.
+    challenger: Annotated[
+        str | None,
+        Flag(Group.CHALLENGER, "predicts each scored row as well, into challenger_… columns", forms.Model()),
+    ] = None
+    challenger_weights: Annotated[
+        str | None,
+        Flag(Group.CHALLENGER, "the same, for a challenger that a function builds", forms.Path()),
+    ] = None
+    challenger_sha256: Annotated[
+        str | None,
+        Flag(Group.CHALLENGER, "refuse the challenger unless its SHA-256 is this one", forms.Digest()),
+    ] = None
+    challenger_signature: Annotated[
+        str,
+        Flag(Group.CHALLENGER, "the challenger's, where it is a SavedModel with several", forms.Form("NAME")),
+    ] = ""
+    challenger_features: Annotated[
+        tuple[str, ...],
+        Flag(
+            Group.CHALLENGER,
+            "its feature columns, where they are not those of --features",
+            forms.Names(),
+            run_id=RunId.WITH_CHALLENGER,
+        ),
+    ] = ()
+
+    keys: Annotated[
+        tuple[str, ...],
+        Flag(Group.OUTPUT, "columns carried to the output unchanged", forms.Names(), run_id=RunId.ALWAYS),
+    ] = ()
+    prediction_columns: Annotated[
+        tuple[str, ...],
+        Flag(
+            Group.OUTPUT,
+            "names of the predictions (default: the model's output names)",
+            forms.Names(),
+            run_id=RunId.ALWAYS,
+        ),
+    ] = ()
+    if_exists: Annotated[
+        IfExists,
+        Flag(
+            Group.OUTPUT,
+            "what to do when another run's night is there",
+            forms.Choice.of(get_args(IfExists)),
+            more="`keep` leaves it and ends with 0 (`backfill`'s default); `replace` scores aside, then "
+            "takes `_SUCCESS` away, exchanges the files and puts it back.",
+        ),
+    ] = "fail"
+    compression: Annotated[
+        str, Flag(Group.OUTPUT, "of the output files", forms.Choice.of(COMPRESSIONS), run_id=RunId.ALWAYS)
+    ] = "zstd"
+    row_group_rows: Annotated[
+        int,
+        Flag(Group.OUTPUT, "rows per row group of the output files", forms.Count(), run_id=RunId.ALWAYS),
+    ] = 262_144
+
+    batch_size: Annotated[
+        int | None,
+        Flag(
+            Group.RUNNING,
+            "rows per predict step (default: auto, which measures)",
+            forms.Count.or_auto("rows"),
+            run_id=RunId.ALWAYS,
+            more="It measures on the first rows and remembers.",
+        ),
+    ] = None
+    split_rows: Annotated[
+        int,
+        Flag(
+            Group.RUNNING,
+            "about how many rows are scored as one unit of work",
+            forms.Count(),
+            run_id=RunId.ALWAYS,
+            more="Whole row groups.",
+        ),
+    ] = 2_000_000
+    model_sharing: Annotated[
+        ModelSharing,
+        Flag(
+            Group.RUNNING,
+            "who shares one copy of the model",
+            forms.Choice.of(get_args(ModelSharing)),
+            more="`machine`: all worker processes of a machine score with "
+            "[one copy](engines.md#one-model-per-process-or-per-machine).",
+        ),
+    ] = "process"
+    device: Annotated[
+        Device,
+        Flag(
+            Group.RUNNING,
+            "where the model runs",
+            forms.Choice.of(get_args(Device)),
+            run_id=RunId.ALWAYS,
+            more="`gpu` fails where there is none; [on a GPU](engines.md#gpu-workers-and-jax).",
+        ),
+    ] = "auto"
+    requester_pays: Annotated[
+        str,
+        Flag(
+            Group.RUNNING,
+            "pay for requests to buckets that ask for it (S3: any word)",
+            forms.Form("PROJECT"),
+            more="Every command has it.",
+        ),
+    ] = ""
+    kms_key: Annotated[
+        str, Flag(Group.RUNNING, "encrypt what is written to a bucket with this key", forms.Form("KEY"))
+    ] = ""
+    # Whoever starts a template does not wait for its job in the template.
+    wait: Annotated[
+        bool,
+        Flag(
+            Group.RUNNING,
+            "wait for the night to be published (default); Ctrl-C then cancels the job",
+            forms.Switch(off="no_wait", off_text="submit the job, which publishes by itself, and end"),
+            in_template=False,
+        ),
+    ] = True
+    debug: Annotated[
+        bool,
+        Flag(
+            Group.RUNNING,
+            "show tracebacks and everything that TensorFlow and the engine say",
+            forms.Switch(),
+            in_file=False,
+        ),
+    ] = False
+
     output_template: str = ""
-    wait: bool = True
-    debug: bool = False
 
     @property
     def stores(self) -> StoreOptions:

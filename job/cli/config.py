@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import datetime
 import difflib
-import io
 import json
 import re
 import tomllib
@@ -29,21 +26,12 @@ from typing import Any, Final
 
 from job import errors, secrets, storage
 from job.cli import parser
-from job.cli import values as cli_values
 from job.errors import JobError, PreflightError, UsageError
-from job.report import json_line
+from job.flags import Flag
+from job.forms import Form, Switch, WrongTypeError, scalar
 from job.spec import ScoringSpec
 
 ENGINE: Final = "engine"
-
-# Flags that list things, with commas between them; ``input`` is given several times instead.
-_LISTS: Final = ("keys", "features", "ignore", "cast", "prediction_columns", "challenger_features")
-_REPEATED: Final = ("input",)
-_OPPOSITES: Final = {"wait": "no_wait", "no_wait": "wait"}
-# Defaults that a spec has in another form.
-_UNSPOKEN: Final = {"batch_size": "auto", "wait_for_input": "0s", "notify_on": json_line.NOTIFY_ON[0]}
-# They belong to a command line, and a night to the day on which it is scored.
-_NOT_HERE: Final = ("config", "print_config", "json", "debug")
 
 
 @contextlib.contextmanager
@@ -82,9 +70,9 @@ def _switched_off(argv: Sequence[str]) -> tuple[list[str], set[str]]:
     ``--switch=true`` becomes the switch. One that has an opposite is overridden by that.
     """
     names = {
-        action.dest
-        for action in parser.build()._actions
-        if action.nargs == 0 and action.dest not in (*_NOT_HERE, *_OPPOSITES, "help")
+        flag.name
+        for flag in parser.flags_of()
+        if isinstance(flag.form, Switch) and flag.in_file and not flag.form.off
     }
     left: list[str] = []
     off = set()
@@ -105,7 +93,8 @@ def _given(given: argparse.Namespace, rest: Sequence[str]) -> set[str]:
     """Return the names of the flags that a command line gives, and of those that they exclude."""
     own = {name for name, value in vars(given).items() if value}
     engines = {arg.partition("=")[0].removeprefix("--") for arg in rest if arg.startswith("--")}
-    return own | engines | {_OPPOSITES[name] for name in own & _OPPOSITES.keys()}
+    opposites = {name for flag in parser.flags_of() if own & {*flag.names} for name in flag.names}
+    return own | engines | opposites
 
 
 class _File:
@@ -132,19 +121,23 @@ class _File:
 
     def flags(self, overridden: set[str]) -> tuple[list[str], list[str]]:
         """Return the flags of ours and of the engine, less those that the command line overrides."""
-        actions = {action.dest: action for action in parser.build()._actions}
-        known = [name for name in actions if name not in (*_NOT_HERE, "help")]
+        flags = {name: flag for flag in parser.flags_of() for name in flag.names}
+        known = [name for name, flag in flags.items() if flag.in_file]
         for name in self._own:
+            if name in flags and not flags[name].in_file:
+                raise self._error(name, "goes on the command line, not into a file")
             if name not in known:
-                raise self._unknown(name, known)
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"a flag of the engine goes below [{ENGINE}]"
+                raise self._error(name, f"no flag of the job; {hint}")
         own = [
-            flag
+            arg
             for name, value in self._own.items()
             if name not in overridden
-            for flag in self._flag(name, value, is_switch=actions[name].nargs == 0)
+            for arg in self._args(name, flags[name].form, value)
         ]
         for name in self._engine:
-            if name in actions:
+            if name in flags:
                 raise self._error(name, f"a flag of the job; it goes above [{ENGINE}]", table=ENGINE)
         engine = [
             flag
@@ -167,37 +160,25 @@ class _File:
                     return self._where(name, table)
         return None
 
-    def _flag(self, name: str, value: Any, *, is_switch: bool) -> list[str]:
-        if is_switch:
-            if not isinstance(value, bool):
-                raise self._error(name, f"{_told(value)} must be true or false")
-            return [f"--{name}"] if value else []
-        if name in _REPEATED and isinstance(value, list):
-            return [f"--{name}={self._text_of(name, one)}" for one in value]
-        if name == "cast" and isinstance(value, dict):
-            value = [f"{column}={self._text_of(name, dtype)}" for column, dtype in value.items()]
-        if name in _LISTS and isinstance(value, list):
-            # An empty one is a flag that is left out.
-            return value and [f"--{name}={_joined([self._text_of(name, one) for one in value])}"]
-        return [f"--{name}={self._text_of(name, value)}"]
+    def _args(self, name: str, form: Form, value: Any) -> list[str]:
+        with self._telling_of(name):
+            texts = form.texts(value)
+        return [f"--{name}" if isinstance(form, Switch) else f"--{name}={text}" for text in texts]
 
     def _engine_flag(self, name: str, value: Any) -> list[str]:
         if isinstance(value, bool):
             return [f"--{name}"] if value else []
-        values = value if isinstance(value, list) else [value]
-        return [f"--{name}={self._text_of(name, one, ENGINE)}" for one in values]
+        with self._telling_of(name, ENGINE):
+            return [f"--{name}={scalar(one)}" for one in (value if isinstance(value, list) else [value])]
 
-    def _text_of(self, name: str, value: Any, table: str = "") -> str:
-        if isinstance(value, bool) or not isinstance(value, (str, int, float, datetime.date)):
-            raise self._error(name, f"{_told(value)} is no value that --{name} could have", table=table)
-        return str(value)
-
-    def _unknown(self, name: str, known: Sequence[str]) -> UsageError:
-        near = difflib.get_close_matches(name, known, n=1)
-        if name in _NOT_HERE:
-            return self._error(name, "goes on the command line, not into a file")
-        hint = f"did you mean {near[0]}?" if near else f"a flag of the engine goes below [{ENGINE}]"
-        return self._error(name, f"no flag of the job; {hint}")
+    @contextlib.contextmanager
+    def _telling_of(self, name: str, table: str = "") -> Iterator[None]:
+        """Raise a value of a wrong type with its line."""
+        try:
+            yield
+        except WrongTypeError as e:
+            told = f"must be {e.wanted}" if e.wanted else f"is no value that --{name} could have"
+            raise self._error(name, f"{json.dumps(e.value, default=str)} {told}", table=table) from e
 
     def _error(self, name: str, text: str, *, table: str = "") -> UsageError:
         return UsageError(f"{self._where(name, table)}: {name}: {text}")
@@ -216,37 +197,29 @@ class _File:
         return self._path
 
 
-def _told(value: Any) -> str:
-    return json.dumps(value, default=str)
-
-
-def _joined(items: Sequence[str]) -> str:
-    """Return items with commas between them, as flags list them; one with a comma or a blank is quoted."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="", quoting=csv.QUOTE_ALL).writerow(items)
-    return text.getvalue() if items else ""
-
-
 def rendered(given: argparse.Namespace, spec: ScoringSpec, engine: Sequence[str]) -> str:
     """Return the flags that are given as a file that ``--config`` reads, and as comments what else holds.
 
     A default is no key there, for some flags exclude each other when they are given.
     """
     lines = []
-    for action in parser.build()._actions:
-        name = action.dest
-        if name in (*_NOT_HERE, "help"):
-            continue
-        if getattr(given, name):
-            lines.append(_line(name, action.nargs == 0 or _typed(given, name)))
-            continue
-        value = getattr(spec, name, None)
-        if value is None:
-            value = _UNSPOKEN.get(name)
-        if isinstance(value, (str, int, float)) and value is not False and value != "":
-            lines.append(f"# {_line(name, value)}")
+    for flag in (flag for flag in parser.flags_of() if flag.in_file):
+        for name in flag.names:
+            if texts := getattr(given, name):
+                lines.append(_line(name, flag.form.typed(name, texts)))
+            elif name == flag.name and (value := _in_force(flag, spec)):
+                lines.append(f"# {_line(name, value)}")
     table = _engine_table(engine)
     return "".join(lines) + (f"\n[{ENGINE}]\n{table}" if table else "")
+
+
+def _in_force(flag: Flag, spec: ScoringSpec) -> Any:
+    """Return what holds though the flag is not given, empty where that is nothing."""
+    value = getattr(spec, flag.field, flag.default)
+    if isinstance(flag.form, Switch):
+        return value
+    text = flag.form.write(value)
+    return flag.form.typed(flag.name, [text]) if text else ""
 
 
 def _line(name: str, value: Any) -> str:
@@ -255,18 +228,6 @@ def _line(name: str, value: Any) -> str:
     if secrets.flags(args) != args:
         return f"# {name} is given, and left out here: it is secret\n"
     return f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
-
-
-def _typed(given: argparse.Namespace, name: str) -> Any:
-    """Return a flag's value as TOML has it; all values of ours are so in JSON's writing too."""
-    values = getattr(given, name)
-    if name in _REPEATED:
-        return values if len(values) > 1 else values[0]
-    if name in _LISTS:
-        return cli_values.items(given, name)
-    text = values[-1]
-    is_number = isinstance(cli_values.DEFAULTS.get(name), (int, float)) or name == "batch_size"
-    return json.loads(text) if is_number and re.fullmatch(r"[1-9][0-9]*|0\.[0-9]+", text) else text
 
 
 def _engine_table(args: Sequence[str]) -> str:

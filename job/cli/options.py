@@ -13,14 +13,16 @@ import datetime
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, get_args
+from typing import NoReturn
 
-from job.cli import config, parser, usage, values
+from job import forms
+from job.cli import config, parser, usage
 from job.errors import UsageError, as_flag
-from job.model import challenger_spec
+from job.flags import declared
+from job.model import artifact, challenger_spec
 from job.report import json_line
 from job.shards import dates
-from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite, ScoringSpec
+from job.spec import ScoringSpec
 from job.terminal import library_output
 
 
@@ -105,19 +107,15 @@ def nights(asked: Asked) -> Nights:
     Raises:
         UsageError: one of its flags is missing or malformed.
     """
-    given = asked.given
-    if not (start := values.one(given, "start")):
+    given = {flag.name: flag.value(vars(asked.given)) for flag in declared(parser.Nights)}
+    if given["start"] is None:
         raise UsageError(f"--start must be given; see {parser.help_of('backfill')}")
-    first = dates.day("start", start)
-    end = values.one(given, "end")
-    last = dates.day("end", end) if end else dates.yesterday(asked.template.timezone)
+    first = forms.day("start", given["start"])
+    end = given["end"]
+    last = forms.day("end", end) if end else dates.yesterday(asked.template.timezone)
     if last < first:
         raise UsageError(f"--end={last}: it lies before --start={first}; exchange them")
-    at_once = values.one(given, "parallel")
-    parallel = (
-        None if at_once in (None, "auto") else values.count("parallel", at_once, "auto, or nights from 1")
-    )
-    return Nights(first, last, parallel)
+    return Nights(first, last, given["parallel"])
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -127,85 +125,38 @@ def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _spec(given: argparse.Namespace) -> ScoringSpec:
+    texts = vars(given)
     # First, so that what else is wrong is told where a configuration says.
-    json_line.ask(values.one(given, "notify_url"), values.one(given, "notify_on"))
+    command = {flag.name: flag.value(texts) for flag in declared(parser.CommandOptions)}
+    json_line.ask(command["notify_url"], command["notify_on"])
     _check_required(given)
-    model = values.one(given, "model")
-    _check_dates(given)
-    spec = ScoringSpec(
-        inputs=values.inputs(given.input),
-        model=model,
-        output=values.one(given, "output"),
-        weights=values.weights(values.one(given, "weights"), model),
-        **_binding(given),
-        prediction_columns=values.columns(given, "prediction_columns"),
-        batch_size=values.batch_size(values.one(given, "batch_size")),
-        split_rows=values.count_of_rows(given, "split_rows"),
-        on_bad_row=values.choice(given, "on_bad_row", get_args(OnBadRow)),
-        on_null=(null_policy := values.on_null(given)),
-        on_nonfinite=values.on_nonfinite(given, null_policy),
-        on_nonfinite_prediction=values.choice(given, "on_nonfinite_prediction", get_args(OnNonfinite)),
-        on_bad_shard=values.choice(given, "on_bad_shard", get_args(OnBadShard)),
-        max_rejected=values.share(given, "max_rejected"),
-        min_rows=values.least_rows(given),
-        max_rows_change=values.rows_change(given),
-        max_psi=values.max_psi(given),
-        golden=values.one(given, "golden"),
-        golden_rtol=values.number("golden_rtol", str(values.one(given, "golden_rtol"))),
-        golden_atol=values.number("golden_atol", str(values.one(given, "golden_atol"))),
-        if_exists=values.choice(given, "if_exists", get_args(IfExists)),
-        model_sha256=values.sha256(given, "model_sha256"),
-        signature=values.one(given, "signature"),
-        **_challenger(given),
-        trust_model=given.trust_model,
-        model_sharing=values.choice(given, "model_sharing", get_args(ModelSharing)),
-        device=values.choice(given, "device", get_args(Device)),
-        compression=values.choice(given, "compression", parser.COMPRESSIONS),
-        row_group_rows=values.count_of_rows(given, "row_group_rows"),
-        requester_pays=values.one(given, "requester_pays"),
-        kms_key=values.one(given, "kms_key"),
-        ds=values.one(given, "ds"),
-        timezone=values.one(given, "timezone"),
-        wait_for_input_s=values.duration_s("wait_for_input", values.one(given, "wait_for_input") or "0s"),
-        input_marker=values.file_name(given, "input_marker"),
-        output_template=values.one(given, "output"),
-        wait=not given.no_wait,
-        debug=given.debug,
-    )
+    for flag in declared(ScoringSpec):
+        if flag.form.dated:
+            for text in texts[flag.name]:
+                dates.check(flag.name, text)
+    values = {flag.field: flag.value(texts) for flag in declared(ScoringSpec)}
+    if values["weights"] is not None and not artifact.BUILDER.fullmatch(values["model"]):
+        raise artifact.misplaced_weights(values["model"], values["weights"])
+    spec = ScoringSpec(**values, output_template=values["output"])
+    if spec.on_null == "nan":
+        spec = _keeping_nan(spec, is_asked=bool(given.on_nonfinite))
     _check_no_clash(spec)
     return spec
 
 
-def _binding(given: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "keys": values.columns(given, "keys"),
-        "features": values.columns(given, "features"),
-        "ignore": values.columns(given, "ignore"),
-        "casts": values.casts(given),
-    }
-
-
-def _challenger(given: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "challenger": values.one(given, "challenger"),
-        "challenger_weights": values.one(given, "challenger_weights"),
-        "challenger_sha256": values.sha256(given, "challenger_sha256"),
-        "challenger_signature": values.one(given, "challenger_signature"),
-        "challenger_features": values.columns(given, "challenger_features"),
-    }
-
-
-def _check_dates(given: argparse.Namespace) -> None:
-    for name in ("input", "model", "weights", "golden", "challenger", "challenger_weights", "output"):
-        for value in getattr(given, name):
-            dates.check(name, value)
-    dates.zone(values.one(given, "timezone"))
-    if ds := values.one(given, "ds"):
-        dates.day("ds", ds)
+def _keeping_nan(spec: ScoringSpec, *, is_asked: bool) -> ScoringSpec:
+    """Return a spec that keeps what is not finite, as nulls become that; refuse another wish."""
+    if is_asked and spec.on_nonfinite != "keep":
+        raise UsageError(
+            f"--on_nonfinite={spec.on_nonfinite}: --on_null=nan makes values that are not finite; "
+            f"leave one of the two out"
+        )
+    return replace(spec, on_nonfinite="keep")
 
 
 def _check_required(given: argparse.Namespace) -> None:
-    missing = [f"--{name}" for name in ("input", "model", "output") if not any(getattr(given, name))]
+    required = [flag.name for flag in declared(ScoringSpec) if flag.required]
+    missing = [f"--{name}" for name in required if not any(getattr(given, name))]
     if missing:
         raise UsageError(f"{', '.join(missing)} must be given; see {parser.help_of()}")
     if given.wait and given.no_wait:

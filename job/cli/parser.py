@@ -1,18 +1,24 @@
-"""The flags of ``score`` by themselves: names, groups, help. Values are looked at in ``job.cli.options``."""
+"""The commands that take the flags of ``score``: which flags each of them has, and its parser.
+
+The flags themselves are declared in ``job.spec.ScoringSpec``, and here those that belong to a command line
+alone. Their values are read in ``job.cli.options``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import itertools
 from collections.abc import Sequence
-from typing import Final, NoReturn, get_args
+from dataclasses import dataclass
+from typing import Annotated, Final, NoReturn
 
-from job import environment
-from job.cli import usage, values
-from job.cli.values import DEFAULTS
+from job import environment, forms
+from job.cli import usage
 from job.errors import UsageError
-from job.spec import Device, IfExists, ModelSharing, OnBadRow, OnBadShard, OnNonfinite
-
-COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
+from job.flags import Flag, Group, declared
+from job.report import json_line
+from job.spec import ScoringSpec
 
 _DESCRIPTIONS: Final = {
     "score": "Score Parquet shards with a Keras model and write the predictions as Parquet.",
@@ -42,8 +48,93 @@ exit codes:
 """
 
 
+@dataclass(frozen=True)
+class Nights:
+    """Which nights ``backfill`` scores."""
+
+    start: Annotated[
+        datetime.date | None,
+        Flag(Group.NIGHT, "the first night of a backfill", forms.Day(), in_file=False, in_template=False),
+    ] = None
+    end: Annotated[
+        datetime.date | None,
+        Flag(Group.NIGHT, "the last one (default: yesterday)", forms.Day(), in_file=False, in_template=False),
+    ] = None
+    parallel: Annotated[
+        int | None,
+        Flag(
+            Group.NIGHT,
+            "nights that go through the engine together",
+            forms.Count.or_auto("nights"),
+            in_file=False,
+            in_template=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """What a command is told beside its night: where its flags are, and who hears how it ended."""
+
+    config: Annotated[
+        str | None,
+        Flag(
+            Group.NIGHT,
+            "a TOML file of flags; those of the command line come first",
+            forms.Form("FILE"),
+            in_file=False,
+            in_template=False,
+        ),
+    ] = None
+    print_config: Annotated[
+        bool,
+        Flag(
+            Group.NIGHT,
+            "print all flags that are in force, as such a file, and end",
+            forms.Switch(),
+            in_file=False,
+            in_template=False,
+        ),
+    ] = False
+    json: Annotated[
+        bool,
+        Flag(
+            Group.NOTIFICATIONS,
+            "print one JSON line on how it ended, whatever happens, and nothing else",
+            forms.Switch(),
+            in_file=False,
+            in_template=False,
+            more="All else goes to standard error. See [notifications](notifications.md).",
+        ),
+    ] = False
+    # Everybody who may look at a template's job sees its parameters, and the address is secret.
+    notify_url: Annotated[
+        str | None,
+        Flag(
+            Group.NOTIFICATIONS,
+            "post the same to this webhook (better: SCORING_JOB_NOTIFY_URL in the environment)",
+            forms.Form("URL"),
+            in_template=False,
+        ),
+    ] = None
+    notify_on: Annotated[
+        str,
+        Flag(
+            Group.NOTIFICATIONS,
+            "when to post",
+            forms.Choice.of(json_line.NOTIFY_ON),
+            in_template=False,
+        ),
+    ] = json_line.NOTIFY_ON[0]
+
+
+def flags_of(command: str = "score") -> tuple[Flag, ...]:
+    """Return the flags of a command, in the order of its help."""
+    return declared(ScoringSpec, *([Nights] if command == "backfill" else []), CommandOptions)
+
+
 def build(command: str = "score") -> argparse.ArgumentParser:
-    """Return the parser of our own flags; values are checked later, in :func:`parse`."""
+    """Return the parser of a command that takes the flags of ``score``; values are read in ``options``."""
     parser = Parser(
         prog=f"{environment.program()} {command}",
         description=_DESCRIPTIONS[command],
@@ -52,16 +143,11 @@ def build(command: str = "score") -> argparse.ArgumentParser:
         allow_abbrev=False,
         usage="%(prog)s --input=GLOB --model=MODEL --output=FOLDER [flag …]",
     )
-    _add_data_flags(parser)
-    _add_night_flags(parser, command)
-    _add_binding_flags(parser)
-    _add_reject_flags(parser)
-    _add_gate_flags(parser)
-    _add_golden_flags(parser)
-    _add_challenger_flags(parser)
-    _add_output_flags(parser)
-    _add_running_flags(parser)
-    _add_notification_flags(parser)
+    for group, flags in itertools.groupby(flags_of(command), lambda flag: flag.group):
+        told = group.text.replace("{program}", environment.program())
+        added = parser.add_argument_group(group.title, told or None)
+        for flag in flags:
+            _add(added, flag)
     return parser
 
 
@@ -95,147 +181,17 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
-def _add_data_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("input")
-    _add(group, "input", "GLOB", "Parquet shards: a glob (in quotes), a folder, or @list.txt; repeatable")
-    group = parser.add_argument_group("model")
-    _add(
-        group,
-        "model",
-        "MODEL",
-        "x.keras, x.h5, a folder (SavedModel, zipped=False), or a builder: package.module:function",
-    )
-    _add(
-        group,
-        "weights",
-        "FILE",
-        "for a model that a function builds: x.weights.h5, x.weights.json, x.keras or x.h5",
-    )
-    _add(group, "model_sha256", "HEX", "refuse the model unless its SHA-256 is this one")
-    _add(group, "signature", "NAME", "the signature of a SavedModel that is scored, where it has several")
-    _switch(group, "trust_model", "run code that is inside the model file; such a file is refused otherwise")
-
-
-def _add_night_flags(parser: argparse.ArgumentParser, command: str) -> None:
-    told = "The paths above and --output may hold {ds}, {ds_nodash}, {ds-1} or {ds:%Y/%m/%d}."
-    group = parser.add_argument_group("night", told)
-    _add(group, "ds", "DATE", "the night, as in 2026-11-25 (default: yesterday)")
-    _add(group, "timezone", "ZONE", "where it is yesterday, as in Europe/Berlin")
-    _add(group, "wait_for_input", "TIME", "wait so long for input that is not there yet, as in 90m or 2h")
-    _add(group, "input_marker", "NAME", "a file that a complete input folder holds, as in _SUCCESS")
-    _add(group, "config", "FILE", "a TOML file of flags; those of the command line come first")
-    if command == "backfill":
-        _add(group, "start", "DATE", "the first night of a backfill")
-        _add(group, "end", "DATE", "the last one (default: yesterday)")
-        _add(group, "parallel", "NIGHTS|auto", "nights that go through the engine together (default: auto)")
-    _switch(group, "print_config", "print all flags that are in force, as such a file, and end")
-
-
-def _add_binding_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("binding", "A name that holds a comma goes in double quotes.")
-    _add(group, "features", "COL,…", "feature columns in the model's order; needed only where ambiguous")
-    _add(group, "ignore", "COL,…", "columns that are no features, such as a label, though they could be")
-    _add(group, "cast", "COL=TYPE,…", "casts of columns that would otherwise be refused")
-
-
-def _add_reject_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("bad rows")
-    _add(group, "on_bad_row", "|".join(get_args(OnBadRow)), "what to do with a row that cannot be scored")
-    _add(group, "on_null", "|".join((*values.NULL_POLICIES, "fill=VALUE")), "what to do with a null feature")
-    _add(
-        group,
-        "on_nonfinite",
-        "|".join(get_args(OnNonfinite)),
-        "what to do with a feature that is NaN or infinite",
-    )
-    _add(group, "on_nonfinite_prediction", "|".join(get_args(OnNonfinite)), "the same, of a prediction")
-    _add(
-        group,
-        "on_bad_shard",
-        "|".join(get_args(OnBadShard)),
-        "what to do with a shard that cannot be read or bound",
-    )
-    _add(group, "max_rejected", "SHARE", "nothing is published if more of the rows are rejected")
-
-
-def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
-    told = (
-        f"What is refused stays in staging; `{environment.program()} publish` releases it. See docs/gates.md."
-    )
-    group = parser.add_argument_group("gates before publishing", told)
-    _add(group, "min_rows", "ROWS", "nothing is published if fewer rows are scored")
-    _add(group, "max_rows_change", "SHARE", "nor if their number differs so much from the last good night's")
-    _add(group, "max_psi", "X|COL=X,…", "nor if the predictions' distribution does, by its PSI, as in 0.25")
-
-
-def _add_golden_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "golden rows", f"`{environment.program()} golden` makes such a file of a night that is right."
-    )
-    told = "Parquet rows with known predictions, checked after each loading of the model, before it scores"
-    _add(group, "golden", "FILE", told)
-    _add(group, "golden_rtol", "X", "a prediction may differ by this share of itself")
-    _add(group, "golden_atol", "X", "and by this much, times their median magnitude if that is above 1")
-
-
-def _add_challenger_flags(parser: argparse.ArgumentParser) -> None:
-    told = "A second model, scored in the same pass into columns of its own. See docs/challenger.md."
-    group = parser.add_argument_group("challenger", told)
-    _add(group, "challenger", "MODEL", "predicts each scored row as well, into challenger_… columns")
-    _add(group, "challenger_weights", "FILE", "the same, for a challenger that a function builds")
-    _add(group, "challenger_sha256", "HEX", "refuse the challenger unless its SHA-256 is this one")
-    _add(group, "challenger_signature", "NAME", "the challenger's, where it is a SavedModel with several")
-    _add(group, "challenger_features", "COL,…", "its feature columns, where they are not those of --features")
-
-
-def _add_output_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output")
-    _add(group, "output", "FOLDER", "where predictions are published, all or nothing")
-    _add(group, "keys", "COL,…", "columns carried to the output unchanged")
-    _add(group, "prediction_columns", "COL,…", "names of the predictions (default: the model's output names)")
-    _add(
-        group,
-        "if_exists",
-        "|".join(get_args(IfExists)),
-        "what to do when another run's night is there",
-    )
-    _add(group, "compression", "|".join(COMPRESSIONS), "of the output files")
-    _add(group, "row_group_rows", "ROWS", "rows per row group of the output files")
-
-
-def _add_running_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("running")
-    _add(group, "batch_size", "ROWS|auto", "rows per predict step (default: auto, which measures)")
-    _add(group, "split_rows", "ROWS", "about how many rows are scored as one unit of work")
-    _add(group, "model_sharing", "|".join(get_args(ModelSharing)), "who shares one copy of the model")
-    _add(group, "device", "|".join(get_args(Device)), "where the model runs")
-    _add(group, "requester_pays", "PROJECT", "pay for requests to buckets that ask for it (S3: any word)")
-    _add(group, "kms_key", "KEY", "encrypt what is written to a bucket with this key")
-    _switch(group, "wait", "wait for the night to be published (default); Ctrl-C then cancels the job")
-    group.add_argument(
-        "--no_wait", action="store_true", help="submit the job, which publishes by itself, and end"
-    )
-    _switch(group, "debug", "show tracebacks and everything that TensorFlow and the engine say")
-
-
-def _add_notification_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("notifications")
-    _switch(group, "json", "print one JSON line on how it ended, whatever happens, and nothing else")
-    _add(
-        group,
-        "notify_url",
-        "URL",
-        "post the same to this webhook (better: SCORING_JOB_NOTIFY_URL in the environment)",
-    )
-    _add(group, "notify_on", "always|failure", "when to post (default: always)")
-
-
-def _add(group: argparse._ArgumentGroup, name: str, metavar: str, text: str) -> None:
+def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:
+    if isinstance(flag.form, forms.Switch):
+        for name, told in zip(flag.names, (flag.help, flag.form.off_text), strict=False):
+            group.add_argument(f"--{name}", action="store_true", help=_literal(told))
+        return
     # Appended even where one value is wanted, so that a second one is seen, not swallowed.
-    default = DEFAULTS.get(name)
-    shown = f"{text} (default: {default})" if default not in (None, (), "") else text
-    group.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=shown)
+    group.add_argument(
+        f"--{flag.name}", action="append", default=[], metavar=flag.form.metavar, help=_literal(flag.help)
+    )
 
 
-def _switch(group: argparse._ArgumentGroup, name: str, text: str) -> None:
-    group.add_argument(f"--{name}", action="store_true", help=text)
+def _literal(text: str) -> str:
+    """Return a text as argparse wants it, which fills in what follows a percent sign."""
+    return text.replace("%", "%%")

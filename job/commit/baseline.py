@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from job import environment, storage
+from job import environment, forms, storage
 from job.commit import output, refusal
 from job.errors import GateError, OutputConflictError, StorageError
 from job.gates import gates
@@ -35,7 +35,7 @@ def baselines(spec: ScoringSpec) -> tuple[str, ...]:
     """Return where the nights before are, the latest first; none where the output's path has no date."""
     if not dates.has_date(spec.output_template):
         return ()
-    return candidates(spec.output_template, dates.day("ds", spec.ds), spec.output)
+    return candidates(spec.output_template, forms.day("ds", spec.ds), spec.output)
 
 
 def candidates(template: str, ds: datetime.date, folder: str) -> tuple[str, ...]:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from job.commit import protocol
+from job.flags import declared
 from job.model import artifact, challenger_spec, provenance, versions
 from job.spec import ModelReference, ScoringSpec, Shard
-
-_SHAPE_OUTPUT: Final = (
-    *("keys", "features", "casts", "prediction_columns", "batch_size", "split_rows"),
-    *("compression", "row_group_rows", "device", "on_bad_row", "on_null"),
-    *("on_nonfinite", "on_nonfinite_prediction", "on_bad_shard"),
-)
 
 
 @dataclass(frozen=True)
@@ -70,13 +65,14 @@ def _reading_as_before(reference: ModelReference, told: object) -> ModelReferenc
 
 def run_id(spec: ScoringSpec, shards: Sequence[Shard], models: Models) -> str:
     """Return the run's identity; without a challenger it is what it was before there were any."""
-    options: dict[str, object] = {name: getattr(spec, name) for name in _SHAPE_OUTPUT}
-    if spec.ignore:
-        # Not always: the runs of before keep their ids.
-        options["ignore"] = spec.ignore
-    if models.challenger is not None:
-        options["challenger"] = models.challenger.identity
-        options["challenger_features"] = spec.challenger_features
+    rival = models.challenger
+    options = {
+        flag.field: getattr(spec, flag.field)
+        for flag in declared(ScoringSpec)
+        if flag.shapes(spec, with_challenger=rival is not None)
+    }
+    if rival is not None:
+        options["challenger"] = rival.identity
     return protocol.run_id(shards, models.champion.identity, options)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from job import storage
+from job import forms, storage
 from job.errors import ModelError, one_line
 from job.model import archive
 from job.model.kind import Held, Kind
@@ -22,7 +22,7 @@ from job.spec import ModelReference
 if TYPE_CHECKING:
     from job.model.step import Step
 
-BUILDER: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+BUILDER: Final = re.compile(forms.BUILDER)
 # What Keras reads weights from; the second is a map of files of the first kind, its shards.
 _SHARDED: Final = ".weights.json"
 _WEIGHTS: Final = (".weights.h5", _SHARDED, ".keras", ".h5", ".hdf5")

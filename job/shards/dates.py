@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import datetime
 import re
-import zoneinfo
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
+from job import forms
 from job.errors import UsageError
 from job.spec import ScoringSpec
 
@@ -31,41 +31,10 @@ _DIRECTIVES: Final = re.compile(r"%(.?)", re.DOTALL)
 _OF_A_DATE: Final = frozenset("YymdjBbAaGVuwUW%")
 
 
-def day(name: str, text: str) -> datetime.date:
-    """Return the date that a flag gives.
-
-    Raises:
-        UsageError: it is no ``YYYY-MM-DD``.
-    """
-    try:
-        # fromisoformat() would also take 20261125 and weeks.
-        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-            return datetime.date.fromisoformat(text)
-        reason = "must be a date as in 2026-11-25"
-    except ValueError as e:
-        reason = f"no such day: {e}"
-    raise UsageError(f"--{name}={text}: {reason}")
-
-
-def zone(text: str) -> datetime.tzinfo:
-    """Return a time zone by its name.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    if text == "UTC":
-        # Also where there is no database of zones.
-        return datetime.UTC
-    try:
-        return zoneinfo.ZoneInfo(text)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as e:
-        raise UsageError(f"--timezone={text}: no such time zone; give one as in UTC or Europe/Berlin") from e
-
-
 def yesterday(timezone: str, now: datetime.datetime | None = None) -> datetime.date:
     """Return the day before today, where ``timezone`` is. ``now`` tells its own zone; left out, it is now."""
     now = now or datetime.datetime.now(datetime.UTC)
-    return now.astimezone(zone(timezone)).date() - datetime.timedelta(days=1)
+    return now.astimezone(forms.zone("timezone", timezone)).date() - datetime.timedelta(days=1)
 
 
 def days(first: datetime.date, last: datetime.date) -> Iterator[datetime.date]:
@@ -133,7 +102,7 @@ def of_night(template: ScoringSpec, ds: datetime.date | None = None) -> ScoringS
     paths = (*template.inputs, template.model, template.output, *optional.values())
     dated = any(map(has_date, paths))
     if ds is None and template.ds:
-        ds = day("ds", template.ds)
+        ds = forms.day("ds", template.ds)
     if ds is None and not dated:
         return template
     night = ds or yesterday(template.timezone)

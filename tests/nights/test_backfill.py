@@ -174,7 +174,7 @@ def test_a_killed_backfill_is_resumed_by_the_same_command(
     [
         (["--ds=2026-02-27"], "--ds=2026-02-27: backfill scores the nights from --start to --end"),
         (["--no_wait"], "--no_wait: backfill publishes the nights in their order"),
-        (["--parallel=0"], "--parallel=0: must be auto, or nights from 1"),
+        (["--parallel=0"], "--parallel=0: must be a whole number of nights from 1, or auto"),
         (["--end=2026-02-26"], "--end=2026-02-26: it lies before --start=2026-02-27"),
         (["--start=x"], "--start is given twice"),
     ],

@@ -7,7 +7,8 @@ import datetime
 import time
 from collections.abc import Sequence
 
-from job.cli import outputs, values
+from job import forms
+from job.cli import outputs
 from job.errors import OutputConflictError, UsageError
 from job.terminal import console
 
@@ -37,7 +38,7 @@ def run(args: Sequence[str]) -> int:
 
     given = parser().parse_args(list(args))
     outputs.configure_stores(given)
-    age_s = None if given.older_than is None else values.duration_s("older_than", given.older_than)
+    age_s = None if given.older_than is None else forms.Duration().parse("older_than", given.older_than)
     dates.check("OUTPUT", given.output)
     if given.release_job is not None:
         if given.dry_run:
@@ -46,7 +47,7 @@ def run(args: Sequence[str]) -> int:
         cleaning.release(output, given.release_job)
         console.show(f"{output}: job {given.release_job} has it no more; the command of its run resumes it")
     elif dates.has_date(given.output):
-        nights = values.count("nights", given.nights, "a whole number of nights from 1")
+        nights = forms.Count(of="nights").parse("nights", given.nights)
         _clean_nights(given.output, nights, age_s, dry_run=given.dry_run)
     else:
         _clean_one(storage.absolute(given.output), age_s, dry_run=given.dry_run)

@@ -6,8 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from job import errors
-from job.cli import outputs, values
+from job import errors, forms
+from job.cli import outputs
 from job.errors import DataError
 from job.terminal import console
 
@@ -44,14 +44,16 @@ def run(args: Sequence[str]) -> int:
     from job import storage
     from job.compare import diff, diff_report
 
+    names = forms.Names()
+    columns = forms.once("columns", given.columns) if given.columns else ""
     asked = diff.Asked(
-        keys=values.columns(given, "keys"),
-        columns=tuple(values.items(given, "columns")),
-        threshold=None if given.threshold is None else values.signed("threshold", given.threshold),
-        tolerance=values.number("tolerance", given.tolerance),
-        top=values.whole("top", given.top),
+        keys=names.value("keys", given.keys) if given.keys else (),
+        columns=tuple(names.items("columns", columns)) if columns else (),
+        threshold=None if given.threshold is None else forms.Signed().parse("threshold", given.threshold),
+        tolerance=forms.Number().parse("tolerance", given.tolerance),
+        top=forms.Whole().parse("top", given.top),
     )
-    most = values.share(given, "max_change") if given.max_change else None
+    most = forms.Share().value("max_change", given.max_change) if given.max_change else None
     outputs.configure_stores(given)
     folders = [storage.absolute(one) for one in (given.output, given.other) if one is not None]
     found = diff.diff(folders, asked)

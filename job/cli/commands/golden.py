@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from job.cli import outputs, values
+from job import forms
+from job.cli import outputs
 from job.errors import UsageError
 from job.terminal import console
 
@@ -30,10 +31,8 @@ def run(args: Sequence[str]) -> int:
     from job.compare import golden_rows
     from job.scoring.golden import MOST_ROWS
 
-    rows = values.count("rows", given.rows, f"a whole number of rows from 1 to {MOST_ROWS}")
-    if rows > MOST_ROWS:
-        raise UsageError(f"--rows={rows}: must be a whole number of rows from 1 to {MOST_ROWS}")
-    seed = None if given.seed is None else values.whole("seed", given.seed)
+    rows = forms.Count(most=MOST_ROWS).parse("rows", given.rows)
+    seed = None if given.seed is None else forms.Whole().parse("seed", given.seed)
     outputs.configure_stores(given)
     path = storage.absolute(given.to)
     written = golden_rows.pick(storage.absolute(given.output), path, rows=rows, seed=seed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from job.cli import outputs, values
+from job import forms
+from job.cli import outputs
 from job.errors import DataError
 from job.terminal import console
 
@@ -32,9 +33,10 @@ def run(args: Sequence[str]) -> int:
     from job.binding.tolerance import Tolerance
     from job.compare import verify
 
-    sample = verify.ALL if given.sample_rows == "all" else values.whole("sample_rows", given.sample_rows)
-    seed = None if given.seed is None else values.whole("seed", given.seed)
-    tolerance = Tolerance(values.number("rtol", given.rtol), values.number("atol", given.atol))
+    whole, number = forms.Whole(), forms.Number()
+    sample = verify.ALL if given.sample_rows == "all" else whole.parse("sample_rows", given.sample_rows)
+    seed = None if given.seed is None else whole.parse("seed", given.seed)
+    tolerance = Tolerance(number.parse("rtol", given.rtol), number.parse("atol", given.atol))
     outputs.configure_stores(given)
     folder = storage.absolute(given.output)
     found = verify.verify(folder, sample_rows=sample, seed=seed, tolerance=tolerance)
