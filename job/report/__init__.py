@@ -1,4 +1,4 @@
-"""What a night was, told to people and programs: table, page, JSON, webhook.
+"""The reports of a night, for people and for programs: table, page, JSON, webhook.
 
 Owns: ``_report.json`` and ``_report.html``, the line of ``--json``, and messages to a webhook.
 Public: ``run_report.RunReport``, ``json_line.tell``, ``webhook.send``.

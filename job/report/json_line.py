@@ -1,8 +1,8 @@
-"""How a command and its nights ended, as programs read it: one JSON line, and a message to a webhook.
+"""The end of a command and of its nights, for programs: a JSON line (``--json``), a message to a webhook.
 
-Fields and promises are told in docs/notifications.md. A command that scores nights says where each begins and
-ends (:func:`night`); the last word has :func:`tell`, which the command line calls whatever has happened, so
-that a wrong flag or a Ctrl-C is told of as well.
+docs/notifications.md describes the fields. A command notes each night that it scores (:func:`night`). At the
+end the command line calls :func:`tell`, whatever has happened, so that a wrong flag or a Ctrl-C is reported
+too.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from job.report.run_report import RunReport
 
 VERSION: Final = 1
-# In this order the worst of several nights is found.
+# From the best to the worst.
 STATUSES: Final = ("already_published", "published", "submitted", "interrupted", "failed")
 NOTIFY_ON: Final = ("always", "failure")
 
 
 @dataclass
 class Night:
-    """One night of a command. What is not known is ``None``: a night that failed early has no run yet."""
+    """One night of a command. ``None`` is unknown: a night that failed early has no run yet."""
 
     output: str | None = None
     ds: str | None = None
@@ -50,7 +50,7 @@ class Night:
     load_ids: tuple[str, ...] = ()
 
     def ends(self, report: RunReport | None, job: Job | None, *, already_published: bool) -> None:
-        """Take over what is known of a night that went well: its report, or the job that was submitted."""
+        """Set the fields of a night that succeeded, from its report or from the job that was submitted."""
         self.exit_code = 0
         if job is not None:
             self.status, self.run_id = "submitted", job.run
@@ -63,7 +63,7 @@ class Night:
             self.loads = len(self.load_ids)
 
     def fails(self, error: BaseException) -> None:
-        """Take over why a night failed."""
+        """Set the fields of a night that failed."""
         self.exit_code, self.error = code_of(error), line_of(error)
         self.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
@@ -73,7 +73,7 @@ class Night:
         return round(max(0.0, self.ended_unix_s - self.started_unix_s), 3)
 
     def fields(self) -> dict[str, Any]:
-        """Return what is told of it."""
+        """Return its fields in the JSON line."""
         return {
             "status": self.status,
             "exit_code": self.exit_code,
@@ -93,7 +93,13 @@ class Night:
 
 @dataclass
 class Asked:
-    """Who is to be told: whoever reads standard output, and a webhook, empty for none."""
+    """Who is to be notified: the reader of standard output, and a webhook.
+
+    Attributes:
+        json: whether ``--json`` is given.
+        url: the webhook's address; empty if there is none.
+        on: the value of ``--notify_on``.
+    """
 
     json: bool
     url: str = field(repr=False)
@@ -101,7 +107,7 @@ class Asked:
 
     @classmethod
     def of(cls, args: Sequence[str], environment: Mapping[str, str]) -> Asked:
-        """Read flags that may be wrong in other respects; a webhook whose address is wrong is none."""
+        """Return what the flags ask for, even if other flags are wrong; a wrong address counts as none."""
         ours = list(args[: args.index("--")] if "--" in args else args)
         url = _last(ours, "notify_url") or environment.get(webhook.URL_IN_ENVIRONMENT, "")
         try:
@@ -114,9 +120,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has ended: with which flags, who is to be told, since when, and the nights it began.
+    """A command whose end is reported.
 
-    ``runs`` are the ids of its runs by their outputs, as far as it got to know them.
+    Attributes:
+        command: its name.
+        args: its arguments.
+        asked: who is to be notified.
+        started_unix_s: when its process began.
+        nights: the nights that it has begun.
+        runs: the ids of its runs by their outputs, as far as they are known.
     """
 
     command: str
@@ -127,12 +139,12 @@ class Ended:
     runs: dict[str, str] = field(default_factory=dict)
 
     def fields(self, error: BaseException | None, code: int, now_unix_s: float) -> dict[str, Any]:
-        """Return what is told: of ``score`` its one night, of ``backfill`` all of them and each."""
+        """Return the fields of the JSON line: for ``backfill`` the sums of all nights, and each night."""
         for night in self.nights:
             night.run_id = night.run_id or self.runs.get(night.output or "")
         of_one = self.command == "score"
         whole = self._one_night() if of_one else self._all_nights()
-        # From the start of the process: its imports are waited for too.
+        # From the start of the process, because imports take time too.
         whole.started_unix_s, whole.ended_unix_s = self.started_unix_s, now_unix_s
         if error is not None:
             whole.fails(error)
@@ -154,7 +166,7 @@ class Ended:
         for name in ("rows", "rejected"):
             known = [value for night in self.nights if (value := getattr(night, name)) is not None]
             setattr(whole, name, sum(known) if known else None)
-        # One load may have served all nights, and what was published before was served by none of now.
+        # Counted by id: nights may share a load, and a night that was published before had loads of its own.
         whole.loads = len(
             {load for night in self.nights if night.status == "published" for load in night.load_ids}
         )
@@ -165,17 +177,17 @@ _ended: Final[ContextVar[Ended | None]] = ContextVar("ended", default=None)
 
 
 def begin(command: str, args: Sequence[str], environment: Mapping[str, str], now_unix_s: float) -> Ended:
-    """Begin a command whose end is to be told; ``args`` are its flags."""
+    """Begin a command whose end is reported; ``args`` are its arguments."""
     one = Ended(command, tuple(args), Asked.of(args, environment), now_unix_s)
     _ended.set(one)
     return one
 
 
 def ask(url: str | None, on: str | None) -> None:
-    """Take the flags of notifications as they were read, perhaps from a configuration.
+    """Set who is to be notified, from flags that may come from a configuration file.
 
     Raises:
-        UsageError: a webhook's address is none, or ``--notify_on`` is no word for it.
+        UsageError: the webhook's address or the value of ``--notify_on`` is malformed.
     """
     if url is not None:
         webhook.check(url, "--notify_url")
@@ -190,7 +202,7 @@ def ask(url: str | None, on: str | None) -> None:
 
 @contextmanager
 def night(output: str, ds: str | None, clock: Callable[[], float]) -> Iterator[Night]:
-    """Note a night that the body scores; the body says how it :meth:`~Night.ends`, or raises."""
+    """Note a night that the body scores. The body calls :meth:`Night.ends`, or raises."""
     from job import storage
 
     path = output
@@ -211,7 +223,7 @@ def night(output: str, ds: str | None, clock: Callable[[], float]) -> Iterator[N
 def add(
     ds: str, output: str, report: RunReport | None, error: BaseException | None, *, already_published: bool
 ) -> None:
-    """Note a night of several, which were scored together: there are no times of one that has no report."""
+    """Note one of several nights that were scored together; without a report its times are unknown."""
     one = Night(output, ds)
     if error is not None:
         one.fails(error)
@@ -225,17 +237,17 @@ def add(
 
 
 def note_run(output: str, run_id: str) -> None:
-    """Note which run is an output's, so that it is told even if it fails; ``output`` is absolute."""
+    """Note the run of an output, so that it is reported even if the run fails; ``output`` is absolute."""
     if (ended := _ended.get()) is not None:
         ended.runs[output] = run_id
 
 
 def tell(ended: Ended, error: BaseException | None, code: int, now_unix_s: float) -> None:
-    """Write the line if it was asked for, and post the message if there is a webhook."""
+    """Print the JSON line if ``--json`` is given, and post the message if there is a webhook."""
     _ended.set(None)
     told, asked = ended.fields(error, code, now_unix_s), ended.asked
     if asked.json:
-        # In ASCII, for whichever encoding a scheduler gives standard output.
+        # In ASCII, because standard output may have any encoding under a scheduler.
         console.show(json.dumps(told))
     if asked.url and (asked.on == "always" or code):
         stopped = isinstance(error, KeyboardInterrupt)
@@ -254,21 +266,21 @@ def _last(args: Sequence[str], name: str) -> str:
 
 
 def code_of(error: BaseException) -> int:
-    """Return the exit code that an error ends a command with."""
+    """Return the exit code of a command that ends with this error."""
     if isinstance(error, KeyboardInterrupt):
         return signals.exit_code(error)
     return error.exit_code if isinstance(error, JobError) else 1
 
 
 def line_of(error: BaseException) -> str:
-    """Return what is told of an error: one line."""
+    """Return the message of an error as one line."""
     if isinstance(error, KeyboardInterrupt):
         return signals.told(error)
     return errors.told(error)
 
 
 def text(told: Mapping[str, Any]) -> str:
-    """Return a message for people, escaped as chats want it: in Slack ``<!channel>`` would wake everybody."""
+    """Return a message for people, escaped for chats: in Slack ``<!channel>`` would alert everybody."""
     lines = [_line(one) for one in told.get("nights", ())] or [_line(told)]
     if told.get("nights") and told["error"] and told["error"] not in {one["error"] for one in told["nights"]}:
         lines.append(_line(told))

@@ -1,4 +1,4 @@
-"""A run as a page of HTML that needs nothing from elsewhere."""
+"""The run report as a page of HTML, without links to other files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ tr {{ border-bottom: 1px solid #8884; }}
 
 
 def escaped(text: str) -> str:
-    """Return a text as HTML shows it: no markup, and nothing that would turn the direction of writing."""
+    """Return a text for HTML: its markup and its control characters are shown, not obeyed."""
     return escape(escapes.visible(text))
 
 
@@ -50,13 +50,13 @@ def render(
     seconds: Mapping[str, float],
     loads: Sequence[tuple[str, str, float]],
 ) -> str:
-    """Return the page, all values escaped.
+    """Return the page, with all values escaped.
 
     Args:
-        run_id: the run's.
-        lines: label and value of every line of the summary.
-        seconds: of work, by stage.
-        loads: of the model: which, on which worker, seconds.
+        run_id: the id of the run.
+        lines: the lines of the summary, value by label.
+        seconds: seconds of work by stage, summed over threads.
+        loads: for each load of the model its id, its worker, and its seconds.
     """
     rows = "\n".join(
         f"<tr><th>{escaped(label)}</th><td>{escaped(value)}</td></tr>" for label, value in lines.items()

@@ -1,8 +1,8 @@
-"""What a run did, as people and schedulers read it: JSON, a table, a page.
+"""The report of a run, and of its challenger: counts and times, as JSON, a table and a page.
 
-Every count and every timing comes from receipts, because engines lose what they are told
-in other ways. Names carry their units. :meth:`RunReport.to_json` is the file ``_report.json``;
-its keys are the field names below and stay as they are within :data:`VERSION`.
+All counts and times come from receipts, because not every engine keeps Beam's metrics. Names carry their
+units. :meth:`RunReport.to_json` is the file ``_report.json``. Its keys are the names of the fields below, and
+do not change within :data:`VERSION`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 VERSION: Final = 1
-# Shards smaller than a batch are batches of their own size, and nobody reads hundreds of sizes.
+# A shard smaller than a batch is a batch of its own size, and nobody reads hundreds of sizes.
 _MOST_LISTED: Final = 3
 _MOST_NAMED: Final = 8
 STAGES: Final = ("read", "bind", "predict", "write")
-# What a report and a receipt have by the same names, and what of many receipts adds up.
+# Fields that reports and receipts have by the same names, and that are summed over receipts.
 _SUMS: Final = (
     *("rows_read", "rows_scored", "rows_rejected", "nonfinite_rows", "batches"),
     *(f"{stage}_s" for stage in STAGES),
@@ -39,7 +39,7 @@ _SUMS: Final = (
 
 @dataclass(frozen=True)
 class ModelLoad:
-    """One loading of the model in one process, and the seconds it took."""
+    """One load of the model in one process, its worker, and the seconds it took."""
 
     load: str
     worker: str
@@ -48,7 +48,7 @@ class ModelLoad:
 
 @dataclass(frozen=True)
 class Fed:
-    """A model input, and the columns that fed it, in the model's order; ``None`` is an extent left open."""
+    """A model input and the columns that fed it, in the model's order; ``None`` in ``shape`` is open."""
 
     input: str
     dtype: str
@@ -57,31 +57,38 @@ class Fed:
 
     @classmethod
     def all_of(cls, told: Sequence[Mapping[str, Any]]) -> tuple[Fed, ...]:
-        """Return what JSON holds of them."""
+        """Return them as read from JSON."""
         return tuple(
             cls(one["input"], one["dtype"], tuple(one["shape"]), tuple(one["columns"])) for one in told
         )
 
     @property
     def feed(self) -> Feed:
-        """Return the same as the binding has it."""
+        """Return it in the form that ``binding`` uses."""
         return Feed(InputSpec(self.input, self.shape, self.dtype), self.columns)
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run in figures.
+    """The figures of one run.
 
-    Counts, loads and stage seconds are over all splits, reused ones included, since they
-    made the output together. ``wall_s`` and ``rows_per_s`` are of the last command alone:
-    the rows that it scored itself by its seconds, start-up included. ``first_batch_s`` is from
-    its start to its first predicted batch, ``None`` where nothing was left to predict. Stage
-    seconds are summed over threads, so they may exceed ``wall_s``. ``batch_rows`` are the
-    distinct batch sizes used, ascending. ``nonfinite_rows`` were kept with a prediction that is not finite;
-    ``memory_rows`` is the smallest batch that did not fit the memory, 0 where all did. ``compared`` is the
-    night beside the last good one, ``None`` of an older version of this job. ``feeds`` are the model's inputs
-    with their columns, and ``fed_by`` says what told which is which: ``name``, ``features`` or ``position``.
-    ``rejects_left_out`` are columns that files of rejected rows lack, since they cannot be written.
+    Counts, loads and seconds of stages are over all splits, also those of earlier commands that were reused.
+
+    Attributes:
+        wall_s: seconds of the last command, start-up included.
+        first_batch_s: seconds from its start to its first predicted batch; ``None`` if it predicted nothing.
+        rows_per_s: rows that the last command scored, divided by ``wall_s``.
+        batch_rows: the different batch sizes that were used, ascending.
+        read_s: seconds of reading, summed over threads, so more than ``wall_s`` is possible; the same holds
+            for ``bind_s``, ``predict_s`` and ``write_s``.
+        nonfinite_rows: rows that were kept with a prediction that is not finite.
+        memory_rows: the smallest batch that did not fit the memory; 0 if all did.
+        compared: the comparison with the last good night; ``None`` in reports of older versions.
+        again_rows: rows that were predicted again, beside other rows and alone.
+        again_apart: the largest difference between such predictions of a row.
+        feeds: the model's inputs with their columns.
+        fed_by: how columns were found for inputs: by ``name``, ``features`` or ``position``.
+        rejects_left_out: columns that files of rejected rows lack, because they cannot be written.
     """
 
     run_id: str
@@ -140,7 +147,7 @@ class RunReport:
         if len(names := {receipt.split.name for receipt in receipts}) != len(receipts):
             raise ValueError(f"{len(receipts)} receipts for {len(names)} splits in run {run.run_id}")
         fresh = [receipt for receipt in receipts if not receipt.reused]
-        # A clock that was set back in between must not make a speed negative.
+        # If the clock was set back meanwhile, no time may be negative.
         wall_s = max(0.0, ended_unix_s - run.started_unix_s)
         first_unix_s = min((r.first_batch_unix_s for r in fresh if r.batches), default=None)
         scored_now = sum(receipt.rows_scored for receipt in fresh)
@@ -181,14 +188,14 @@ class RunReport:
         return sum(load.load_s for load in self.loads)
 
     def to_json(self) -> str:
-        """Return ``_report.json``: one object, one field a line, equal for equal reports."""
+        """Return the text of ``_report.json``; equal reports have equal texts."""
         compared = self.compared and self.compared.to_fields()
         fields = {"report_version": VERSION, **asdict(self), "compared": compared}
         return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "_report.json") -> RunReport:
-        """Read what :meth:`to_json` wrote; keys of a later version of the same format are ignored.
+        """Return the report in a text that :meth:`to_json` made; unknown keys are ignored.
 
         Raises:
             UsageError: ``text`` is not such a report; the message names ``where``.
@@ -199,7 +206,7 @@ class RunReport:
                 raise UsageError(
                     f"{where} is report version {data['report_version']}; this job reads {VERSION}"
                 )
-            # What has a default came later than the first reports.
+            # Fields with a default are missing in reports of older versions.
             values: dict[str, Any] = {
                 field.name: data[field.name]
                 if field.default is MISSING
@@ -220,11 +227,11 @@ class RunReport:
         return cls(**values)
 
     def summary_table(self) -> Table:
-        """Return the run as two columns that stay readable in a narrow terminal or a pipe."""
+        """Return the report as a table of labels and values for a terminal."""
         return console.grid(self.lines())
 
     def lines(self) -> Mapping[str, str]:
-        """Return label and value of every line of the table and the page, in order."""
+        """Return the lines of the table and of the page in order, value by label."""
         lines = {
             "rows": _join(
                 f"{self.rows_scored:,} scored of {self.rows_read:,} read", f"{self.rows_rejected:,} rejected"
@@ -268,7 +275,7 @@ class RunReport:
         return {label: value for label, value in lines.items() if value}
 
     def _odd_rows(self) -> dict[str, str]:
-        """Return the lines that tell of rows which are not as the others."""
+        """Return the lines about rejected and unusual rows; empty ones are left out later."""
         return {
             "rejected": _join(*(f"{rows:,} {reason}" for reason, rows in self.reject_reasons)),
             "left out": f"of rejected rows, since it cannot be written: {_some(self.rejects_left_out)}"
@@ -283,7 +290,7 @@ class RunReport:
         }
 
     def to_html(self) -> str:
-        """Return ``_report.html``: one page that needs nothing from elsewhere, all values escaped."""
+        """Return the text of ``_report.html``."""
         seconds = {stage: getattr(self, f"{stage}_s") for stage in STAGES}
         loads = [(load.load, load.worker, load.load_s) for load in self.loads]
         return page.render(self.run_id, self.lines(), seconds, loads)
@@ -296,13 +303,13 @@ def _fed(scoring: Mapping[str, Any]) -> dict[str, Any]:
 def _loads(receipts: Sequence[Receipt]) -> tuple[ModelLoad, ...]:
     found: dict[str, ModelLoad] = {}
     for receipt in sorted(receipts, key=lambda receipt: receipt.load_s):
-        # The last wins: a load grows while the first splits still build and trace the model.
+        # The largest wins: the first splits still build and trace the model, which counts as loading.
         found[receipt.load] = ModelLoad(receipt.load, receipt.worker, receipt.load_s)
     return tuple(found[load] for load in sorted(found) if load)
 
 
 def _traces(receipts: Sequence[Receipt]) -> int:
-    # A receipt holds the traces of its load so far, so the last one of a load holds them all.
+    # A receipt has the number of traces of its load so far, so the largest counts them all.
     so_far: dict[str, int] = {}
     for receipt in receipts:
         so_far[receipt.load] = max(receipt.traces, so_far.get(receipt.load, 0))
@@ -310,8 +317,8 @@ def _traces(receipts: Sequence[Receipt]) -> int:
 
 
 def _again(receipts: Sequence[Receipt]) -> dict[str, Any]:
-    """Return how many rows were predicted again in all, and how far apart at most."""
-    # Of each loaded model the last receipt tells of all its rows so far.
+    """Return the number of rows that were predicted again, and their largest difference."""
+    # A receipt has the number of its load so far, so the largest counts them all.
     rows: dict[str, int] = {}
     for receipt in receipts:
         rows[receipt.load] = max(receipt.again_rows, rows.get(receipt.load, 0))
@@ -324,7 +331,7 @@ def _distinct(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def reasons_of(receipts: Sequence[Receipt]) -> tuple[tuple[str, int], ...]:
-    """Return how many rows were rejected for each reason, most first."""
+    """Return the number of rejected rows by reason, the largest first."""
     reasons: Counter[str] = Counter()
     for receipt in receipts:
         reasons.update(dict(receipt.reject_reasons))
@@ -332,14 +339,14 @@ def reasons_of(receipts: Sequence[Receipt]) -> tuple[tuple[str, int], ...]:
 
 
 def _span(values: Sequence[int]) -> str:
-    """Return ascending values as text: each of a few, the ends of many."""
+    """Return ascending values as text: all of a few, the first and the last of many."""
     if len(values) > _MOST_LISTED:
         return f"{values[0]:,} to {values[-1]:,}"
     return " and ".join(f"{value:,}" for value in values)
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return the first of some names as text, and how many more there are."""
+    """Return the first names as text, and how many more there are."""
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
@@ -361,16 +368,22 @@ def _size(size_bytes: int) -> str:
     return f"{size:.1f} TB"
 
 
-# What a night's challenger did, as its report and its manifest tell. Values only.
+# The challenger's part of the report and of the manifest.
 
 
 @dataclass(frozen=True)
 class Challenged:
-    """The second model of a night, and what became of it.
+    """The figures of a night's challenger.
 
-    ``columns`` are its own in the output. Of the published rows ``failed`` have null there; ``reasons``
-    counts them, most first, ``error`` is what was wrong with the first. ``work_s`` is seconds of binding and
-    predicting, summed over threads; ``loads`` and ``load_s`` are of it alone.
+    Attributes:
+        columns: its columns in the output.
+        rows: published rows.
+        failed: published rows that have null in its columns.
+        reasons: the number of these by reason, the largest first.
+        error: the error of the first of these.
+        work_s: seconds of binding and predicting, summed over threads.
+        loads: how often it was loaded.
+        load_s: seconds of these loads.
     """
 
     model: str
@@ -386,12 +399,12 @@ class Challenged:
 
     @classmethod
     def of(cls, run: Run, receipts: Sequence[Receipt]) -> Challenged | None:
-        """Add up the receipts of a run; ``None`` where it has no challenger."""
+        """Add up the receipts of a run; ``None`` if it has no challenger."""
         if run.challenger is None:
             return None
         work = [receipt.challenger for receipt in receipts if receipt.challenger is not None]
         reasons: Counter[str] = Counter()
-        # A load grows while the first splits still build and trace the model.
+        # The largest wins, as in _loads.
         loads: dict[str, float] = {}
         for one in work:
             reasons.update(dict(one.reasons))
@@ -413,13 +426,13 @@ class Challenged:
 
     @classmethod
     def of_fields(cls, fields: Mapping[str, Any]) -> Challenged:
-        """Return what JSON has of it; what a later version added is ignored."""
+        """Return it as read from JSON; unknown keys are ignored."""
         known = {name: fields[name] for name in cls.__dataclass_fields__}
         reasons = tuple((str(reason), int(rows)) for reason, rows in known["reasons"])
         return cls(**{**known, "columns": tuple(known["columns"]), "reasons": reasons})
 
     def lines(self) -> dict[str, str]:
-        """Return what a report tells of it, by label; empty values are to be left out."""
+        """Return its lines in the report, value by label; empty values are left out later."""
         loads = f"{self.loads} load{'' if self.loads == 1 else 's'}, {self.load_s:.1f} s"
         reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in self.reasons)
         return {
@@ -434,7 +447,7 @@ class Challenged:
 
 
 def entry(run: Run, receipts: Sequence[Receipt]) -> dict[str, Any] | None:
-    """Return the challenger's part of a manifest; ``None`` where there is none."""
+    """Return the challenger's part of a manifest; ``None`` if the run has no challenger."""
     told = Challenged.of(run, receipts)
     if told is None or run.challenger is None:
         return None

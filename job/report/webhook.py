@@ -1,7 +1,7 @@
-"""A message to a webhook: a POST of JSON, tried again where that may help, and never the reason of a failure.
+"""Posts a message to a webhook as JSON. It retries if that may help, and never makes a command fail.
 
-The address of a webhook is a secret: whoever has it can write to the channel. So it is shown by its host
-alone, and it may come from the environment, where no list of processes shows it.
+The address of a webhook is a secret: whoever has it can write to the channel. So messages show only its host,
+and it may come from the environment, which the list of processes does not show.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ URL_IN_ENVIRONMENT: Final = "SCORING_JOB_NOTIFY_URL"
 TRIES: Final = 3
 _TRY_S: Final = 10.0
 _PAUSES_S: Final = (1.0, 4.0)
-# A night's end is not held up for longer, and Kubernetes kills 30 s after it has asked to stop.
+# The end of a night is not delayed longer. Kubernetes kills a process 30 s after it has asked it to stop.
 MOST_S: Final = 60.0
 MOST_WHEN_STOPPED_S: Final = 15.0
 
@@ -37,7 +37,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class _NotTakenError(Exception):
-    """A try has failed; ``again`` says whether another may succeed, ``after_s`` when the server wants it."""
+    """A try failed. ``again`` says whether another may succeed, ``after_s`` how long to wait for it."""
 
     def __init__(self, told: str, *, again: bool, after_s: float = 0.0) -> None:
         super().__init__(told)
@@ -45,7 +45,7 @@ class _NotTakenError(Exception):
 
 
 def check(url: str, name: str) -> None:
-    """Refuse what is no address of a webhook; the message shows only where it was given.
+    """Check the address of a webhook. An error names the flag or the variable ``name``, not the address.
 
     Raises:
         UsageError: it is not of the form ``http(s)://HOST…``.
@@ -55,13 +55,13 @@ def check(url: str, name: str) -> None:
         is_one = parts.scheme in _PORTS and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_one = False
-    # urllib would name the path when it refuses what is not printable.
+    # If urllib refused a character that cannot be printed, its error would show the path.
     if not is_one or not url.isascii() or any(ord(c) <= 32 or ord(c) == 127 for c in url):
         raise UsageError(f"{name} (not shown): must be http://HOST… or https://HOST…, in printable ASCII")
 
 
 def shown(url: str) -> str:
-    """Return a webhook's host, without what may be secret about the address.
+    """Return the host of a webhook's address, without the parts that may be secret.
 
     >>> shown("https://me:pw@hooks.example.org:8443/services/T0/B0?key=1")
     'hooks.example.org:8443'
@@ -77,14 +77,14 @@ def send(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Post a message; where it is not taken, say so in one line on standard error.
+    """Post a message; if it is not accepted, say so in one line on standard error.
 
     Args:
-        url: checked by :func:`check`.
-        message: becomes JSON.
-        most_s: all tries and pauses together.
-        clock: seconds.
-        sleep: waits for seconds.
+        url: an address that :func:`check` has accepted.
+        message: the fields of the JSON object.
+        most_s: the limit for all tries and pauses together, in seconds.
+        clock: returns a time in seconds.
+        sleep: waits for a number of seconds.
     """
     try:
         _send(url, json.dumps(message).encode(), most_s, clock, sleep)
@@ -118,7 +118,7 @@ def _send(
 
 
 def _post_within(seconds: float, url: str, body: bytes) -> None:
-    """Post in a thread of its own: a name that is looked up, or a server that trickles, knows no timeout."""
+    """Post in a thread with a time limit: urllib's own does not cover name look-ups and slow answers."""
     ended: queue.SimpleQueue[_NotTakenError | None] = queue.SimpleQueue()
 
     def run() -> None:
@@ -127,7 +127,7 @@ def _post_within(seconds: float, url: str, body: bytes) -> None:
             ended.put(None)
         except _NotTakenError as e:
             ended.put(e)
-        except Exception as e:  # noqa: BLE001 - or nobody would hear of it
+        except Exception as e:  # noqa: BLE001 - the waiting thread raises it
             ended.put(_NotTakenError(type(e).__name__, again=False))
 
     threading.Thread(target=run, name="notify", daemon=True).start()
@@ -143,7 +143,7 @@ def _request(url: str, body: bytes) -> Request:
     from urllib.request import Request
 
     parts = urlsplit(url)
-    # Some firewalls turn Python's own name away.
+    # Some firewalls refuse urllib's default User-Agent.
     fields = {"Content-Type": "application/json", "User-Agent": "scoring-job"}
     user, at, host = parts.netloc.rpartition("@")
     if at:
@@ -167,7 +167,7 @@ def _post(request: Request, timeout_s: float) -> None:
             after_s = retry_after_s(e.headers.get("Retry-After"), datetime.now(UTC)) if again else 0.0
             raise _NotTakenError(f"HTTP {e.code}", again=again, after_s=after_s) from e
     except (OSError, HTTPException) as e:
-        # The address's secret part is in no message of these: it was checked to be printable.
+        # None of these messages shows the address: it was checked to be printable.
         raise _NotTakenError(one_line(e), again=True) from e
 
 
@@ -175,7 +175,7 @@ def _redirects() -> Any:
     from urllib.request import HTTPRedirectHandler, Request
 
     class SameHost(HTTPRedirectHandler):
-        """Follows to the same host alone, and with the message: by default a POST becomes an empty GET."""
+        """Follows redirects within a host and repeats the POST; by default urllib would send an empty GET."""
 
         def redirect_request(self, req: Request, *answer: Any) -> Request | None:
             _, code, _, _, newurl = answer
@@ -196,7 +196,7 @@ def _is_same_place(old: SplitResult, new: SplitResult) -> bool:
 
 
 def retry_after_s(text: str | None, now: datetime) -> float:
-    """Return how long a server asks to be left alone: seconds, or until a date; 0 where it does not.
+    """Return the seconds to wait by a ``Retry-After`` header, which holds seconds or a date; 0 without one.
 
     >>> retry_after_s("7", datetime(2026, 1, 1, tzinfo=UTC))
     7.0
