@@ -249,7 +249,13 @@ def keras_version(file: str) -> str:
             version = json.loads(member.read(_METADATA_BYTES))["keras_version"]
     except (*_UNREADABLE, RuntimeError, LookupError, TypeError):
         return ""
-    return version if isinstance(version, str) and _VERSION.fullmatch(version) else ""
+    return as_version(version)
+
+
+def as_version(value: object) -> str:
+    """Return a value of a file as the version that it is; empty where it is none."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return text if isinstance(text, str) and _VERSION.fullmatch(text) else ""
 
 
 def _no_archive(told: str, reason: str) -> ModelError:

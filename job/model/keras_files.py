@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import zipfile
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -43,6 +44,10 @@ class KerasArchive(_KerasFile):
         with zipfile.ZipFile(copy) as opened:
             return opened.read(_COLUMNS) if _COLUMNS in opened.namelist() else None
 
+    def saved_by(self, copy: str, /) -> str:
+        """Return what its ``metadata.json`` says."""
+        return archive.keras_version(copy)
+
 
 class KerasFolder(_KerasFile):
     """What Keras wrote with ``zipped=False``: the same, not packed."""
@@ -74,3 +79,13 @@ class KerasH5(_KerasFile):
                 f"--model={path}: an .h5 model may carry code that Keras' safe mode does not stop; "
                 f"save it as .keras, or add --trust_model"
             )
+
+    def saved_by(self, copy: str, /) -> str:
+        """Return what the attribute ``keras_version`` says."""
+        # Keras requires it, and has just read the file by it.
+        h5py = importlib.import_module("h5py")
+        try:
+            with h5py.File(copy, "r") as opened:
+                return archive.as_version(opened.attrs["keras_version"])
+        except (OSError, LookupError, ValueError, TypeError, RuntimeError):
+            return ""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from job.errors import JobError, ModelError, one_line
-from job.model import archive, artifact, builder, provenance
+from job.model import artifact, builder, provenance
 from job.model.kind import Held
 from job.model.saved_model import check_batch_axis, feedable, input_spec
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
@@ -303,7 +303,7 @@ def _keras_model(reference: ModelReference, held: Held) -> Any:
 def _unloadable(held: Held, here: str, error: Exception) -> ModelError:
     """Return the error that Keras cannot load an artifact, with what can be done about it."""
     told = f"--model={held.path}: Keras {here} cannot load it: {one_line(error)}"
-    saved_by = archive.keras_version(held.file)
+    saved_by = held.kind.saved_by(held.file)
     if saved_by.startswith(("1.", "2.")):
         return ModelError(
             f"{told}; Keras {saved_by} saved it: load it with that version, write a SavedModel by "

@@ -94,6 +94,10 @@ class Kind:
         """Return the content of its ``feature_names.json``, ``None`` where it has none."""
         return None
 
+    def saved_by(self, _copy: str, /) -> str:
+        """Return the version of Keras that saved a model; empty where it does not tell."""
+        return ""
+
     def load(self, reference: ModelReference, held: Held) -> Step:
         """Load a model as this process holds it.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -79,6 +81,29 @@ def test_an_archive_of_keras_2_says_which_version_saved_it(tmp_path: Path) -> No
     content[METADATA] = b'{"keras_version": 7}'
     with pytest.raises(ModelError, match=r"Could not deserialize class 'Functional' .*--weights"):
         load(written(tmp_path / "odd.keras", content))
+
+
+def test_an_h5_file_of_keras_2_says_which_version_saved_it(tmp_path: Path) -> None:
+    """``TFOpLambda`` is what Keras 2 makes of an operator between tensors; Keras 3 has no such class."""
+    path = tmp_path / "two.h5"
+    x = keras.Input((4,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keras.Model(x, keras.layers.Dense(1)(x)).save(path)
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"][1] |= {"class_name": "TFOpLambda", "module": "keras.layers"}
+        file.attrs["model_config"] = json.dumps(config)
+        file.attrs["keras_version"] = b"2.15.0"
+    with pytest.raises(ModelError, match=r"TFOpLambda.*Keras 2\.15\.0 saved it: load it with that version"):
+        load(path, trusted=True)
+    with h5py.File(path, "r+") as file:
+        file.attrs["keras_version"] = 7
+    with pytest.raises(ModelError, match=r"TFOpLambda.*--weights"):
+        load(path, trusted=True)
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(ModelError, match="cannot load it"):
+        load(path, trusted=True)
 
 
 def test_safe_mode_is_on_unless_trusted(tmp_path: Path) -> None:
