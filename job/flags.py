@@ -154,3 +154,14 @@ def declared(*owners: type) -> tuple[Flag, ...]:
                     )
     order = list(Group)
     return tuple(sorted(found, key=lambda flag: order.index(flag.group)))
+
+
+def values(owner: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the fields of a dataclass that declare flags, for its constructor.
+
+    ``given`` is as in :meth:`Flag.value`.
+
+    Raises:
+        UsageError: a flag is given twice, or a text is not of its form.
+    """
+    return {flag.field: flag.value(given) for flag in declared(owner)}

@@ -184,7 +184,7 @@ class Choice(Form):
 
     def parse(self, name: str, text: str, /) -> str:
         """Return one of the words."""
-        if text in self.words or (self.other and re.fullmatch(self.pattern, text, re.DOTALL)):
+        if text in self.words or (self.other and re.fullmatch(self.pattern, text)):
             return text
         allowed = (*self.words, self.other) if self.other else self.words
         raise UsageError(f"--{name}={text}: must be one of {', '.join(allowed)}")

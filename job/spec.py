@@ -1,4 +1,4 @@
-"""The values that rooms hand to each other. No I/O, no engine, no Keras, no Arrow tables.
+"""The flags of a night, and the values that packages hand to each other. No I/O, no engine, no Keras.
 
 * **shard**: one Parquet file of features.
 * **split**: a run of whole row groups of one shard; it is read, scored and written in one place.

@@ -17,8 +17,9 @@ from typing import NoReturn
 
 from job import forms
 from job.cli import config, parser, usage
+from job.cli.parser import CommandOptions
 from job.errors import UsageError, as_flag
-from job.flags import declared
+from job.flags import declared, values
 from job.model import artifact, challenger_spec
 from job.report import json_line
 from job.shards import dates
@@ -30,10 +31,11 @@ from job.terminal import library_output
 class Asked:
     """What a command line asks for: a spec with placeholders in its paths yet, and the flags meant for Beam.
 
-    ``unchecked`` are those after a bare ``--``.
+    ``given`` are the texts of our flags by their names. ``unchecked`` are flags after a bare ``--``.
     """
 
     given: argparse.Namespace
+    command: CommandOptions
     template: ScoringSpec
     checked: tuple[str, ...]
     unchecked: tuple[str, ...]
@@ -68,11 +70,14 @@ def parsed(argv: Sequence[str], command: str = "score") -> Iterator[Asked]:
         given, rest = parser.build(command).parse_known_args(merged)
         if rest:
             _check_beam_args(checked, rest)
+        options = CommandOptions(**values(CommandOptions, vars(given)))
+        # First, so that what else is wrong is told where a configuration says.
+        json_line.ask(options.notify_url, options.notify_on)
         spec = _spec(given)
         if command == "backfill" and not given.if_exists:
             # What is there was right in its night, though the newest model, say, is another by now.
             spec = replace(spec, if_exists="keep")
-        asked = Asked(given, spec, tuple(rest), tuple(unchecked))
+        asked = Asked(given, options, spec, tuple(rest), tuple(unchecked))
         if asked.beam_args:
             # It imports Beam.
             from job.engines import choice
@@ -107,15 +112,14 @@ def nights(asked: Asked) -> Nights:
     Raises:
         UsageError: one of its flags is missing or malformed.
     """
-    given = {flag.name: flag.value(vars(asked.given)) for flag in declared(parser.Nights)}
-    if given["start"] is None:
+    given = parser.BackfillOptions(**values(parser.BackfillOptions, vars(asked.given)))
+    if not given.start:
         raise UsageError(f"--start must be given; see {parser.help_of('backfill')}")
-    first = forms.day("start", given["start"])
-    end = given["end"]
-    last = forms.day("end", end) if end else dates.yesterday(asked.template.timezone)
+    first = forms.day("start", given.start)
+    last = forms.day("end", given.end) if given.end else dates.yesterday(asked.template.timezone)
     if last < first:
         raise UsageError(f"--end={last}: it lies before --start={first}; exchange them")
-    return Nights(first, last, given["parallel"])
+    return Nights(first, last, given.parallel)
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -125,19 +129,15 @@ def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _spec(given: argparse.Namespace) -> ScoringSpec:
-    texts = vars(given)
-    # First, so that what else is wrong is told where a configuration says.
-    command = {flag.name: flag.value(texts) for flag in declared(parser.CommandOptions)}
-    json_line.ask(command["notify_url"], command["notify_on"])
     _check_required(given)
     for flag in declared(ScoringSpec):
         if flag.form.dated:
-            for text in texts[flag.name]:
+            for text in getattr(given, flag.name):
                 dates.check(flag.name, text)
-    values = {flag.field: flag.value(texts) for flag in declared(ScoringSpec)}
-    if values["weights"] is not None and not artifact.BUILDER.fullmatch(values["model"]):
-        raise artifact.misplaced_weights(values["model"], values["weights"])
-    spec = ScoringSpec(**values, output_template=values["output"])
+    spec = ScoringSpec(**values(ScoringSpec, vars(given)))
+    spec = replace(spec, output_template=spec.output)
+    if spec.weights is not None and not artifact.BUILDER.fullmatch(spec.model):
+        raise artifact.misplaced_weights(spec.model, spec.weights)
     if spec.on_null == "nan":
         spec = _keeping_nan(spec, is_asked=bool(given.on_nonfinite))
     _check_no_clash(spec)

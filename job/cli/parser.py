@@ -7,7 +7,6 @@ alone. Their values are read in ``job.cli.options``.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,17 +48,17 @@ exit codes:
 
 
 @dataclass(frozen=True)
-class Nights:
-    """Which nights ``backfill`` scores."""
+class BackfillOptions:
+    """Which nights ``backfill`` is asked for, as they were written; empty where nobody said."""
 
     start: Annotated[
-        datetime.date | None,
+        str,
         Flag(Group.NIGHT, "the first night of a backfill", forms.Day(), in_file=False, in_template=False),
-    ] = None
+    ] = ""
     end: Annotated[
-        datetime.date | None,
+        str,
         Flag(Group.NIGHT, "the last one (default: yesterday)", forms.Day(), in_file=False, in_template=False),
-    ] = None
+    ] = ""
     parallel: Annotated[
         int | None,
         Flag(
@@ -130,7 +129,7 @@ class CommandOptions:
 
 def flags_of(command: str = "score") -> tuple[Flag, ...]:
     """Return the flags of a command, in the order of its help."""
-    return declared(ScoringSpec, *([Nights] if command == "backfill" else []), CommandOptions)
+    return declared(ScoringSpec, *([BackfillOptions] if command == "backfill" else []), CommandOptions)
 
 
 def build(command: str = "score") -> argparse.ArgumentParser:

@@ -30,7 +30,7 @@ def run(args: Sequence[str]) -> int:
 
         days = list(dates.days(nights.start, nights.end))
         backfill.check(asked.template, days)
-        if asked.given.print_config:
+        if asked.command.print_config:
             return score.print_config(nights.printed() + asked.printed(asked.template))
         at_once = nights.at_once or backfill.AUTO_NIGHTS
         ended: list[Ending] = []

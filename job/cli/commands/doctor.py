@@ -22,7 +22,7 @@ def run(args: Sequence[str]) -> int:
 
     well = True
     with options.parsed(args, "doctor") as asked:
-        if asked.given.print_config:
+        if asked.command.print_config:
             return score.print_config(asked.printed(asked.night))
         from job.doctor import doctor
 

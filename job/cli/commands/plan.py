@@ -20,12 +20,12 @@ def run(args: Sequence[str]) -> int:
     from job.cli import options
 
     with options.parsed(args, "plan") as asked:
-        if asked.given.print_config:
+        if asked.command.print_config:
             return score.print_config(asked.printed(asked.night))
         from job.launch import forecast
 
         found = forecast.look(asked.night, announce=progress.say)
-    if asked.given.json:
+    if asked.command.json:
         console.show(found.to_json().rstrip(), needed=True)
     else:
         console.draw(found.table(), needed=True)

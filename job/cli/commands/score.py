@@ -26,7 +26,7 @@ def run(args: Sequence[str]) -> int:
     from job.cli import options
 
     with options.parsed(args) as asked:
-        if asked.given.print_config:
+        if asked.command.print_config:
             return print_config(asked.printed(asked.night))
         return _score(asked.night, asked.beam_args)
 
