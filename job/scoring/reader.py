@@ -22,7 +22,7 @@ from job.binding.columns import cast_views, nested_type, nested_values, without_
 from job.errors import DataError, ShardChangedError, ShardError, check_not_passing, one_line
 from job.scoring import memory
 from job.scoring.memory import CHUNK_BYTES, data_bytes
-from job.shards import planner
+from job.shards import pages, planner
 from job.spec import Split
 from job.storage import ranges
 
@@ -293,8 +293,20 @@ class SplitReader:
     def _sample(self, features: Sequence[str], keys: Sequence[str]) -> memory.Sample:
         names = (*features, *keys)
         if names not in self._samples:
+            self._check_lists(names)
             self._samples[names] = memory.Sample(self._file, self._split, names)
         return self._samples[names]
+
+    def _check_lists(self, names: Iterable[str]) -> None:
+        """Refuse lists that would not fit the memory: what a sample reads of them may be all that there is.
+
+        Not in a bucket, where each page's header would be a request.
+        """
+        wanted = {name if name in self._types else name.partition(".")[0] for name in names}
+        nested = sorted(name for name in wanted & self._types.keys() if pa.types.is_nested(self._types[name]))
+        if nested and not storage.is_remote(self.path):
+            with self._told(), open(storage.local(self.path), "rb") as file:
+                pages.check_lists(self.path, self._file.metadata, file, self._split.row_groups, nested)
 
     def _read(
         self,

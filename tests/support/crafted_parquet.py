@@ -130,8 +130,11 @@ def levels(*runs: tuple[int, int]) -> bytes:
     return struct.pack("<I", len(content)) + content
 
 
-def lists_of_ones(name: str, rows: int, values: int) -> tuple[list[dict[int, Any]], Chunk]:
-    """A list column of float32 in a few hundred bytes; the first row has nearly all of the values."""
+def lists_of_ones(name: str, rows: int, values: int, told: int = 0) -> tuple[list[dict[int, Any]], Chunk]:
+    """A list column of float32 in a few hundred bytes; the first row has nearly all of the values.
+
+    ``told`` is how many the footer tells of, where these are others.
+    """
     schema = [
         {**element(name, OPTIONAL, children=1), 6: I32(3)},
         {**element("list", REPEATED, children=1), 9: b"inner"},
@@ -141,7 +144,7 @@ def lists_of_ones(name: str, rows: int, values: int) -> tuple[list[dict[int, Any
     body = repetitions + levels((2, values)) + b"\1" + run(0, values)
     pages = page(1, floats(1.0), kind=2) + page(values, body, encoding=RLE_DICTIONARY)
     path = (name, "list", "element")
-    return schema, Chunk(path, FLOAT, values, pages, has_dictionary=True)
+    return schema, Chunk(path, FLOAT, told or values, pages, has_dictionary=True)
 
 
 def one_text(name: str, rows: int, size_bytes: int) -> tuple[list[dict[int, Any]], Chunk]:
