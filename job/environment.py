@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _CGROUPS = "/sys/fs/cgroup"
@@ -25,7 +24,10 @@ def program() -> str:
 
 @functools.cache
 def versions() -> tuple[tuple[str, str], ...]:
-    """Return the versions that a night's predictions may depend on, by package."""
+    """Return the versions of the packages that a night's predictions may depend on, Python's first."""
+    # Help need not wait for it.
+    from importlib.metadata import PackageNotFoundError, version
+
     found = [("python", platform.python_version())]
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
@@ -45,9 +47,9 @@ def process_start_unix_s() -> float:
 
 
 def memory_bytes() -> int:
-    """Return what this process may still take of the memory, as far as the kernel tells; 0 where it does not.
+    """Return the bytes of memory that this process can still use; 0 if the kernel does not say.
 
-    A container's limit counts too, without what its files have in the page cache: that makes room.
+    A container's limit counts too. Its page cache counts as free, because the kernel makes room from it.
     """
     try:
         told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -58,7 +60,7 @@ def memory_bytes() -> int:
     for above in (folder, *folder.parents):
         if not above.is_relative_to(_CGROUPS):
             break
-        # Without a limit there is a word, and at the top no file.
+        # Without a limit the file holds a word, and the top group has no such file.
         with suppress(OSError, ValueError, KeyError):
             limit = int((above / "memory.max").read_text())
             taken = int((above / "memory.current").read_text())
@@ -69,7 +71,7 @@ def memory_bytes() -> int:
 
 
 def _own_group() -> str:
-    """Return this process's control group, as a path below all of them; empty for the top."""
+    """Return the path of this process's control group; empty for the top group."""
     with suppress(OSError):
         groups = Path("/proc/self/cgroup").read_text()
         if found := re.search("^0::/(.*)$", groups, re.MULTILINE):

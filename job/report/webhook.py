@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -207,6 +206,8 @@ def retry_after_s(text: str | None, now: datetime) -> float:
         return 0.0
     if text.strip().isascii() and text.strip().isdigit():
         return float(text)
+    from email.utils import parsedate_to_datetime
+
     try:
         when = parsedate_to_datetime(text)
         return max(0.0, (when - now).total_seconds())
