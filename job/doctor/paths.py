@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job import storage
+from job.binding.binding import closest
+from job.binding.columns import nested_type
 from job.commit import output, staging
 from job.engines.checks import Check
-from job.errors import StorageError
+from job.errors import SchemaError, StorageError
 from job.launch import preparation
 from job.model import artifact, builder
-from job.shards import inputs
+from job.shards import inputs, planner
 from job.spec import ModelReference, ScoringSpec, Shard
 from job.storage import objects
 
@@ -44,13 +47,27 @@ def shards(spec: ScoringSpec) -> list[Shard]:
     """List the shards and read the first footer.
 
     Raises:
-        JobError: there are none, or the footer cannot be read.
+        JobError: there are none, or the footer cannot be read, or a flag names a column that it lacks.
     """
     found = inputs.list_shards(spec)
     (footer,) = inputs.read_footers(found[:1])
     if footer.error:
         raise StorageError(f"{found[0].path}: {footer.error}")
+    # Where bad shards are to be rejected, this one may be one of them.
+    if spec.on_bad_shard == "fail":
+        _check_named(spec, found[0].path, planner.with_partitions(footer.schema, found[0].partition))
     return found
+
+
+def _check_named(spec: ScoringSpec, path: str, schema: pa.Schema) -> None:
+    """Refuse flags that name a column which a shard lacks: every shard must have it."""
+    for flag in ("keys", "features", "challenger_features"):
+        for name in getattr(spec, flag):
+            if name not in schema.names and nested_type(schema, name) is None:
+                raise SchemaError(
+                    f"--{flag} names {name!r}, which is no column of {path}{closest(name, schema.names)}; "
+                    f"correct it"
+                )
 
 
 def model(spec: ScoringSpec) -> Model:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.nights import Night, dense, features, saved
-from tests.unit.doctor.test_doctor import examined, not_ok
+from tests.support.worker_pool import free_port
+from tests.unit.doctor.test_doctor import NOBODY, examined, not_ok
 from tests.unit.model.test_devices import without_gpu
 
 
@@ -37,3 +40,16 @@ def test_a_gpu_is_asked_for_where_the_rows_are_scored(night: Night) -> None:
     checks = examined([*args_of(night), "--device=gpu"])
     assert not_ok(checks) == ["workers: gpu"]
     assert "--device=gpu: TensorFlow sees no GPU on " in checks["workers: gpu"].told
+
+
+@pytest.mark.parametrize("flag", ["keys", "features", "challenger_features"])
+def test_a_column_that_a_flag_names_is_in_the_first_shard(night: Night, flag: str) -> None:
+    args = [*args_of(night), *NOBODY, f"--job_endpoint=localhost:{free_port()}"]
+    args = [*args[:3], *args[4:], f"--challenger={night.folder / 'm.keras'}"]
+    first = night.input / "part.parquet"
+    told = examined([*args, f"--{flag}=f0,F1"])["input"]
+    assert (told.ok, told.fix) == (False, "correct it")
+    assert told.told == f"--{flag} names 'F1', which is no column of {first} (closest: 'f1')"
+    assert examined([*args, f"--{flag}=f0,f1"])["input"].ok
+    # It may be a bad one, and the others have the column.
+    assert examined([*args, f"--{flag}=f0,F1", "--on_bad_shard=reject"])["input"].ok
