@@ -61,10 +61,10 @@ class Layout:
 ROW = st.tuples(st.one_of(PLAIN, PLAIN, PLAIN, CELLS), st.one_of(PLAIN, PLAIN, PLAIN, CELLS))
 LAYOUTS = st.builds(
     Layout,
-    shards=st.lists(st.lists(ROW, max_size=70), min_size=1, max_size=3).filter(any),
-    group_rows=st.integers(1, 40),
-    split_rows=st.integers(1, 80),
-    batch_rows=st.integers(1, 80),
+    shards=st.lists(st.lists(ROW, max_size=50), min_size=1, max_size=3).filter(any),
+    group_rows=st.integers(1, 30),
+    split_rows=st.integers(1, 60),
+    batch_rows=st.integers(1, 60),
     on_null=st.sampled_from(["reject", "fill=0.25", "nan"]),
     on_nonfinite=st.sampled_from(["reject", "keep"]),
 ).map(lambda layout: replace(layout, on_nonfinite="keep") if layout.on_null == "nan" else layout)
@@ -159,7 +159,7 @@ def check(night: Night, layout: Layout, plain: Any) -> None:
     assert counts == (len(every), len(good), len(rejected))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layout=LAYOUTS)
 def test_rows_in_are_rows_out_and_rejects(
     builder: tuple[str, Any], tmp_path_factory: pytest.TempPathFactory, layout: Layout
