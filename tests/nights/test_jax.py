@@ -17,7 +17,7 @@ import pytest
 from models import classifier, custom_layer, custom_loss, flights, flights_data, functional, sequential
 from tests.support.nights import Night, features, saved, visible
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 # CI must have it; who installs without the lock file may do without.
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jax") is None and not os.environ.get("CI"), reason="jax is not installed"
