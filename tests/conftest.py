@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,14 @@ def warm() -> Iterator[Zygote]:
     clients = ("job.storage.s3", "job.storage.gcs", "tests.support.servers.boto3_cache")
     with zygote(stores.environment(None, None), clients) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def forks(warm: Zygote) -> Iterator[None]:
+    """What a module's tests start as another Python, commands and workers, is a fork of that one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(warm.python))
+        yield
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])

@@ -48,6 +48,7 @@ def test_december_is_that_of_the_embedded_engine(
     assert (told["rows_scored"], told["splits"], len(told["workers"])) == (27_110, 31, 2)
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_worker_that_is_killed_costs_nothing_but_time(
     night: Night, cluster: Cluster, engine: list[str]
 ) -> None:

@@ -24,7 +24,7 @@ from tests.support.servers.clients import BUCKET
 from tests.support.servers.scripted import Answer, answering
 from tests.support.store_nights import StoreNight, store_night
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
 GPU = "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
 ASKED_FOR = (

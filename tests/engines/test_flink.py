@@ -221,6 +221,7 @@ def interrupted(cluster: Cluster, ours: PipelineOptions, start: Callable[[], lis
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_night_by_the_flags_of_the_cluster_on_another_job_server(
     night: Night, tmp_path: Path, cluster: Cluster
 ) -> None:

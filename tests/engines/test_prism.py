@@ -36,6 +36,7 @@ def report(night: Night) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_prism_started_by_beam_and_as_a_service_makes_the_night_of_the_embedded_engine(
     night: Night, tmp_path: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_prism_started_by_beam_and_as_a_service_makes_the_night_of_the_embedded_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_worker_that_is_killed_ends_the_job_and_the_same_command_resumes(
     night: Night, tmp_path: Path
 ) -> None:

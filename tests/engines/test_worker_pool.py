@@ -23,6 +23,7 @@ def run(args: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_worker_pool_makes_the_night_of_the_embedded_engine(night: Night, tmp_path: Path) -> None:
     for day in range(3):
         night.shard(f"ds=2013-12-0{day + 1}/part", features(3000, seed=day), group_rows=500)
@@ -42,6 +43,7 @@ def test_a_worker_pool_makes_the_night_of_the_embedded_engine(night: Night, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_job_service_that_is_killed_ends_the_job_and_the_same_command_resumes(
     night: Night, tmp_path: Path
 ) -> None:

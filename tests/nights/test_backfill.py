@@ -5,9 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -22,6 +19,7 @@ from job.launch import backfill
 from job.shards import dates
 from job.storage import objects
 from tests.support.backfill_nights import DAYS, FIRST, closed, filled, flags, lines, report
+from tests.support.jobs import Job, Zygote
 from tests.support.nights import Night, check_same_files, features, module, run_cli, visible
 from tests.support.servers import stores
 from tests.support.servers.clients import BUCKET, s3_way
@@ -127,6 +125,7 @@ def test_nights_that_fail_alike_end_with_their_exit_code(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_night_that_kills_workers_fails_alone(
     nights: Night, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,19 +144,19 @@ def test_a_night_that_kills_workers_fails_alone(
 
 
 def test_a_killed_backfill_is_resumed_by_the_same_command(
-    nights: Night, capfd: pytest.CaptureFixture[str]
+    nights: Night, capfd: pytest.CaptureFixture[str], warm: Zygote
 ) -> None:
-    command = [sys.executable, "-m", "job", "backfill", f"--start={DAYS[0]}", f"--end={DAYS[-1]}"]
-    command += flags(nights, "--parallel=2", "--split_rows=10")
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        # In the middle of the second group.
-        until(
-            lambda: (
-                any(nights.output.glob(f"{DAYS[2]}/_staging/*/receipts/*/*.json"))
-                or process.poll() is not None
-            )
+    args = ("backfill", f"--start={DAYS[0]}", f"--end={DAYS[-1]}")
+    args += tuple(flags(nights, "--parallel=2", "--split_rows=10"))
+    process = warm.process(Job(args, str(nights.folder / "log")))
+    # In the middle of the second group.
+    until(
+        lambda: (
+            any(nights.output.glob(f"{DAYS[2]}/_staging/*/receipts/*/*.json")) or process.poll() is not None
         )
-        process.send_signal(signal.SIGKILL)
+    )
+    process.kill()
+    process.wait()
     done = [path.parent for path in nights.output.glob("*/_SUCCESS")]
     there = {path: path.stat().st_mtime_ns for folder in done for path in visible(folder)}
     code, out, _ = filled(nights, capfd, "--parallel=2", "--split_rows=10")

@@ -41,6 +41,7 @@ def test_nights_of_another_run_are_kept_unless_they_are_to_be_replaced(
     assert (code, "is published, but 1 of its files are gone" in err) == (6, True)
 
 
+@pytest.mark.usefixtures("forks")
 def test_what_has_ended_is_told_also_where_the_rest_was_stopped(
     nights: Night, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def test_one_line_the_right_exit_code_and_nothing_published(
 
 
 @pytest.mark.parametrize("case", [a_shard_that_is_cut_short, an_integer_that_no_float32_is])
+@pytest.mark.usefixtures("forks")
 def test_the_same_in_a_process_of_its_own(night: Night, case: Callable[[Night], Case]) -> None:
     args, code, message = case(night)
     command = [sys.executable, "-m", "job", "score", *args]

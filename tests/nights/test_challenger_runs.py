@@ -114,6 +114,7 @@ def test_its_path_may_be_a_glob_an_alias_or_hold_the_night(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_processes_that_share_one_copy_of_each(both: Night, capfd: pytest.CaptureFixture[str]) -> None:
     report = score(both, capfd, *PROCESSES, "--model_sharing=machine")
     told = report["challenger"]

@@ -227,6 +227,7 @@ def test_its_path_may_hold_the_night() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_every_process_checks_its_own_copy(night: Night, capfd: pytest.CaptureFixture[str]) -> None:
     processes = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
     code, _, err = score(night, capfd, *processes)
@@ -237,6 +238,7 @@ def test_every_process_checks_its_own_copy(night: Night, capfd: pytest.CaptureFi
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_worker_that_computes_wrong_is_stopped_before_its_first_split(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

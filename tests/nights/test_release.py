@@ -182,6 +182,7 @@ def test_a_note_tells_the_run_as_it_was(night: Night) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_job_on_its_own_refuses_itself_and_its_output_is_free_for_the_release(
     night: Night, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def hosts(of: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_one_load_the_same_run_and_the_same_bits(tmp_path: Path) -> None:
     night, path = night_of(tmp_path, 8000)
     apart = night.score(path, *PROCESSES, *SPLITS)
@@ -62,8 +63,9 @@ def test_one_load_the_same_run_and_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_the_models_process_is_killed_in_mid_run(tmp_path: Path) -> None:
-    night, path = night_of(tmp_path, 40_000)
+    night, path = night_of(tmp_path, 16_000)
     flags = (*PROCESSES, "--split_rows=1000", "--batch_size=8", "--model_sharing=machine")
     command = [sys.executable, "-m", "job", "score", *night.args(path, *flags)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
@@ -71,11 +73,11 @@ def test_the_models_process_is_killed_in_mid_run(tmp_path: Path) -> None:
         while not list(night.output.glob("_staging/*/receipts/**/*")) and time.monotonic() < until:
             assert job.poll() is None
             time.sleep(0.02)
-        (host,) = hosts(job.pid)
+        (host,) = hosts(os.getpid())
         os.kill(host.pid, signal.SIGKILL)
         told, _ = job.communicate(timeout=200)
     assert job.returncode == 0, told
-    assert night.scored().num_rows == 39_999
+    assert night.scored().num_rows == 15_999
     assert "model loads     2 in 2 workers" in told
     # Nobody hears of what was put right.
     assert "Traceback" not in told
@@ -83,6 +85,7 @@ def test_the_models_process_is_killed_in_mid_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_model_that_cannot_be_loaded_is_told_as_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

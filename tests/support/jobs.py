@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,14 +64,24 @@ class Done:
 
 
 class Zygote:
-    """Runs jobs; each costs what it does, not what its imports cost."""
+    """Runs jobs; each costs what it does, not what its imports cost.
+
+    ``python`` is a program that stands for the interpreter: ``python -m job …`` by it is a fork too, and so
+    is whatever that starts by ``sys.executable``.
+    """
 
     def __init__(self, env: Mapping[str, str] | None = None, modules: Sequence[str] = ()) -> None:
         """Start it, in this environment if one is given; ``modules`` are imported too, once for all jobs."""
         self._jobs: dict[int, Job] = {}
         self._last: tuple[int, ...] = ()
+        self._folder = tempfile.TemporaryDirectory(prefix="zygote-")
+        # The socket has a short address, as it must, and the program lies beside it.
+        self.python = Path(self._folder.name, "python")
+        self.python.write_text(f"#!{sys.executable} -IS\n{Path(__file__).with_name('python.py').read_text()}")
+        self.python.chmod(0o755)
+        program = "import sys; from tests.support.zygote import serve; serve(*sys.argv[1:])"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from tests.support.zygote import serve; serve()", *modules],
+            [sys.executable, "-c", program, str(self.python.with_name("zygote")), *modules],
             cwd=ROOT,
             env=env,
             stdin=subprocess.PIPE,
@@ -121,6 +132,7 @@ class Zygote:
         self._process.wait(30)
         assert self._process.stdout is not None
         self._process.stdout.close()
+        self._folder.cleanup()
 
 
 class Forked:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tests.support.store_nights import until
 
+# Also where ``sys.executable`` leads to a zygote.
+PYTHON = sys.executable
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,7 +39,10 @@ def listens(port: int) -> bool:
 def worker_pool(
     folder: Path, port: int, path: Sequence[Path] = (ROOT,), before: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A pool whose workers find modules in ``path``; ``before`` may hold another ``python`` to start."""
+    """A pool, whose workers are its children and find modules in ``path``.
+
+    ``before`` may hold another ``python`` to start.
+    """
     folders = [*([before] if before else []), Path(sys.executable).parent, os.environ["PATH"]]
     env = {
         **os.environ,
@@ -47,7 +52,7 @@ def worker_pool(
     command = ["-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
     with (folder / f"pool{port}.log").open("ab") as log:
         pool = subprocess.Popen(
-            [sys.executable, *command], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+            [PYTHON, *command], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
         )
     try:
         until(lambda: listens(port), within_s=60)

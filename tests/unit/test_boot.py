@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from deploy.flink import settings
 from tests.support import engine_checks
 from tests.support.nights import Night, dense, features, saved
 from tests.support.store_nights import until
-from tests.support.worker_pool import external, free_port, job_service, listens
+from tests.support.worker_pool import PYTHON, external, free_port, job_service, listens
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 150.0
@@ -34,7 +33,7 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, forks: None) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     worker = worker_in(folder)
     pool_port = free_port()
@@ -60,7 +59,7 @@ def worker_in(folder: Path) -> Path:
 def started(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (folder / f"{command[0]}.log").open("wb") as log:
-        one = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=env, stdout=log, stderr=log)
+        one = subprocess.Popen([PYTHON, "-m", *command], cwd=folder, env=env, stdout=log, stderr=log)
     try:
         yield one
     finally:

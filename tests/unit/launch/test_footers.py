@@ -46,6 +46,7 @@ def test_a_shard_that_goes_away_is_told(night: Night) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_run_whose_workers_read_the_footers(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """In processes of their own: the launcher reads no footer at all."""
     from job.launch import score

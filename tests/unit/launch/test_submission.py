@@ -252,6 +252,7 @@ def test_an_output_on_a_disk_that_a_job_has_is_refused_to_the_same_command(night
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_job_server_publishes_without_the_command_and_is_told_of_ctrl_c(
     night: Night, tmp_path: Path
 ) -> None:
