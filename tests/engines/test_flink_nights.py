@@ -1,7 +1,7 @@
 """Nights on a real Flink cluster, while its processes are killed; ``make flink-test`` runs them.
 
 They need the jar of Beam's job server for Flink. The same functions run on Beam's own job service in
-tests/unit/test_boot.py, with the Python worker that the TaskManagers here start, and on Dask in
+tests/engines/test_boot.py, with the Python worker that the TaskManagers here start, and on Dask in
 tests/engines/test_dask_nights.py.
 """
 
