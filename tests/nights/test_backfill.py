@@ -146,9 +146,8 @@ def test_a_night_that_kills_workers_fails_alone(
 def test_a_killed_backfill_is_resumed_by_the_same_command(
     nights: Night, capfd: pytest.CaptureFixture[str], warm: Zygote
 ) -> None:
-    args = ("backfill", f"--start={DAYS[0]}", f"--end={DAYS[-1]}")
-    args += tuple(flags(nights, "--parallel=2", "--split_rows=10"))
-    process = warm.process(Job(args, str(nights.folder / "log")))
+    args = [f"--start={DAYS[0]}", f"--end={DAYS[-1]}", *flags(nights, "--parallel=2", "--split_rows=10")]
+    process = warm.process(Job(("backfill", *args), str(nights.folder / "log")))
     # In the middle of the second group.
     until(
         lambda: (

@@ -256,9 +256,11 @@ def test_an_output_on_a_disk_that_a_job_has_is_refused_to_the_same_command(night
 def test_a_job_server_publishes_without_the_command_and_is_told_of_ctrl_c(
     night: Night, tmp_path: Path
 ) -> None:
-    night.shard("a", features(30_000), group_rows=100)
+    night.shard("a", features(6000), group_rows=100)
     path = saved(dense(), night.folder / "m.keras")
-    args = night.args(path, "--keys=id", "--split_rows=100", "--batch_size=100")
+    # Fifteen seconds, if nobody ended it.
+    slow = ("--keys=id", "--features=f0,f1,f2,f3", "--split_rows=100", "--batch_size=100")
+    args = night.args("tests.support.slow_model:build", *slow)
     command = [sys.executable, "-m", "job", "score", *args]
     with service(tmp_path) as one:
         with subprocess.Popen(
@@ -274,8 +276,8 @@ def test_a_job_server_publishes_without_the_command_and_is_told_of_ctrl_c(
         assert "of PortableRunner; Ctrl-C once more leaves it as it is" in said
         assert "of PortableRunner is CANCELLED" in said
 
-        alone = [one for one in args if not one.startswith(("--output=", "--split_rows="))]
-        spec, beam_args = options.parse([*alone, f"--output={night.folder}/alone", "--no_wait", *one.flags])
+        alone = [f"--input={night.input}", f"--model={path}", "--keys=id", f"--output={night.folder}/alone"]
+        spec, beam_args = options.parse([*alone, "--no_wait", *one.flags])
         job = score.score(spec, beam_args, announce=lambda line: None).job
         assert job is not None
         assert (job.engine, job.where) == ("PortableRunner", f"localhost:{one.job_port}")
