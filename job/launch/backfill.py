@@ -1,8 +1,9 @@
-"""Many nights by one command, in one process and with one load of the model.
+"""``job backfill``: many nights by one command, in one process and with one load of the model.
 
-Nights go through the engine in groups, each group in one pipeline, and are published in their order. Each has
-its own lease, staging and ``_SUCCESS``, as if it had been scored alone: what is there already is skipped, a
-killed backfill is resumed by the same command, and a night that fails does not stop the others.
+Nights go through the engine in groups, one pipeline for each group, and are published in order of their
+dates. Each night has its own lease, staging and ``_SUCCESS``, as if it had been scored alone. A night that is
+published already is skipped, a night that fails does not stop the others, and the same command resumes a
+backfill that was killed.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ _MOST_SPLITS: Final = 2000
 
 
 def check(template: ScoringSpec, days: Iterable[datetime.date]) -> None:
-    """Refuse what cannot be said of these nights together.
+    """Check flags that make no sense for several nights.
 
     Raises:
-        UsageError: nights would have one input or one output, or the command would not see their end.
+        UsageError: two nights would share their input or their output, or ``--no_wait`` is given.
     """
     if template.ds:
         raise UsageError(
@@ -77,13 +78,13 @@ def score(
     nights_at_once: int,
     announce: Callable[[str], None],
 ) -> Iterator[Ending]:
-    """Score nights and publish each; yields how they ended, in their order.
+    """Score nights and publish each; yield how each one ended, in order of their dates.
 
-    ``nights_at_once`` is how many go through the engine together, at most.
+    At most ``nights_at_once`` go through the engine in one pipeline.
 
     Raises:
         EngineError: the engine cannot be reached.
-        UsageError: the first night cannot be asked for so.
+        UsageError: a flag is wrong for every night.
     """
     objects.configure(template.stores)
     # What is not there by now comes no more.
@@ -120,7 +121,7 @@ def score(
 
 
 def _chosen(model: str) -> str:
-    """Return the model for all nights: one and the same, unless there is a date in its name."""
+    """Return the model to use for all nights. A glob or an alias is looked up once, unless it has a date."""
     if versions.stands_for_another(model) and not dates.has_date(model):
         return versions.chosen(storage.absolute(model))
     return model
@@ -128,7 +129,7 @@ def _chosen(model: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Nights:
-    """What the nights have in common; ``key``: see ``preflight.shared``."""
+    """What the nights have in common. ``key`` is that of ``preflight.shared``."""
 
     template: ScoringSpec
     beam_args: tuple[str, ...]
@@ -138,7 +139,7 @@ class _Nights:
     _bound: dict[str, str] = field(default_factory=dict)
 
     def say(self, ds: str, line: str) -> None:
-        """Announce something of a night; what feeds a model only where that is not as in the night before."""
+        """Announce a line about a night. Which columns feed a model is announced only when it changes."""
         what, _, told = line.partition(": ")
         if what in preparation.BOUND:
             if self._bound.get(what) == told:
@@ -147,7 +148,7 @@ class _Nights:
         self.announce(f"{ds}: {line}")
 
     def reference(self, spec: ScoringSpec) -> ModelReference:
-        """Return a night's model, which is looked at once, however many nights are of it."""
+        """Return a night's model. Nights with the same model share one look at it."""
         asked = spec.model, spec.weights, spec.model_sha256, spec.signature
         if asked not in self.references:
             self.references[asked] = preparation.resolved(spec)
@@ -155,7 +156,7 @@ class _Nights:
 
 
 class _Group:
-    """Nights that go through the engine together; ``ready`` are those that it has to score, by date."""
+    """Nights that go through the engine together. ``ready`` are those with splits to score, by date."""
 
     def __init__(self, nights: _Nights) -> None:
         self._nights = nights
@@ -171,7 +172,7 @@ class _Group:
         return sum(len(ready.splits) - len(ready.finished) for ready in self.ready.values())
 
     def add(self, day: datetime.date, leases: ExitStack) -> None:
-        """Prepare a night, or note how it has ended; ``leases`` keeps what it holds."""
+        """Prepare a night, or note how it ended. Its lease is handed to ``leases``."""
         spec = dates.of_night(self._nights.template, day)
         self._outputs[spec.ds] = storage.absolute(spec.output)
 
@@ -199,14 +200,14 @@ class _Group:
         self._end(spec.ds, prepare)
 
     def published(self, leases: ExitStack) -> list[Ending]:
-        """Publish what was scored together, let go of its leases, and return how all nights ended."""
+        """Publish the nights that were scored together, give up their leases, and return how each ended."""
         with leases:
             return list(self.endings(together=True))
 
     def endings(self, *, together: bool) -> Iterator[Ending]:
-        """Publish what was scored ``together``, or score it night by night; yield how all nights ended.
+        """Yield how each night ended, in the order in which they were added.
 
-        In the order in which they were added.
+        Nights that were scored ``together`` are only published here; else each is scored by itself first.
         """
         for ds in self._outputs:
             if (ready := self.ready.get(ds)) is not None:
@@ -219,7 +220,7 @@ class _Group:
             yield self._ended[ds]
 
     def scored_together(self) -> bool:
-        """Score all that is ready in one pipeline; say whether that was done."""
+        """Score all nights that are ready in one pipeline. Return whether that succeeded."""
         if len(self.ready) < 2:
             return False
         from job.scoring.nights import ScoreNights, alike
@@ -254,7 +255,10 @@ class _Group:
         return launch_score.finish(ready, fit, chosen, self._told(ds))
 
     def _engine(self) -> tuple[PipelineOptions, Fit]:
-        """Return options that no pipeline has had yet, for some take their runner's name out of them."""
+        """Return unused pipeline options, and what suits the engine.
+
+        Portable runners take the runner's name out of the options, so they serve one pipeline only.
+        """
         if self._options is None:
             self._options = choice.beam_options(self._nights.beam_args)
         if self._fit is None:
@@ -262,7 +266,7 @@ class _Group:
         return self._options, self._fit
 
     def _end(self, ds: str, step: Callable[[], Outcome | None]) -> None:
-        """Take a step of a night, and note the outcome or the error that it ends with."""
+        """Run one step of a night, and note its outcome or its error."""
         output = self._outputs[ds]
         try:
             outcome = step()
@@ -317,12 +321,12 @@ class Ending:
 
     @property
     def exit_code(self) -> int:
-        """Return what ``score`` would have ended with."""
+        """Return the exit code that ``score`` would have ended with."""
         return self.error.exit_code if self.error else 0
 
     @property
     def told(self) -> str:
-        """Return it in a word or two."""
+        """Return how it ended in a word or two, for the table."""
         if self.outcome is None:
             return "failed"
         if self.outcome.kept:
@@ -330,7 +334,7 @@ class Ending:
         return "already published" if self.outcome.already_published else "published"
 
     def noted(self) -> Ending:
-        """Note it for whoever is told how the command ended; see ``job.report.json_line``."""
+        """Add it to the JSON line and the webhook's message, see ``job.report.json_line``."""
         report = None if self.outcome is None else self.outcome.published
         done_before = self.outcome is not None and self.outcome.already_published
         json_line.add(self.ds, self.output, report, self.error, already_published=done_before)
@@ -338,7 +342,7 @@ class Ending:
 
 
 def exit_code(endings: Sequence[Ending]) -> int:
-    """Return 0 if all nights are there; what all that failed would have ended with, or 1 if they differ."""
+    """Return 0 if no night failed, the exit code of those that failed if they share one, and else 1."""
     codes = {ending.exit_code for ending in endings} - {0}
     return codes.pop() if len(codes) == 1 else int(bool(codes))
 

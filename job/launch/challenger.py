@@ -27,9 +27,9 @@ def check(
     champion: preflight.Ready,
     announce: Callable[[str], None],
 ) -> Challenger | None:
-    """Return the challenger that a spec names, ready for workers; ``None`` where it names none.
+    """Load and bind the challenger that a spec names; return ``None`` if it names none.
 
-    ``announce`` is told which shards do not fit it, where bad shards do not fail the run.
+    With ``--on_bad_shard=reject``, ``announce`` is told which shards do not fit it.
 
     Raises:
         PreflightError: it cannot be loaded or bound, or its columns' names are taken.
@@ -55,7 +55,7 @@ def check(
 
 
 def _fields(ready: preflight.Ready, champion: preflight.Ready) -> tuple[pa.Field, ...]:
-    """Return the challenger's columns, called after those that they are to be compared with."""
+    """Return the challenger's columns. Each is named after the champion's column that it is compared with."""
     outputs = ready.loaded.signature.outputs
     names = _names(outputs, champion.loaded.signature.outputs, [field.name for field in champion.predictions])
     return tuple(field.with_name(f"{CHALLENGER}{field.name}") for field in prediction_fields(outputs, names))
@@ -64,9 +64,10 @@ def _fields(ready: preflight.Ready, champion: preflight.Ready) -> tuple[pa.Field
 def _names(
     outputs: Sequence[OutputSpec], champions: Sequence[OutputSpec], columns: Sequence[str]
 ) -> Sequence[str]:
-    """Return the champion's column for each output; none where that is not clear: they keep their own names.
+    """Return the champion's column for each output of the challenger.
 
-    One output has one counterpart whatever it is called. Several are matched by their names.
+    If both models have one output, these two belong together whatever their names. Several outputs are
+    matched by name. If one has no counterpart, nothing is returned, and all outputs keep their own names.
     """
     if len(outputs) == len(champions) == 1:
         return columns if len(columns) == 1 or outputs[0].shape == (len(columns),) else ()

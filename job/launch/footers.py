@@ -7,9 +7,9 @@
                  ▶ Read the footers      [Shard] → dict      several at a time, on a worker
                  ▶ Gather ▶ Write        [dict]  → str       footers.json, for the launcher
 
-A worker stands near the data and has many neighbours, where the launcher may be a laptop. Starting a pipeline
-takes seconds to minutes, so fewer shards than ``inputs.ON_WORKERS`` are read by the launcher itself: 20,000
-local ones in 4 s.
+Workers are many and near the data, and the launcher may be a laptop far away. But a pipeline takes seconds to
+minutes to start. So the launcher reads the footers itself if there are fewer than ``inputs.ON_WORKERS``
+shards. It reads those of 20,000 local ones in 4 s.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def read_on_workers(
     options: PipelineOptions,
     stores: StoreOptions = _AS_CONFIGURED,
 ) -> list[Footer]:
-    """Read every footer on the engine's workers; one that cannot be read tells so in its ``error``.
+    """Read every footer on the engine's workers. A footer that cannot be read has an ``error``.
 
-    What they find passes through the run's staging.
+    The shards go to the workers, and the footers come back, through files in the run's staging.
 
     Raises:
         ShardChangedError: a shard is gone.
@@ -79,7 +79,7 @@ def read_on_workers(
 
 
 def read_list(path: str) -> Iterator[list[Shard]]:
-    """Yield the shards of a list, some at a time."""
+    """Yield the shards of the list at a path, a hundred at a time."""
     lines = (storage.read_bytes(path) or b"").splitlines()
     for start in range(0, len(lines), _SHARDS_AT_ONCE):
         yield [staging.shard_of(json.loads(line)) for line in lines[start : start + _SHARDS_AT_ONCE]]
@@ -87,14 +87,14 @@ def read_list(path: str) -> Iterator[list[Shard]]:
 
 @dataclass(frozen=True)
 class FootersOf:
-    """Reads the footers of some shards: ``[Shard]`` → what JSON can hold, each schema once."""
+    """Reads the footers of some shards: ``[Shard]`` → one dict for JSON, with each schema once."""
 
     output: str
     run_id: str
     stores: StoreOptions
 
     def __call__(self, shards: list[Shard]) -> dict[str, Any]:
-        """Return ``schemas``, as base64, and of each path its schema's number and the rest."""
+        """Return ``schemas`` in base64, and for each path the number of its schema and its row groups."""
         objects.configure(self.stores)
         try:
             footers = inputs.read_footers(shards)
@@ -114,12 +114,12 @@ class FootersOf:
 
 @dataclass(frozen=True)
 class Write:
-    """Writes what all workers found where the launcher looks for it."""
+    """Writes the footers that all workers read to the file in which the launcher looks for them."""
 
     path: str
 
     def __call__(self, _: int, answers: Iterable[dict[str, Any]]) -> str:
-        """Return the path."""
+        """Write the file and return its path."""
         storage.write_atomic(self.path, json.dumps(list(answers)).encode(), durable=False)
         return self.path
 

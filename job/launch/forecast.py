@@ -1,8 +1,7 @@
-"""What a night would be: its shards, its splits, how fast this machine scores a sample of it.
+"""``job plan``: what a night would be, with its shards, its splits, and the speed of a sample.
 
-Nothing is written where the night would be. The sample, some row groups of the first, the middle and the
-last rows, goes through the very code that scores, into a folder of its own that is removed; so bad rows in it
-are told too.
+Nothing is written into the output. The sample is taken from the beginning, the middle and the end of the
+night. It goes through the code that scores, into a temporary folder, so that bad rows show up too.
 """
 
 from __future__ import annotations
@@ -41,8 +40,9 @@ _WORKERS: Final = (1, 8, 64)
 class Outlook:
     """What is known of a night before it is scored.
 
-    ``rows_per_s`` is one scoring thread's, past loading and choosing a batch size, ``None`` where the sample
-    has no rows. ``memory_bytes`` is this process's peak, of one thread. ``held`` says what the output has.
+    ``rows_per_s`` is the speed of one scoring thread once the model is loaded and a batch size is chosen, or
+    ``None`` if the sample has no rows. ``memory_bytes`` is the peak of this process, which scores with one
+    thread. ``held`` says in words what the output holds now.
     """
 
     run_id: str
@@ -68,26 +68,26 @@ class Outlook:
     cores: int
 
     def scoring_s(self, workers: int) -> float | None:
-        """Return how long so many scoring threads take, each on a core of its own, in seconds.
+        """Return how long ``workers`` scoring threads take, each on its own core, in seconds.
 
-        No more of them help than there are splits, and the largest split is scored by one.
+        One split is scored by one thread, so the largest split sets the lower limit.
         """
         if self.rows_per_s is None:
             return None
         return max(self.rows / workers, self.largest_split_rows) / self.rows_per_s
 
     def to_json(self) -> str:
-        """Return it as one line of JSON, with the seconds for one thread, this machine, 8 and 64."""
+        """Return one line of JSON. ``scoring_s`` is for 1, 8 and 64 threads, and for this machine's cores."""
         counts = sorted({*_WORKERS, self.cores})
         seconds = {str(workers): self.scoring_s(workers) for workers in counts}
         return json.dumps({**asdict(self), "scoring_s": seconds}, allow_nan=False) + "\n"
 
     def table(self) -> Table:
-        """Return it as two columns."""
+        """Return a table of two columns for the screen."""
         return console.grid(dict(self.lines()))
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yield label and value of every line."""
+        """Yield the label and the value of every line of the table."""
         yield "rows", f"{self.rows:,} in {self.shards:,} shards, {self.shard_bytes / 1e6:,.1f} MB"
         yield "splits", f"{self.splits:,}, the largest of {self.largest_split_rows:,} rows"
         if self.refused_rows:
@@ -110,10 +110,10 @@ class Outlook:
 
 
 def look(spec: ScoringSpec, *, announce: Callable[[str], None]) -> Outlook:
-    """Look at a night as ``score`` would, up to the first prediction that counts.
+    """Do what ``score`` does before the first split, without the lease and the plan; score a sample aside.
 
     Raises:
-        JobError: what ``score`` would raise before it scores; or a sample that may not be published.
+        JobError: what ``score`` would raise before it scores, or for rows of the sample.
     """
     objects.configure(spec.stores)
     spec = inputs.absolute(spec)
@@ -168,7 +168,7 @@ def _held(done: Mapping[str, Any] | None, run_id: str) -> str:
 
 
 def _sample(task: ScoringTask, splits: Sequence[Split]) -> tuple[list[Receipt], float | None]:
-    """Score the first split, the one in the middle and the last, and say how many rows a second that were."""
+    """Score the first, the middle and the last split; return their receipts and the rows per second."""
     from job.scoring.split import score_split
 
     places = sorted({0, len(splits) // 2, len(splits) - 1}) if splits else []

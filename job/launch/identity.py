@@ -14,14 +14,19 @@ from job.spec import ModelReference, ScoringSpec, Shard
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a run; ``challenger`` is ``None`` where there is none."""
+    """The models of a run. ``challenger`` is ``None`` if the run has none."""
 
     champion: ModelReference
     challenger: ModelReference | None
 
     @classmethod
     def of(cls, spec: ScoringSpec, resolve: Callable[[ScoringSpec], ModelReference]) -> Models:
-        """Resolve what a spec names; raises ``ModelError`` or ``UsageError``."""
+        """Return the models that a spec names.
+
+        Raises:
+            ModelError: one is absent, or no model, or not trusted enough.
+            UsageError: a flag does not go with it.
+        """
         champion = resolve(spec)
         if spec.challenger is None:
             return cls(champion, None)
@@ -30,12 +35,15 @@ class Models:
 
     @property
     def built(self) -> bool:
-        """Say whether one of them is made by a builder, which may read anything."""
+        """Return whether a builder makes one of them; a builder may read other files."""
         every = [self.champion, *([] if self.challenger is None else [self.challenger])]
         return any(not artifact.kind_of(one.path).has_files for one in every)
 
     def changed(self, manifest: Mapping[str, Any]) -> list[str]:
-        """Return what builders read for a night and is not what it was; after :meth:`reading_as_before`."""
+        """Return the files that builders read for a published night and that have changed since.
+
+        To be called on what :meth:`reading_as_before` returned.
+        """
         told = [manifest.get("model"), manifest.get("challenger")]
         of = [self.champion.reads, self.challenger.reads if self.challenger else ()]
         return [
@@ -47,7 +55,10 @@ class Models:
         ]
 
     def reading_as_before(self, manifest: Mapping[str, Any] | None) -> Models:
-        """Return them as they are if their builders read what they did for a night that there is."""
+        """Return the models with the files that their builders read for a published night.
+
+        The files' digests are taken anew, so the models get the same run id only if no file has changed.
+        """
         if manifest is None:
             return self
         champion = _reading_as_before(self.champion, manifest.get("model"))
@@ -64,7 +75,10 @@ def _reading_as_before(reference: ModelReference, told: object) -> ModelReferenc
 
 
 def run_id(spec: ScoringSpec, shards: Sequence[Shard], models: Models) -> str:
-    """Return the run's identity; without a challenger it is what it was before there were any."""
+    """Return the run's id, a SHA-256 in hex.
+
+    Options that came later are part of it only if they are used, so that older runs keep their ids.
+    """
     rival = models.challenger
     options = {
         flag.field: getattr(spec, flag.field)
@@ -77,7 +91,7 @@ def run_id(spec: ScoringSpec, shards: Sequence[Shard], models: Models) -> str:
 
 
 def announce_chosen(asked: ScoringSpec, spec: ScoringSpec, announce: Callable[[str], None]) -> None:
-    """Tell which models a glob or an alias stood for; ``spec`` is what came of ``asked``."""
+    """Announce which models were chosen for globs and aliases: ``asked`` has those, ``spec`` the models."""
     for name in ("model", "challenger"):
         named, path = getattr(asked, name), getattr(spec, name)
         if named and versions.stands_for_another(named):

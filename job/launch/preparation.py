@@ -1,8 +1,9 @@
-"""A night up to the point where an engine is needed: its shards, its model, its lease, its plan.
+"""What is done before the pipeline starts: shards, model, run id, lease, plan.
 
-List the shards, digest the model, name the run. If that run is published already, stop there: neither
-Keras nor Beam has been imported. Else take the lease; load the model, read every footer, bind, plan. A model
-that a builder makes is loaded before the lease is taken: what the builder reads is part of the run's name.
+First the shards are listed, the model is digested, and the run gets its id. If that run is published already,
+this is the end, and neither Keras nor Beam has been imported. Else the lease is taken, the model is loaded,
+every footer is read and bound, and the plan is written. A model of a builder is loaded before the lease is
+taken, because the files that the builder reads are part of the run's id.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ BOUND: Final = ("model inputs", "challenger inputs")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``score`` ends with; ``already_published`` when a night was there before.
+    """What came of a night.
 
-    ``kept`` says that this night is another run's, which was to be kept. ``job`` is what was submitted and
-    not waited for; then there is no report yet.
+    ``already_published`` is true if it was published before, and nothing was scored. ``kept`` is true if the
+    output holds another run, which ``--if_exists=keep`` leaves there. ``job`` is set if the job was submitted
+    and not waited for; then there is no report yet.
     """
 
     published: RunReport | None
@@ -53,7 +55,11 @@ class Outcome:
 
     @property
     def report(self) -> RunReport:
-        """The report of the night that is published."""
+        """The report of the published night.
+
+        Raises:
+            StateUnknownError: the job was not waited for.
+        """
         if self.published is None:
             raise StateUnknownError(f"{self.job} was not waited for: there is no report yet")
         return self.published
@@ -61,9 +67,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Claim:
-    """A run whose output is this process's as long as it holds the ``lease``.
+    """A run that has its id and its output's ``lease``, but no plan yet.
 
-    ``held`` is the manifest of the night that the output holds, ``None`` where it holds none.
+    ``held`` is the manifest of the night that the output holds, or ``None``.
     """
 
     spec: ScoringSpec
@@ -77,7 +83,11 @@ class Claim:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A run that an engine can score: what workers are given, the written plan, what is finished already."""
+    """A run that an engine can score.
+
+    ``task`` is what workers get, ``plan`` the path of the written plan, ``finished`` the names of splits that
+    have their receipt.
+    """
 
     task: ScoringTask
     splits: tuple[Split, ...]
@@ -85,17 +95,22 @@ class Prepared:
     finished: set[str]
 
     def rows_of(self, names: set[str]) -> int:
-        """Return how many rows some splits have together."""
+        """Return how many rows the splits with these names have together."""
         return sum(split.rows for split in self.splits if split.name in names)
 
     def finished_rows(self) -> int:
-        """Return how many rows are finished by now."""
+        """Return how many rows are in splits that have their receipt by now."""
         run = self.task.run
         return self.rows_of(staging.finished(run.output, run.run_id))
 
 
 def resolved(spec: ScoringSpec) -> ModelReference:
-    """Return the model of a spec with absolute paths; raises ``ModelError`` or ``UsageError``."""
+    """Return the model of a spec that has absolute paths.
+
+    Raises:
+        ModelError: it is absent, or no model, or not trusted enough.
+        UsageError: a flag does not go with it.
+    """
     return artifact.resolve(
         spec.model,
         spec.weights,
@@ -106,9 +121,9 @@ def resolved(spec: ScoringSpec) -> ModelReference:
 
 
 def read(spec: ScoringSpec, models: identity.Models, fit: Fit) -> identity.Models:
-    """Load models, and return them with what their builders read.
+    """Load the models, and return them with the files that their builders read.
 
-    A model that this process holds already is loaded again if what its builder read has changed.
+    A model that this process has loaded before is loaded again if one of these files has changed.
 
     Raises:
         PreflightError: one cannot be loaded.
@@ -152,11 +167,10 @@ def claimed(
     fit: Callable[[], Fit],
     started_unix_s: float,
 ) -> Iterator[Claim | Outcome]:
-    """Hold a night's output, or give the outcome where the night is published already.
+    """Hold the lease of a night's output while the body runs, or yield the outcome if nothing is to be done.
 
-    ``loaded`` waits for what of Beam is just being imported. ``resolve`` is :func:`resolved`, or remembers
-    what it returned. ``fit`` asks the engine what suits it. ``started_unix_s`` is when the night's work
-    began.
+    ``loaded`` waits until Beam is imported, if another thread is at it. ``resolve`` is :func:`resolved`, or
+    remembers its result. ``fit`` asks the engine what suits it. ``started_unix_s`` is when the work began.
 
     Raises:
         JobError: with the exit code that fits.
@@ -195,9 +209,9 @@ def claimed(
 def _done_meanwhile(
     spec: ScoringSpec, run_id: str, lease: str, seen: output.Seen, announce: Callable[[str], None]
 ) -> Outcome | None:
-    """Return the outcome if another run has ended between the first look and the lease; else make way.
+    """Return the outcome if another process has published since the first look; else check the output.
 
-    ``seen`` is what the output holds since the lease is held.
+    ``seen`` is what the output holds now that the lease is held.
     """
     if (done := _done_before(spec, run_id, seen.published)) is not None:
         return done
@@ -218,9 +232,9 @@ def _done_meanwhile(
 
 
 def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) -> Outcome | None:
-    """Return the outcome if this run is published, or one that is to be kept.
+    """Return the outcome if this run is published, or another one that ``--if_exists=keep`` keeps.
 
-    ``None`` too if it is damaged and to be replaced.
+    Return ``None`` if neither is so, or if the night is damaged and is to be replaced.
     """
     if done is None or (done["run_id"] != run_id and spec.if_exists != "keep"):
         return None
@@ -243,7 +257,7 @@ def _done_before(spec: ScoringSpec, run_id: str, done: dict[str, Any] | None) ->
 def read_footers(
     claim: Claim, beam_args: Sequence[str], loaded: Callable[[], object]
 ) -> list[planner.Footer]:
-    """Read the footer of every shard; ``loaded``: see :func:`claimed`."""
+    """Return the footer of every shard, in order. ``loaded`` is that of :func:`claimed`."""
     found: list[planner.Footer] = together(
         claim.shards[0].path,
         loaded,
@@ -255,7 +269,7 @@ def read_footers(
 def prepared(
     claim: Claim, footers: list[planner.Footer], fit: Fit, announce: Callable[[str], None]
 ) -> Prepared:
-    """Load the model, check and plan, and write the plan.
+    """Load the model, check it against the shards, and write the plan.
 
     Raises:
         JobError: with the exit code that fits.
@@ -293,7 +307,7 @@ def _read_footers(
 def task_of(
     claim: Claim, footers: list[planner.Footer], fit: Fit, announce: Callable[[str], None]
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
-    """Load the model, check and plan; nothing is written."""
+    """Do what :func:`prepared` does, but write nothing; return the workers' task and the splits."""
     from job.launch import challenger
     from job.scoring.rejects import RowPolicy
     from job.scoring.task import ScoringTask
@@ -330,7 +344,7 @@ def task_of(
 
 
 def _check_as_before(claim: Claim, binding: Binding, rival: Challenger | None) -> None:
-    """Refuse columns by position that are not those of the last published night, the challenger's as well.
+    """Compare columns that feed the models by position with those of the last published night.
 
     Raises:
         GateError: they are others, or in another order.

@@ -1,8 +1,7 @@
-"""From a validated spec to a published night: what happens on the launching machine.
+"""``score``: from a validated spec to a published night, on the launching machine.
 
-``job.launch.preparation`` names the run and plans it; here the pipeline runs. Where the run is published
-already,
-neither Keras nor Beam has been imported.
+``job.launch.preparation`` prepares the run, ``job.launch.submission`` runs the pipeline. If the run is
+published already, neither Keras nor Beam is imported.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def score(
         spec: what to score with what, and where to.
         beam_args: flags for Beam, untouched.
         announce: told, in one line each, what a person may want to know while waiting.
-        started_unix_s: when the night's work began; with this process, if left out.
+        started_unix_s: when the night's work began; if left out, when this process began.
 
     Raises:
         JobError: with the exit code that fits.
@@ -74,7 +73,7 @@ def _run(
 
 
 def finish(ready: Prepared, fit: Fit, options: PipelineOptions, announce: Callable[[str], None]) -> Outcome:
-    """Score a run that is prepared, and publish it; its lease is held.
+    """Score and publish a run that is prepared and whose lease is held.
 
     Raises:
         JobError: with the exit code that fits.

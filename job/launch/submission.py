@@ -1,9 +1,9 @@
-"""A pipeline from its submission to its end: waited for, cancelled, or left to itself with its lease.
+"""A pipeline from its submission to its end.
 
-``--wait`` is the default. Then the job is part of the command: it has the command's lease, and Ctrl-C cancels
-it, so that nothing goes on that costs money and works on an output that others may take. With ``--no_wait``
-the job is on its own: the lease is handed over to it (see ``job.commit.handover``), and it publishes by
-itself.
+With ``--wait``, the default, the job is part of the command. It works under the command's lease, and Ctrl-C
+cancels it: a job that went on would cost money and work on an output that others may take. With ``--no_wait``
+the command ends after submission. It hands the lease over to the job (see ``job.commit.handover``), which
+publishes by itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _LOOK_EVERY_S: Final = 0.5
 
 
 def checked(spec: ScoringSpec, beam_args: Sequence[str]) -> ScoringSpec:
-    """Return the spec as the engine can carry it out; ``spec`` has absolute paths.
+    """Check that the engine can do what a spec asks for, and return the spec adapted to it.
+
+    Its paths are absolute.
 
     Raises:
         UsageError: the engine's flags and ours do not go together.
@@ -53,12 +55,12 @@ def checked(spec: ScoringSpec, beam_args: Sequence[str]) -> ScoringSpec:
 def run(
     options: PipelineOptions, scoring: ScorePlan | ScoreNights, run: Run, announce: Callable[[str], None]
 ) -> Job | None:
-    """Run a pipeline to its end; or, with a run that is to be handed over, submit it and return the job.
+    """Run a pipeline to its end and return ``None``; or submit it with ``--no_wait``, and return the job.
 
-    ``run`` is the first one where it scores several nights.
+    ``run`` is the run that is scored, or the first one of several.
 
     Raises:
-        JobError: what a worker left, or the engine said.
+        JobError: a worker's error, or else the engine's.
     """
     import apache_beam as beam
 
@@ -100,9 +102,9 @@ def run(
 
 @contextmanager
 def undisturbed(asked: bool) -> Iterator[None]:
-    """Raise a first Ctrl-C or SIGTERM only when the body has ended, if that is ``asked`` for.
+    """Let a first Ctrl-C or SIGTERM wait until the body has ended, if that is ``asked`` for.
 
-    A job that is just being submitted can be cancelled only when it is known.
+    A job can be cancelled only when its submission has ended and its number is known.
     """
     if not asked or threading.current_thread() is not threading.main_thread():
         yield
@@ -113,7 +115,7 @@ def undisturbed(asked: bool) -> Iterator[None]:
 
 @contextmanager
 def _cancelled_by_ctrl_c() -> Iterator[list[Callable[[], None]]]:
-    """Do what the body has put into the list that it is given, if Ctrl-C ends it."""
+    """Yield a list of functions; call those that the body put into it if Ctrl-C ends the body."""
     submitted: list[Callable[[], None]] = []
     try:
         yield submitted
@@ -124,7 +126,7 @@ def _cancelled_by_ctrl_c() -> Iterator[list[Callable[[], None]]]:
 
 
 def _stop(result: Any, run: Run, mark: str, announce: Callable[[str], None]) -> None:
-    """End a job of Dask: what has not begun is cancelled, and what has looks for the mark at each split."""
+    """Stop a job of Dask: cancel what has not begun; what has begun sees the mark before its next split."""
     told = f"run {run.run_id[:12]}"
     announce(f"stopping {told}: workers end after the splits that they are at; Ctrl-C once more leaves them")
     try:
@@ -152,9 +154,9 @@ def _cancel(result: Any, job: Job, announce: Callable[[str], None]) -> None:
 def has_ended(
     beam_args: Sequence[str], announce: Callable[[str], None], loaded: Callable[[], object]
 ) -> Ended:
-    """Return what asks the engine whether a job that was not waited for has ended.
+    """Return a function that asks the engine whether a job of ``--no_wait`` has ended.
 
-    It waits for what is being ``loaded``: two threads that import Beam at a time get half of it.
+    The function first waits for ``loaded``: two threads that import Beam at once get half a module.
     """
 
     def ask(job: Job) -> bool:
@@ -173,7 +175,10 @@ def has_ended(
 
 @contextmanager
 def workers_errors(engine: Engine, folder: str, run_id: str) -> Iterator[None]:
-    """Turn what an engine raises into the error that a worker left, where there is one: it says more."""
+    """Raise the error that a worker left in staging, if there is one, instead of the engine's own.
+
+    A worker's error says more: engines flatten it into text.
+    """
     try:
         with library_output.engine():
             yield
