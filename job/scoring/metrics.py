@@ -1,10 +1,11 @@
-"""What a run does, as an engine's own pages show it: Beam counters and distributions, fed from receipts.
+"""Beam counters and distributions of a run, for the engine's own pages. They are updated from receipts.
 
-Nothing relies on them. Some engines have none, some lose them, and what is scored twice after a failure is
-counted twice; the report is added up from receipts, one per split, and is right. They are for watching a run
-on the engine, beside everything else that runs there, and their totals are those of the report.
+They are for watching a run on the engine. Nothing relies on them: some engines show none, some lose them,
+and a split that is scored twice after a failure counts twice. The report adds up one receipt per split, and
+is right. In a run without failures the totals are the same.
 
-Updated once per split and not per row, on the thread that Beam called: of any other it knows nothing.
+They are updated once per split, on the thread on which Beam called the DoFn: Beam does not see updates from
+other threads.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ _telling = threading.Lock()
 
 
 def totals(receipt: Receipt) -> dict[str, int]:
-    """Return what a receipt adds to each counter but that of the loads."""
+    """Return how much a receipt adds to each counter, except to the counter of model loads."""
     return {name: of(receipt) for name, of in _COUNTED.items()}
 
 
 def values(receipt: Receipt) -> dict[str, int]:
-    """Return what a receipt adds to each distribution; nothing where no batch was predicted."""
+    """Return a receipt's value for each distribution, or nothing if no batch was predicted."""
     if not receipt.batches:
         return {}
     spent = {f"{stage}_us": round(getattr(receipt, f"{stage}_s") * 1e6) for stage in STAGES}
@@ -52,7 +53,7 @@ def values(receipt: Receipt) -> dict[str, int]:
 
 
 def is_new_load(receipt: Receipt) -> bool:
-    """Return whether this run has not heard yet of the load that served a split, here in this process."""
+    """Return whether this process sees a run's model load for the first time, so that it is counted once."""
     if receipt.reused or not receipt.load:
         return False
     told = receipt.run_id, receipt.load
@@ -63,7 +64,7 @@ def is_new_load(receipt: Receipt) -> bool:
 
 
 class CountReceipts(beam.DoFn):
-    """``Receipt`` → the same ``Receipt``, counted."""
+    """Counts receipts: ``Receipt`` → the same ``Receipt``."""
 
     def __init__(self) -> None:
         self._counters = {name: Metrics.counter(NAMESPACE, name) for name in (*_COUNTED, _LOADS)}
@@ -73,7 +74,7 @@ class CountReceipts(beam.DoFn):
         }
 
     def process(self, receipt: Receipt) -> Iterator[Receipt]:
-        """Count one split."""
+        """Update the counters by one receipt, and yield it."""
         for name, number in totals(receipt).items():
             # A counter that is there and 0 says more than one that is absent.
             self._counters[name].inc(number)

@@ -1,4 +1,4 @@
-"""Several nights in one pipeline, for starting a pipeline takes longer than scoring a small night.
+"""Several nights in one pipeline, because starting a pipeline takes longer than scoring a small night.
 
 ::
 
@@ -8,8 +8,8 @@
           ▶ Count the splits    Receipt → Receipt           for the engine's own metrics
           ▶ Count the runs' splits   run id → (run id, splits)
 
-Who runs it publishes the nights, in their order, from the receipts in their staging. A night that fails
-leaves its error there; its other splits are not scored, and the other nights are.
+The pipeline publishes nothing. Its caller does, night by night, from the receipts in each night's staging. A
+night that fails leaves its error in its staging, and its other splits are not scored; the other nights go on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from job.storage import objects
 class ScoreNights(beam.PTransform):
     """Score the splits of several written plans: ``PBegin`` → ``PCollection`` of run ids and their splits.
 
-    ``plans`` and ``tasks``: one of each night. ``slices`` and ``overlaps``: see ``pipeline.ScorePlan``.
+    There is one plan and one task for each night. ``slices`` and ``overlaps`` are those of
+    ``pipeline.ScorePlan``.
     """
 
     plans: tuple[str, ...]
@@ -74,43 +75,43 @@ class ScoreNights(beam.PTransform):
 
 @dataclass(frozen=True)
 class ReadPlans:
-    """Reads the splits of several runs: a night's number and a slice → its number and its ``Split``s."""
+    """Reads the splits of several runs: ``(night, PlanSlice)`` → ``(night, Split)``."""
 
     runs: tuple[Run, ...]
 
     def __call__(self, night: int, some: PlanSlice) -> Iterator[tuple[int, Split]]:
-        """Yield the splits, none where the run is published."""
+        """Yield the splits of a slice, or none if the run is published."""
         for split in ReadPlan(self.runs[night])(some):
             yield night, split
 
 
 @dataclass(eq=False)
 class ScoreSplitsOfNights(beam.DoFn):
-    """``(night, Split)`` → ``Receipt``; none of a night that has failed."""
+    """Scores splits of several nights: ``(night, Split)`` → ``Receipt``; no more after a night has failed."""
 
     tasks: tuple[ScoringTask, ...]
     overlaps: bool = True
 
     def setup(self) -> None:
-        """Take this process's copy of the model."""
+        """Prepare for bundles; the model is loaded with the first split."""
         objects.configure(self.tasks[0].run.stores)
         self._overlap = Overlap[list[Receipt]]()
         self._steps: dict[int, ScoreSplits] = {}
         self._failed: set[int] = set()
 
     def start_bundle(self) -> None:
-        """Wait for what a bundle that failed has left behind."""
+        """Wait for threads that a failed bundle has left running."""
         self._overlap.forget()
 
     def process(self, one: tuple[int, Split]) -> Iterator[Receipt]:
-        """Score one split, or return the receipt that it has; see ``ScoreSplits``."""
+        """Score one split, or yield the receipt that it has; see ``ScoreSplits``."""
         night, split = one
         check_not_stopped(self.tasks[night])
         task = self.tasks[night]
         yield from begun(self._overlap, self.overlaps, split, task, partial(self._receipts, night, split))
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Return the receipts that ``process`` has not returned."""
+        """Return the receipts of splits that ``process`` began and did not wait for."""
         return finished(self._overlap)
 
     def _receipts(self, night: int, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
@@ -133,7 +134,7 @@ class ScoreSplitsOfNights(beam.DoFn):
 
 
 def alike(tasks: Sequence[ScoringTask]) -> tuple[ScoringTask, ...]:
-    """Return the tasks with what is equal in them as one object, which is pickled once."""
+    """Return the tasks with equal parts replaced by one shared object, which is pickled only once."""
     first = tasks[0]
     alike = []
     for task in tasks:

@@ -19,7 +19,7 @@ class OnNonfinite(Policy):
     reason: ClassVar[str] = "nonfinite"
 
     def feature_faults(self, tensors: Sequence[Tensor], feeds: Sequence[Feed], /) -> tuple[RowFault, ...]:
-        """Return the rows of which a feature is not finite, by column, unless these are kept."""
+        """Return the rows that have a feature which is not finite, by column; none if they are kept."""
         return () if self.choice == KEEP else feature_faults(tensors, feeds)
 
 
@@ -30,7 +30,7 @@ class OnNonfinitePrediction(Policy):
     reason: ClassVar[str] = "nonfinite_prediction"
 
     def prediction_faults(self, outputs: Sequence[NDArray[Any]], /) -> tuple[NDArray[np.int64], int]:
-        """Return the rows of which a prediction is not finite; their number alone where they are kept."""
+        """Return the rows that have a prediction which is not finite; if they are kept, only their number."""
         found = [rows for output in outputs if len(rows := nonfinite_rows(output))]
         if not found:
             return NO_ROWS, 0
@@ -38,12 +38,12 @@ class OnNonfinitePrediction(Policy):
         return (NO_ROWS, len(bad)) if self.choice == KEEP else (bad, 0)
 
     def prediction_error(self, outputs: Sequence[NDArray[Any]], row: int, /) -> str:
-        """Return which output is not finite, and its value."""
+        """Return a text that names the output which is not finite, and its value."""
         return prediction_error(outputs, row)
 
 
 def nonfinite_rows(array: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the rows of ``(rows, …)`` with a value that is not finite, ascending, ``(found,) int64``."""
+    """Return which rows of ``(rows, …)`` have a value that is not finite: ascending, ``(found,) int64``."""
     if not _has_fractions(array) or not array.size:
         return np.empty(0, np.int64)
     # 11 µs for 16,384 rows of 10, where predicting them takes 3,000.
@@ -54,11 +54,11 @@ def nonfinite_rows(array: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def feature_faults(tensors: Sequence[Tensor], feeds: Sequence[Feed]) -> tuple[RowFault, ...]:
-    """Return the rows of a batch of which a feature is not finite, by the column that it came from.
+    """Return the rows of a batch that have a feature which is not finite, by the column that it came from.
 
     Args:
         tensors: one per feed, in order, each ``(rows, *shape)``.
-        feeds: what feeds each of them.
+        feeds: the model's inputs and their columns.
     """
     faults: list[RowFault] = []
     for tensor, feed in zip(tensors, feeds, strict=True):
@@ -79,7 +79,7 @@ def feature_faults(tensors: Sequence[Tensor], feeds: Sequence[Feed]) -> tuple[Ro
 
 
 def prediction_error(outputs: Sequence[NDArray[Any]], row: int) -> str:
-    """Return which of a row's outputs, by its number, is not finite, and its value."""
+    """Return a text that names a row's first output which is not finite, by number, and its value."""
     for i, output in enumerate(outputs):
         if len(nonfinite_rows(output[row : row + 1])):
             values = output[row].reshape(-1)

@@ -1,4 +1,4 @@
-"""Nulls in features: ``--on_null`` rejects their rows, fails the run, or feeds a value instead."""
+"""Nulls in features: ``--on_null`` rejects the row, fails the run, or feeds a value instead."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OnNull(Policy):
     reason: ClassVar[str] = "null"
 
     def misfits(self, schema: pa.Schema, binding: Binding, /) -> tuple[str, ...]:
-        """Return which columns cannot hold the value that ``fill=VALUE`` gives."""
+        """Return one line for each column that cannot hold the value of ``fill=VALUE``."""
         lines = []
         types = {field.name: field.type for field in schema}
         for name, fed in _types_fed(binding).items() if self.choice.startswith("fill=") else ():
@@ -36,7 +36,7 @@ class OnNull(Policy):
         return tuple(lines)
 
     def mended(self, piece: pa.RecordBatch, binding: Binding, /) -> pa.RecordBatch:
-        """Return a batch with a value in the place of each null of one value."""
+        """Return the batch with each null that stands for one value replaced, if the flag gives a value."""
         if self.choice in (REJECT, FAIL):
             return piece
         fed = _types_fed(binding)
@@ -48,12 +48,12 @@ class OnNull(Policy):
         return pa.RecordBatch.from_arrays(columns, names=piece.schema.names)
 
     def hint(self, column: pa.Field, /) -> str:
-        """Return that a value could be fed; a null list stands for more than one, which no flag fills."""
+        """Return that ``fill=VALUE`` would feed the row; empty for a null list, which no flag fills."""
         return "" if _has_cells_of_many(column.type) else HINT
 
 
 def _types_fed(binding: Binding) -> dict[str, pa.DataType]:
-    """Return the type that each column has for the model, by its name: that of ``--cast``, or the input's."""
+    """Return the type in which each column feeds the model: that of ``--cast``, or else the input's."""
     dtypes = {name: feed.input.dtype for feed in binding.feeds for name in feed.columns}
     return {
         name: pa.type_for_alias("float32" if dtype == "bfloat16" else dtype)
@@ -62,7 +62,7 @@ def _types_fed(binding: Binding) -> dict[str, pa.DataType]:
 
 
 def _filled(name: str, column: pa.Array, on_null: str, fed: pa.DataType) -> pa.Array:
-    """Return a column with a value in the place of its nulls; ``fed`` is the type that the model gets."""
+    """Return a column with its nulls replaced by a value; ``fed`` is the type in which it feeds the model."""
     if not column.null_count or _has_cells_of_many(column.type):
         return column
     filled = stored(column)
@@ -79,7 +79,7 @@ def _filled(name: str, column: pa.Array, on_null: str, fed: pa.DataType) -> pa.A
 
 
 def _has_cells_of_many(kind: pa.DataType) -> bool:
-    """Say whether a null of such a column stands for more than one value: it is not filled, but rejected."""
+    """Return whether a null of such a column stands for several values. It is rejected, and never filled."""
     return bool(pa.types.is_nested(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind))
 
 

@@ -1,8 +1,9 @@
-"""Splits under way at once, where files are in buckets: one is scored while others wait for answers.
+"""Several splits in progress at once, for files in buckets: one is scored while others wait for the store.
 
-A split in a bucket waits some eight times for an answer: is there a receipt, footer, data, attempt, receipt.
-On a disk that is nothing, and splits go one after the other. Here each gets a thread of its own; one at a
-time is scored, as on a disk, so that the model's memory and the cores' work stay the same.
+A split in a bucket waits for about eight answers: of its receipt, its footer, its data, its attempt. On a
+disk such waits are too short to matter, and splits are scored one after the other. In a bucket each split
+gets a thread of its own. Still only one at a time is scored, so that the model needs no more memory and no
+more cores than on a disk.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ READ_BYTES: Final = 32 << 20
 
 
 class StoppedError(Exception):
-    """Another split has failed: this one would be scored in vain."""
+    """Another split of the bundle has failed, so this one is given up."""
 
 
 class Overlap(Generic[T]):
-    """Runs work in threads, at most ``MOST_AT_ONCE``; results come in the order in which it was begun.
+    """Runs work in at most ``MOST_AT_ONCE`` threads, and yields results in the order in which it was begun.
 
-    Of one owner: ``begin``, ``finish`` and ``forget`` are called by one thread at a time.
+    It has one owner: ``begin``, ``finish`` and ``forget`` are called by one thread at a time.
     """
 
     def __init__(self) -> None:
@@ -41,10 +42,10 @@ class Overlap(Generic[T]):
         self._error: BaseException | None = None
 
     def begin(self, work: Callable[[], T]) -> Iterator[T]:
-        """Start ``work``, when there is room for it; yields results of what was begun before.
+        """Wait for a free thread and start ``work`` in it; yield results of work that was begun before.
 
         Raises:
-            Exception: what the first work that failed raised; all other work has ended then.
+            Exception: the error of the first work that failed; all other work has ended by then.
         """
         while len(self._pending) >= MOST_AT_ONCE or (self._pending and self._pending[0].done()):
             yield self._result()
@@ -52,12 +53,12 @@ class Overlap(Generic[T]):
         self._pending.append(shared_unbounded_instance().submit(self._run, work))
 
     def finish(self) -> Iterator[T]:
-        """Yield what is left, when it is there; raises as ``begin`` does."""
+        """Wait for all work, and yield the results that are left; raises as ``begin`` does."""
         while self._pending:
             yield self._result()
 
     def forget(self) -> None:
-        """Wait for what was begun, and drop it."""
+        """Wait for all work, and drop its results."""
         wait(self._pending)
         self._pending.clear()
         self._error = None
@@ -83,7 +84,7 @@ class Overlap(Generic[T]):
 
     @contextmanager
     def reading(self, size_bytes: int) -> Iterator[None]:
-        """Hold memory for a shard that is read; waits until there is room.
+        """Reserve memory for reading a shard while the body runs; wait until there is enough.
 
         Raises:
             StoppedError: other work has failed.
@@ -99,7 +100,7 @@ class Overlap(Generic[T]):
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Be the one that is scored.
+        """Wait for this split's turn to be scored, and hold it while the body runs.
 
         Raises:
             StoppedError: other work has failed.

@@ -26,11 +26,12 @@ NO_ROWS: Final = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class Policy:
-    """One flag about one kind of fault; ``choice`` is its value.
+    """One flag, which says what becomes of rows with one kind of fault; ``choice`` is its value.
 
     Attributes:
-        flag: its name without dashes: the field of ``ScoringSpec``, and the key in a manifest's ``scoring``.
-        reason: how the fault is called in files of rejected rows and in reports.
+        flag: the flag's name without dashes, which is a field of ``ScoringSpec``, and the key in a manifest's
+            ``scoring``.
+        reason: the name of the fault in files of rejected rows and in reports.
     """
 
     flag: ClassVar[str]
@@ -40,15 +41,15 @@ class Policy:
 
     @classmethod
     def asked(cls, spec: ScoringSpec) -> str:
-        """Return the value that a spec asks for."""
+        """Return the flag's value in a spec."""
         return str(getattr(spec, cls.flag))
 
     def misfits(self, _schema: pa.Schema, _binding: Binding, /) -> tuple[str, ...]:
-        """Return why a shard's columns do not go with the choice, one line a column; before the night."""
+        """Return why the choice does not suit a shard's columns, one line each. Asked before the night."""
         return ()
 
     def mended(self, piece: pa.RecordBatch, _binding: Binding, /) -> pa.RecordBatch:
-        """Return a batch in which the fault is mended, where the choice says how."""
+        """Return the batch with the fault repaired, if the choice says how."""
         return piece
 
     def feature_faults(self, _tensors: Sequence[Tensor], _feeds: Sequence[Feed], /) -> tuple[RowFault, ...]:
@@ -59,23 +60,23 @@ class Policy:
         return ()
 
     def hint(self, _column: pa.Field, /) -> str:
-        """Return which flag would feed rows with the fault in a column, empty where none would."""
+        """Return which flag would feed rows that have the fault in this column; empty if none would."""
         return ""
 
     def prediction_faults(self, _outputs: Sequence[NDArray[Any]], /) -> tuple[NDArray[np.int64], int]:
-        """Return the rows to reject for their predictions, ascending, and how many are kept with the fault.
+        """Return the rows to reject for their predictions, ascending, and how many are kept in spite of it.
 
         ``outputs`` are the model's, each ``(rows, *shape)``.
         """
         return NO_ROWS, 0
 
     def prediction_error(self, _outputs: Sequence[NDArray[Any]], _row: int, /) -> str:
-        """Return what is wrong with the predictions of a row that :meth:`prediction_faults` gave."""
+        """Return a text on what is wrong with the predictions of a row of :meth:`prediction_faults`."""
         raise NotImplementedError
 
 
 class OnBadRow(Policy):
-    """``--on_bad_row``, of faults that no other flag is about; ``fail`` is said of all."""
+    """``--on_bad_row``: of faults that no other flag is about; ``fail`` goes for all faults."""
 
     flag: ClassVar[str] = "on_bad_row"
     reason: ClassVar[str] = ""

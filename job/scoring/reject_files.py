@@ -1,4 +1,4 @@
-"""Files of rejected rows: some of a split's rows, or all of them where the shard itself is refused."""
+"""Files of rejected rows: some rows of a split, or all of them if the shard itself is rejected."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class FileOptions:
 
 
 def write_rows(attempt: str, reader: SplitReader, rejects: Rejects, options: FileOptions) -> dict[str, Any]:
-    """Write a split's rejected rows, all their columns read again, and return the receipt's fields.
+    """Write a split's rejected rows, and return the receipt's fields.
 
-    Columns that cannot be written are left out, and named in the file's metadata and in the receipt.
+    The rows are read again, with all their columns. Columns that cannot be written are left out, and named in
+    the file's metadata and in the receipt.
     """
     if not rejects.rows:
         return {}
@@ -55,10 +56,10 @@ def write_rows(attempt: str, reader: SplitReader, rejects: Rejects, options: Fil
 
 
 def write_split(attempt: str, split: Split, error: str, options: FileOptions) -> dict[str, Any]:
-    """Write all rows of a refused split, and return the receipt's fields.
+    """Write all rows of a split whose shard is rejected, and return the receipt's fields.
 
-    They have all their columns if these can be read and written; else the shard, the row's number and the
-    reason. Where nothing can be read, and the rows are more than anybody would look at, there is no file.
+    Rows have all their columns if these can be read and written; else only the shard, the row number and the
+    reason. If nothing can be read and there are very many rows, no file is written.
     """
     if not split.rows:
         return {}
@@ -80,7 +81,7 @@ def write_split(attempt: str, split: Split, error: str, options: FileOptions) ->
 
 @dataclass(frozen=True)
 class _Columns:
-    """A shard's columns that a file of rejected rows has, by number, and the names of those left out."""
+    """Which of a shard's columns a file of rejected rows has, by number, and the names of the others."""
 
     kept: tuple[int, ...]
     left_out: tuple[str, ...]
@@ -116,7 +117,7 @@ def _whole(split: Split, batches: Iterator[pa.RecordBatch], error: str) -> Itera
 
 
 def _bare(rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield batches of no columns, as many rows in all."""
+    """Yield batches without columns that have ``rows`` rows in all."""
     for start in range(0, rows, _ROWS_AT_ONCE):
         some = min(_ROWS_AT_ONCE, rows - start)
         yield pa.RecordBatch.from_struct_array(pa.array([{}] * some, pa.struct([])))
@@ -135,9 +136,9 @@ def _write(path: str, schema: pa.Schema, tables: Iterator[pa.Table], options: Fi
 def too_many(
     split: Split, rows: int, reasons: str, run: Run, written: Mapping[str, Any], first: str = ""
 ) -> str:
-    """Say that a split has more bad rows than the run may reject.
+    """Return the error line for a split that has more bad rows than the whole run may reject.
 
-    ``written`` is where they are, ``first`` tells of the first of them.
+    ``written`` are the receipt's fields on the file of rejected rows, ``first`` a text on the first of them.
     """
     return (
         f"{split.shard.path}: {rows} row(s) rejected ({reasons}), more than --max_rejected="

@@ -1,4 +1,4 @@
-"""Rows that cannot be scored: found, set aside, and kept with all their columns and the reason.
+"""Bad rows: found, left out of the batch, and remembered with number, reason and error.
 
 A row is bad when a value of it cannot be fed to the model (a null, a NaN, a value that a cast would change),
 when the model fails on it, or when its prediction is not finite. The first is seen while binding. The second
@@ -41,16 +41,16 @@ POLICIES: Final[tuple[type[Policy], ...]] = (OnNull, OnNonfinite, OnNonfinitePre
 
 @dataclass(frozen=True)
 class RowPolicy:
-    """What to do with bad rows, by fault. ``most_rows`` is how many a whole run may reject."""
+    """What to do with bad rows, for each kind of fault. A whole run may reject ``most_rows`` rows."""
 
     policies: tuple[Policy, ...]
     most_rows: int
 
     @classmethod
     def of(cls, spec: ScoringSpec, rows: int) -> RowPolicy:
-        """Return what a person asked for, of a run of so many rows.
+        """Return the policy that a spec asks for, in a run of ``rows`` rows.
 
-        The most rows are those with which ``Run.share_rejected`` is not above ``--max_rejected``.
+        With ``most_rows`` rejected rows, ``Run.share_rejected`` is just not above ``--max_rejected``.
         """
         # One row may be more than the product says: 0.29 * 100 is a little less than 29.
         most = int(spec.max_rejected * rows)
@@ -60,11 +60,11 @@ class RowPolicy:
 
     @classmethod
     def of_choices(cls, choices: Mapping[str, str], most_rows: int) -> RowPolicy:
-        """Return the policies of these values of flags; what is not among them is rejected."""
+        """Return the policy for these flags and values; a flag that is missing has ``reject``."""
         return cls(tuple(kind(choices.get(kind.flag, REJECT)) for kind in POLICIES), most_rows)
 
     def never_failing(self, most_rows: int) -> RowPolicy:
-        """Return the same for rows of which none is to fail the run, but is rejected."""
+        """Return the same policy with ``fail`` replaced by ``reject``."""
         return RowPolicy(
             tuple(replace(one, choice=REJECT) if one.choice == FAIL else one for one in self.policies),
             most_rows,
@@ -72,23 +72,23 @@ class RowPolicy:
 
     @property
     def choices(self) -> dict[str, str]:
-        """The values of the flags, as a manifest has them."""
+        """The flags and their values, as in a manifest."""
         return {one.flag: one.choice for one in self.policies}
 
     def about(self, reason: str) -> Policy:
-        """Return the policy for a reason."""
+        """Return the policy that is about a reason."""
         found = {one.reason: one for one in self.policies}
         return found.get(reason) or found[OnBadRow.reason]
 
     def failing_flag(self, reason: str) -> str:
-        """Return the flag that makes a row with this reason fail the run; empty where it is rejected."""
+        """Return the flag by which a row with this reason fails the run; empty if the row is rejected."""
         for one in (self.about(reason), self.about(OnBadRow.reason)):
             if one.choice == FAIL:
                 return f"--{one.flag}"
         return ""
 
     def misfits(self, schema: pa.Schema, binding: Binding) -> tuple[str, ...]:
-        """Return why a shard's columns do not go with the flags, one line a column."""
+        """Return why the flags do not suit a shard's columns, one line for each column."""
         return tuple(line for one in self.policies for line in one.misfits(schema, binding))
 
 
@@ -101,7 +101,7 @@ class _Rejected:
 
 
 class Rejects:
-    """The rejected rows of one split. A row is rejected once, for the first reason found."""
+    """The rejected rows of one split. Each row counts once, with the first reason that was found."""
 
     def __init__(self, split: Split, policy: RowPolicy) -> None:
         self._split = split
@@ -120,12 +120,12 @@ class Rejects:
 
     @property
     def first_error(self) -> str:
-        """Return what was wrong with the first row that was rejected; empty where none was."""
+        """Return the error of the first rejected row; empty if there is none."""
         return next((f"{one.error} ({one.reason})" for one in self._found.values()), "")
 
     @property
     def first(self) -> str:
-        """Return which row was rejected first, what was wrong with it, and the flag that would mend it."""
+        """Return the first rejected row's number and error, and the flag that would feed it."""
         if not self._found:
             return ""
         one = self._found[min(self._found)]
@@ -137,10 +137,10 @@ class Rejects:
         return np.array(sorted(self._found), dtype=np.int64)
 
     def add(self, rows: Sequence[int], reason: str, error: str, hint: str = "") -> None:
-        """Reject rows by their numbers in the shard; ``hint`` says which flag would feed them.
+        """Reject rows, given by their numbers in the shard; ``hint`` says which flag would feed them.
 
         Raises:
-            DataError: bad rows are to fail the run.
+            DataError: a flag says that such rows fail the run.
         """
         if flag := self.policy.failing_flag(reason):
             raise DataError(
@@ -157,7 +157,7 @@ class Rejects:
 
     @property
     def most_model_errors(self) -> int:
-        """Return how many rows more the model may fail on before the run is lost."""
+        """Return on how many more rows the model may fail before too many are rejected."""
         return 0 if self.policy.failing_flag(MODEL_ERROR) else self.policy.most_rows - self.rows
 
     def tables(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -184,7 +184,7 @@ class Rejects:
 
 
 def with_extras(table: pa.Table, extras: Sequence[tuple[str, int, str, str]]) -> pa.Table:
-    """Return the table with shard, row number, reason and error behind its own columns."""
+    """Return the table with the columns for shard, row number, reason and error added at its end."""
     for i, (name, kind) in enumerate(EXTRA_COLUMNS):
         # A shard that has such a column keeps it; ours then begins with one more underscore.
         while name in table.schema.names:
@@ -196,10 +196,10 @@ def with_extras(table: pa.Table, extras: Sequence[tuple[str, int, str, str]]) ->
 def sift(
     piece: pa.RecordBatch, numbers: Places, binding: Binding, rejects: Rejects
 ) -> tuple[NDArray[np.int64] | None, tuple[Tensor, ...]]:
-    """Return which rows of a batch can be fed, and their tensors; the others are rejected.
+    """Reject the rows of a batch that cannot be fed; return the positions of the others, and their tensors.
 
-    The batch's rows are of one shape; ``numbers`` are theirs in the shard. The rows are positions in the
-    batch, ascending; ``None`` stands for all of them.
+    All rows have one shape. ``numbers`` are the rows' numbers in the shard. Positions are in the batch and
+    ascending; ``None`` stands for all rows.
     """
     policies = rejects.policy.policies
     for policy in policies:
@@ -226,16 +226,16 @@ def _text(fault: RowFault) -> str:
 def sift_predictions(
     outputs: list[np.ndarray], places: NDArray[np.int64] | None, numbers: Places, rejects: Rejects
 ) -> tuple[list[np.ndarray], NDArray[np.int64] | None, int]:
-    """Reject the rows whose predictions have a fault, or count them where they are to be kept.
+    """Reject rows whose predictions have a fault, or count them if a flag keeps them.
 
     Args:
-        outputs: of the model, each ``(rows, *shape)``.
-        places: where in the batch the rows are, ``None`` for all of it.
-        numbers: those of the batch's rows in the shard.
-        rejects: those of the split.
+        outputs: the model's, each ``(rows, *shape)``.
+        places: the rows' positions in the batch; ``None`` for all of it.
+        numbers: the numbers in the shard of all rows of the batch.
+        rejects: takes the rejected rows.
 
     Returns:
-        What is left of the outputs and the places, and the number of rows that were kept with a fault.
+        The outputs and the positions of the rows that are left, and how many rows were kept with a fault.
     """
     kept = 0
     for policy in rejects.policy.policies:
@@ -257,14 +257,14 @@ def predict_around(
     predict: Callable[[Sequence[Tensor]], list[np.ndarray]],
     most_bad: int,
 ) -> tuple[list[np.ndarray], dict[int, str]]:
-    """Predict a batch, leaving out the rows that the model fails on.
+    """Predict a batch without the rows on which the model fails.
 
-    A model that fails on every row would take two predictions for each of them. So it ends as soon as more
-    than ``most_bad`` rows are found, from the front; what was predicted by then is of no use.
+    If the model failed on every row, finding them would take two predictions for each. So the search ends
+    when more than ``most_bad`` rows are found; the arrays are of no use then.
 
     Returns:
-        One array per output for the rows that were predicted, in order, and the failing rows' positions in
-        the batch with the model's error. No arrays where no row is left.
+        One array per output for the rows that were predicted, in order; none if no row is left. And the
+        positions in the batch of the rows on which the model failed, with its errors.
     """
     if not rows:
         return [], {}

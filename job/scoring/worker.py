@@ -1,7 +1,7 @@
-"""What runs on a worker: takes the process's model, scores splits, leaves receipts and errors behind.
+"""The DoFns that run on workers: read the plan, score splits, write receipts.
 
-Engines run steps again when they have lost the outcome, also after the run was published. Its plan is gone
-then, and every step does nothing.
+An engine may run a step again, even after the run was published. Then the plan is gone, and every step does
+nothing. What fails on a worker leaves its error in staging, for the launcher.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class PlanSlice:
 
     @classmethod
     def all_of(cls, path: str, step: int) -> list[PlanSlice]:
-        """Return the slices that make up a plan."""
+        """Return ``step`` slices that together are the whole plan."""
         return [cls(path, first, step) for first in range(step)]
 
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """Reads the splits of a run: ``PlanSlice`` → its ``Split``s."""
+    """Reads the splits of a plan: ``PlanSlice`` → ``Split``."""
 
     run: Run
 
     def __call__(self, some: PlanSlice) -> Iterator[Split]:
-        """Yield the splits, none where the run is published."""
+        """Yield the splits of a slice, or none if the run is published."""
         try:
             objects.configure(self.run.stores)
             yield from staging.read_plan(some.path, some.first, some.step)
@@ -62,7 +62,7 @@ class ReadPlan:
 
 
 def _threads(task: ScoringTask) -> int:
-    """Return TensorFlow's threads within one operation, 0 where nobody knows how many processes work here."""
+    """Return TensorFlow's threads within one operation; 0 leaves the choice to TensorFlow."""
     if task.threads or task.processes < 0:
         return task.threads
     cores = len(os.sched_getaffinity(0))
@@ -70,7 +70,7 @@ def _threads(task: ScoringTask) -> int:
 
 
 def check_not_stopped(task: ScoringTask) -> None:
-    """Refuse to go on with a job whose command was stopped; its engine may not end what has begun."""
+    """Raise ``StateUnknownError`` if the job's command was stopped; not every engine ends running bundles."""
     if task.stop_mark and storage.size_bytes(task.stop_mark) is not None:
         run = task.run
         raise StateUnknownError(f"{run.output}: run {run.run_id[:12]} was stopped; run again to resume")
@@ -83,9 +83,9 @@ def begun(
     task: ScoringTask,
     receipts: Callable[[AbstractContextManager[None]], Iterator[Receipt]],
 ) -> Iterator[Receipt]:
-    """Yield a split's receipts; where files are in buckets, those of splits before it.
+    """Score a split and yield its receipt; if files are in buckets, begin it and yield earlier receipts.
 
-    ``receipts`` scores it, and asks the model within the turn that it is given.
+    ``receipts`` scores the split. It is given a context in which it has its turn at the model.
     """
     if not overlaps or not (storage.is_remote(split.shard.path) or storage.is_remote(task.run.output)):
         yield from receipts(nullcontext())
@@ -95,7 +95,7 @@ def begun(
 
 
 def finished(overlap: Overlap[list[Receipt]]) -> Iterator[WindowedValue]:
-    """Yield the receipts of splits that were begun and have not been waited for, as a bundle's last ones."""
+    """Wait for splits that were begun, and yield their receipts as the last elements of a bundle."""
     for receipts in overlap.finish():
         for receipt in receipts:
             yield WindowedValue(receipt, MIN_TIMESTAMP, (GlobalWindow(),))
@@ -103,17 +103,17 @@ def finished(overlap: Overlap[list[Receipt]]) -> Iterator[WindowedValue]:
 
 @dataclass(eq=False)
 class ScoreSplits(beam.DoFn):
-    """``Split`` → ``Receipt``; a split that has a receipt is not scored again."""
+    """Scores splits: ``Split`` → ``Receipt``. A split that has a receipt is not scored again."""
 
     task: ScoringTask
     overlaps: bool = True
 
     def setup(self) -> None:
-        """Take this process's copy of the model, whatever the engine does with its DoFns."""
+        """Load the model, or take the one that this process has loaded for another instance."""
         self.ready(Overlap[list[Receipt]]())
 
     def ready(self, overlap: Overlap[Any]) -> None:
-        """Do what ``setup`` does; ``overlap`` may be shared with other nights' steps."""
+        """Do what ``setup`` does, with an ``overlap`` that other nights' steps may share."""
         task = self.task
         self._overlap = overlap
         objects.configure(task.run.stores)
@@ -150,23 +150,23 @@ class ScoreSplits(beam.DoFn):
             self.task.golden.check(self._loaded)
 
     def start_bundle(self) -> None:
-        """Wait for what a bundle that failed has left behind."""
+        """Wait for threads that a failed bundle has left running."""
         self._overlap.forget()
 
     def process(self, split: Split) -> Iterator[Receipt]:
-        """Score one split, or return the receipt that it has; where files are in buckets, of earlier splits.
+        """Score one split and yield its receipt, or yield the receipt that it has.
 
-        The rest of those comes when the bundle ends.
+        If files are in buckets, receipts come later: with the next splits, or when the bundle ends.
         """
         check_not_stopped(self.task)
         yield from begun(self._overlap, self.overlaps, split, self.task, partial(self.receipts, split))
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Return the receipts that ``process`` has not returned."""
+        """Return the receipts of splits that ``process`` began and did not wait for."""
         return finished(self._overlap)
 
     def receipts(self, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
-        """Yield a split's receipt, none where the run is published; the model is asked within ``turn``."""
+        """Yield a split's receipt, or none if the run is published. The model is used within ``turn``."""
         run = self.task.run
         found = staging.read_receipt(run.output, run.run_id, split)
         # An unseeded builder makes another model each time: what an earlier one scored does not count.

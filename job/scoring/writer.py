@@ -1,4 +1,4 @@
-"""One output file: columns in, Parquet row groups of a useful size out."""
+"""One output file: columns are collected into row groups of a useful size, and written as Parquet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ ROW_GROUP_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """A finished file: ``handle`` for ``storage.release``, ``write_s`` seconds of encoding and writing."""
+    """A finished file.
+
+    ``handle`` is for ``storage.release``, ``write_s`` is seconds of encoding and writing.
+    """
 
     handle: str
     rows: int
@@ -32,10 +35,10 @@ class Part:
 
 
 class PartWriter:
-    """Writes one Parquet file; with ``overlap`` in a thread of its own, one row group behind.
+    """Writes one Parquet file. With ``overlap``, a thread writes one row group while the next is filled.
 
     Float columns are not dictionary-encoded: predictions hardly repeat, and plain encoding was measured 3
-    to 5 times faster to write, and smaller. ``seen`` is called with rows that are about to be written.
+    to 5 times faster to write, and smaller. ``seen`` is called with the rows before they are written.
     """
 
     def __init__(
@@ -96,11 +99,11 @@ class PartWriter:
             self._flush()
 
     def finish(self) -> Part:
-        """Write what is left, close the file, and return what it is; publishing flushes it to the disk.
+        """Write the rows that are left, close the file, and describe it. Publishing flushes it to the disk.
 
         Raises:
             StorageError: writing failed.
-            UnwritableError: the columns are of a kind that cannot be written.
+            UnwritableError: Arrow cannot write a column's type.
         """
         self._flush(last=True)
         self._wait()
@@ -146,7 +149,7 @@ class PartWriter:
         self._write_s += time.perf_counter() - begin
 
     def _failed(self, error: Exception) -> JobError:
-        """Return what to say of an error: of the disk, or of columns that are no better at the next try."""
+        """Return the error to raise: ``StorageError`` of the disk, ``UnwritableError`` of a column."""
         # Arrow raises an ``OSError`` without a number where Parquet has no place for a value.
         if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
             return StorageError(f"{self._path}: cannot be written: {getattr(error, 'strerror', 0) or error}")
@@ -154,7 +157,7 @@ class PartWriter:
 
 
 def unwritable(schema: pa.Schema) -> list[int]:
-    """Return which columns of a schema, by number, Arrow can read and has no way of writing to Parquet."""
+    """Return the numbers of the columns that Arrow can read from Parquet and cannot write to it."""
     every = list(range(len(schema)))
     return [] if _can_write(schema) else [i for i in every if not _can_write(pa.schema([schema.field(i)]))]
 
@@ -172,7 +175,7 @@ def _can_write(schema: pa.Schema) -> bool:
 
 
 def _repeating(path: str, kind: pa.DataType) -> Iterator[str]:
-    """Yield the paths, as Parquet has them, of the leaves below ``path`` that a dictionary may suit."""
+    """Yield the Parquet paths of leaves at or below ``path`` that may be dictionary-encoded."""
     if isinstance(kind, pa.BaseExtensionType):
         yield from _repeating(path, kind.storage_type)
     elif pa.types.is_map(kind):
