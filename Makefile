@@ -60,8 +60,8 @@ test: $(INSTALLED) servers ## run every test (Cloud Storage's stand-in and Prism
 	if command -v java > /dev/null; then $(BIN)/python -m deploy.flink fetch; fi
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
-test-fast: $(INSTALLED) ## run the tests that take seconds
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'
+test-fast: $(INSTALLED) ## run the tests of single modules that take less than a second each
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow' --durations=5 --durations-min=1 tests/unit
 
 flink-up: $(INSTALLED) ## start a Flink cluster on this machine, or mend it (needs Java; FLINK_PORT=8081)
 	$(BIN)/python -m deploy.flink up --port=$(or $(FLINK_PORT),0)

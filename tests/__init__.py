@@ -1,0 +1,1 @@
+"""Tests, in folders that say what they need: nothing, whole nights, stores, engines, or what is deployed."""

@@ -18,6 +18,8 @@ import pytest
 
 from tests.support.nights import Night
 
+UNIT = Path(__file__).parent / "unit"
+
 if TYPE_CHECKING:
     from tests.support.jobs import Zygote
     from tests.support.leases import Clock, Place
@@ -36,9 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that of several processes none is left with one at the end."""
+    """Long files come first, so that of several processes none is left with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (UNIT in item.path.parents, item.path not in slow))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -1,0 +1,1 @@
+"""What is under ``deploy``: images, packages, cron, systemd, Airflow, Kubernetes."""

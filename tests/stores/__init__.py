@@ -1,0 +1,1 @@
+"""Nights, leases and single requests in real S3 and Cloud Storage servers on this machine."""

@@ -1,0 +1,1 @@
+"""What tests share: nights and their oracles, processes, servers. No tests."""

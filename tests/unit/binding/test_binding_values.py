@@ -122,6 +122,7 @@ def scalar_cases(draw: st.DrawFn) -> tuple[Any, list[Any], str]:
     return column_type, cells, dtype
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None, derandomize=True)
 @given(case=scalar_cases(), cut=st.tuples(st.integers(0, 5), st.integers(0, 12)), coded=st.booleans())
 def test_scalar_columns_value_by_value(
@@ -200,6 +201,7 @@ def level_fault(slots: list[Any], shape: tuple[int, ...]) -> str:
     return level_fault([item for slot in slots for item in slot], shape[1:])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(case=ragged_cases(), start=st.integers(0, 3), large=st.booleans())
 def test_nested_lists_value_by_value(

@@ -177,6 +177,7 @@ OWN: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+@pytest.mark.slow
 @given(st.fixed_dictionaries({}, optional=OWN))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_what_is_printed_says_the_same_when_it_is_read(tmp_path: Path, own: dict[str, Any]) -> None:

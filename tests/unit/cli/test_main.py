@@ -295,6 +295,7 @@ def test_a_report_that_is_gone_or_damaged_is_named(tmp_path: Path, content: str 
     assert "nothing was published" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runner", "hint"),
     [

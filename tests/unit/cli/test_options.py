@@ -145,6 +145,7 @@ def test_all_missing_flags_are_named_at_once() -> None:
 NAME = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1)
 
 
+@pytest.mark.slow
 @given(st.lists(NAME, min_size=1, unique=True))
 def test_any_column_names_survive_the_comma_list(names: list[str]) -> None:
     line = io.StringIO()
@@ -280,6 +281,7 @@ def test_help_shows_groups_defaults_and_exit_codes() -> None:
         assert f"(default: {default})" in " ".join(text.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "loaded"), [((), "False"), (("--runner=FlinkRunner",), "True")])
 def test_beam_is_imported_only_when_a_flag_may_be_its_own(flags: tuple[str, ...], loaded: str) -> None:
     program = (

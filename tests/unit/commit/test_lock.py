@@ -207,6 +207,7 @@ def job(night: Night, name: str, locks: str, *flags: str, stop_at: int = -1) -> 
     return Job(("score", *args), str(night.folder / name), watched, stop_at=stop_at, imports=imports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locks", [f"{PATCHES}.no_locks", f"{PATCHES}.local_locks"])
 def test_two_commands_at_once_make_one_night_where_there_are_no_locks(
     full: Night, warm: Zygote, locks: str
@@ -226,6 +227,7 @@ def test_two_commands_at_once_make_one_night_where_there_are_no_locks(
         storage.remove_tree(str(full.output))
 
 
+@pytest.mark.slow
 def test_a_killed_owner_without_locks_holds_nothing(full: Night, warm: Zygote) -> None:
     one = job(full, "log", f"{PATCHES}.no_locks")
     (killed,) = warm.run(Job(one.args, one.log, one.watched, kill_at=25, imports=one.imports))

@@ -35,6 +35,7 @@ def nights(aside: Path) -> Callable[[str], Night]:
     return lambda name: Night(night.folder / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1000, 100])
 def test_rows_are_matched_by_the_keys_of_both(
     nights: Callable[[str], Night], monkeypatch: pytest.MonkeyPatch, at_once: int
@@ -178,6 +179,7 @@ def test_a_night_that_is_replaced_meanwhile_is_not_mixed(nights: Callable[[str],
         opened.check_same()
 
 
+@pytest.mark.slow
 def test_one_of_them_lies_in_a_bucket(nights: Callable[[str], Night], bucket: Remote, top: str) -> None:
     a, b = nights("a"), nights("b")
     # More files than are on their way at a time.

@@ -52,6 +52,7 @@ def night_of_three(whole: Path) -> Night:
     return put_back(whole)
 
 
+@pytest.mark.slow
 def test_a_night_that_is_right(night_of_three: Night) -> None:
     found = check(night_of_three)
     assert (found.findings, found.differences) == ((), ())
@@ -113,6 +114,7 @@ def as_before(night: Night) -> None:
     (night.output / "_manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_a_night_whose_rejected_rows_have_the_names_of_before(night_of_three: Night) -> None:
     """Every row is found in its shard, and the night that replaces it leaves none of its files."""
     night = night_of_three
@@ -162,6 +164,7 @@ def by_name() -> Any:
     return keras.Model(inputs, {"sum": total, "code": code})
 
 
+@pytest.mark.slow
 def test_a_dict_of_text_and_numbers(night: Night) -> None:
     words = pa.array(["x", "y", "z", "x"] * 50)
     night.shard("a", pa.table({"t": words, "b": np.arange(200.0), "k": words.dictionary_encode()}))
@@ -172,6 +175,7 @@ def test_a_dict_of_text_and_numbers(night: Night) -> None:
     assert [(one.column, one.row) for one in check(night).differences] == [("code", 3)]
 
 
+@pytest.mark.slow
 def test_casts_filled_nulls_and_hive_columns(night: Night) -> None:
     for hour in ("07", "10"):
         night.shard(f"hour={hour}/a", with_nulls(100, 0).drop_columns("f3"))
@@ -181,6 +185,7 @@ def test_casts_filled_nulls_and_hive_columns(night: Night) -> None:
     assert (found.findings, found.differences, found.rows_again) == ((), (), 200)
 
 
+@pytest.mark.slow
 def test_lists_in_and_out(night: Night) -> None:
     values = np.random.default_rng(0).normal(size=(150, 4)).astype(np.float32)
     night.shard("a", pa.table({"x": pa.FixedSizeListArray.from_arrays(values.ravel(), 4)}), group_rows=40)
@@ -193,6 +198,7 @@ def test_lists_in_and_out(night: Night) -> None:
     assert [(one.column, one.row) for one in check(night).differences] == [("y", 5)]
 
 
+@pytest.mark.slow
 def test_a_saved_model(night: Night) -> None:
     night.shard("a", features(80))
     dense().export(night.folder / "exported", verbose=False)
@@ -223,6 +229,7 @@ def test_nothing_is_published(night: Night, capfd: pytest.CaptureFixture[str]) -
         assert err.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_as_json(night_of_three: Night, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run_cli(capfd, "verify", str(night_of_three.output), "--json", "--seed=3")
     found = json.loads(out)

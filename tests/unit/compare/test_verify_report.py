@@ -39,6 +39,7 @@ def with_prediction(table: pa.Table, row: int, more: float) -> pa.Table:
     return table.set_column(index, "prediction", pa.array(values, pa.float32()))
 
 
+@pytest.mark.slow
 def test_the_differing_row_of_a_changed_file_is_shown(
     published: Night, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_changed_file_of_other_rows_or_columns_is_told_once(
     assert all("it was changed" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_damage_anywhere_in_a_file_is_told_and_nothing_else_happens(
     published: Night, capfd: pytest.CaptureFixture[str]
 ) -> None:

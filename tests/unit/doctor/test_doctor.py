@@ -74,6 +74,7 @@ def command(
     )
 
 
+@pytest.mark.slow
 def test_all_is_well_on_this_machine_and_nothing_is_left_behind(night: Night, args: list[str]) -> None:
     program = (
         "import sys; from job.cli import main as cli; code = cli.main(sys.argv[1:]); "
@@ -89,6 +90,7 @@ def test_all_is_well_on_this_machine_and_nothing_is_left_behind(night: Night, ar
     assert not night.output.exists()
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_told_line_by_line_with_what_to_do(night: Night) -> None:
     (night.folder / "file").write_text("in the way")
     flags = [f"--input={night.folder}/none/*.parquet", f"--model={night.folder}/m.keras"]
@@ -279,6 +281,7 @@ def test_pythons_last_number_may_differ() -> None:
     assert all(check.ok for check in workers.checks(outcome, "the log", "aa", 10, 45))
 
 
+@pytest.mark.slow
 def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:
     sooner = "doctor._PLACES_S = doctor._MODEL_S = timeouts._AFTER_ANOTHER_S = 2.0"
     imports = "import sys; from job.cli.main import main; from job.doctor import doctor, timeouts"

@@ -34,6 +34,7 @@ def test_a_night_on_this_disk_for_machines_of_googles(night: Night) -> None:
     assert "disk" not in checks
 
 
+@pytest.mark.slow
 @without_gpu
 def test_a_gpu_is_asked_for_where_the_rows_are_scored(night: Night) -> None:
     # Here it is the embedded engine's process, as for any worker.

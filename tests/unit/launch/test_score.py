@@ -131,6 +131,7 @@ def test_a_disk_that_fails_is_no_wrong_flag(
     assert night.score(path, "--keys=id").rows_scored == 50
 
 
+@pytest.mark.slow
 def test_a_rerun_waits_for_neither_beam_nor_tensorflow(night: Night) -> None:
     night.shard("a", features(50))
     args = ["score", *night.args(saved(dense(), night.folder / "m.keras"), "--keys=id")]

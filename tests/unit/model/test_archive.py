@@ -98,6 +98,7 @@ def declared(path: Path, name: str, file_size: int, checksum: int | None = None)
         sink._didModify = True  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_bombs_are_told_by_what_the_machine_has(good: Path, tmp_path: Path) -> None:
     """A thousandfold of what it holds is no harm where there is room for it: zeros are packed so, too."""
     zeros = {**members(good), WEIGHTS: bytes(200 * MB)}
@@ -149,6 +150,7 @@ def test_stored_members_have_one_length(good: Path, tmp_path: Path) -> None:
     refused(path, r"is stored in [\d,]+ bytes and says that it has 1,125,8")
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_any_size_is_let_through_where_there_is_memory(good: Path, tmp_path: Path) -> None:
     """70 MB in 70 words, as they are and packed a thousandfold; 8 MB in a million words."""
     content = members(good)
@@ -211,6 +213,7 @@ PAYLOADS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_payloads_are_refused_and_nothing_is_run(good: Path, tmp_path: Path) -> None:
     paths = []
     for i, payload in enumerate(PAYLOADS.values()):
@@ -229,6 +232,7 @@ def test_payloads_are_refused_and_nothing_is_run(good: Path, tmp_path: Path) -> 
     assert all("\n" not in outcome for outcome in outcomes)
 
 
+@pytest.mark.slow
 def test_three_thousand_damaged_archives_end_in_one_line(good: Path, tmp_path: Path) -> None:
     chance = random.Random(7)
     original, path = good.read_bytes(), tmp_path / "m.keras"

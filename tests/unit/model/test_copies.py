@@ -123,6 +123,7 @@ FORMS: Final[dict[str, tuple[str, Callable[[keras.Model, Path], Any]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [in_place, by_name])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_model_that_is_exchanged_while_it_is_looked_at_is_never_scored(

@@ -45,6 +45,7 @@ def test_a_gpu_that_is_not_there(small: Path) -> None:
     devices.configure(reference, "auto", 0)
 
 
+@pytest.mark.slow
 @without_gpu
 def test_a_gpu_is_looked_for_where_the_rows_are_scored(
     small: Path, night: Night, monkeypatch: pytest.MonkeyPatch
@@ -81,6 +82,7 @@ def hints_of(proto: Any) -> list[dict[str, bytes]]:
     return [{names[urn]: value for urn, value in one.resource_hints.items()} for one in environments]
 
 
+@pytest.mark.slow
 def test_all_steps_ask_for_the_same_workers(small: Path, night: Night) -> None:
     gpu = b"type:nvidia-tesla-t4;count:1;install-nvidia-driver"
     assert hints_of(proto_of(small, night)) == [{"accelerator": gpu, "min_ram": b"12000000000"}]

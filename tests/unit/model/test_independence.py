@@ -331,6 +331,7 @@ def test_a_model_that_draws_or_keeps_state_is_refused(
     assert not night.files()
 
 
+@pytest.mark.slow
 def test_a_challenger_that_looks_at_neighbours_has_no_predictions(night: Night) -> None:
     table = features(3000)
     night.shard("a", table)
@@ -356,6 +357,7 @@ def test_run_inference_refuses_it_too(tmp_path: Path) -> None:
         list(handler.run_inference([batch], handler.load_model()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "float16", "bfloat16"])
 def test_deep_models_of_few_digits_are_scored(night: Night, policy: str) -> None:
     keras.utils.set_random_seed(1)

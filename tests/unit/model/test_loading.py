@@ -108,6 +108,7 @@ def test_no_rows_are_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(y) == 0
 
 
+@pytest.mark.slow
 def test_an_xla_model_is_compiled_for_one_shape_and_predicts_the_same(tmp_path: Path) -> None:
     source = """import keras
 def build():

@@ -294,6 +294,7 @@ def test_several_graphs_and_none(exported: Path) -> None:
     assert operations.reason_to_refuse(saved_model_pb2.SavedModel(), "") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_the_zoo_needs_no_trust(tmp_path: Path, name: str) -> None:
     model = module(name).build()
@@ -329,6 +330,7 @@ def convolutional(_: Path) -> Any:
     return keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(deep)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [from_files, recurrent, convolutional])
 def test_what_keras_exports_needs_no_trust(tmp_path: Path, made: Callable[[Path], Any]) -> None:
     made(tmp_path).export(tmp_path / "m", verbose=False)

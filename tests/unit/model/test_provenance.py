@@ -277,6 +277,7 @@ def predicted(night: Night, column: int = 1) -> set[float]:
     return set(night.scored().column(column).to_pylist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "first", "then"),
     [
@@ -358,6 +359,7 @@ def interrupted(night: Night, model: str, monkeypatch: pytest.MonkeyPatch, place
             run(night, model, "--direct_num_workers=1")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_unless_the_file_is_another(
     rows: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +378,7 @@ def test_an_interrupted_run_resumes_unless_the_file_is_another(
     assert predicted(other) == {4.0}
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_while_it_was_published_is_finished_by_its_command(
     rows: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +392,7 @@ def test_a_run_that_ended_while_it_was_published_is_finished_by_its_command(
     assert predicted(rows) == {2.0}
 
 
+@pytest.mark.slow
 def test_what_a_challengers_builder_reads_counts_too(rows: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     name = module(rows.folder, "provenance_challenger", LOADING, monkeypatch)
     champion = str(constant(rows.folder / "champion.keras", 2))
@@ -401,6 +405,7 @@ def test_what_a_challengers_builder_reads_counts_too(rows: Night, monkeypatch: p
     assert (predicted(rows), predicted(rows, 2)) == ({2.0}, {4.0})
 
 
+@pytest.mark.slow
 def test_the_same_command_again_needs_neither_keras_nor_beam(
     rows: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_an_alias_is_the_model_in_it(tmp_path: Path, content: str) -> None:
     assert versions.chosen(f"{folder}/@champion") == str(folder / "v1.keras")
 
 
+@pytest.mark.slow
 def test_a_night_is_of_the_model_that_was_chosen(
     night: Night, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

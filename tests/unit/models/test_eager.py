@@ -158,6 +158,7 @@ def test_auto_means_no_xla_without_an_accelerator() -> None:
     assert seeded(jit_compile=True).jit_compile is True
 
 
+@pytest.mark.slow
 def test_a_file_keeps_the_answer_of_the_machine_that_compiled(
     rows: NDArray[np.float32], tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ import pytest
 from models import flights, flights_data
 from models.__main__ import main as models_main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:

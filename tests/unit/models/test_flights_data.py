@@ -17,6 +17,8 @@ import pytest
 
 from models import flights_data
 
+pytestmark = pytest.mark.slow
+
 Row = dict[str, str]
 
 

@@ -14,6 +14,8 @@ import pytest
 import models
 from models import artifacts, custom_layer, custom_loss
 
+pytestmark = pytest.mark.slow
+
 KERAS_FILES = ("sequential", "functional", "classifier", "custom_loss", "custom_training_loop")
 GENERATED = (*KERAS_FILES, "custom_layer")
 

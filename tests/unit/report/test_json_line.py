@@ -66,6 +66,7 @@ def the_line(out: str) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 def test_a_night_that_is_published_and_once_more(done: Night, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, err = run_cli(capfd, "score", *flags(done, "--if_exists=replace", "--batch_size=7"))
     told = the_line(out)
@@ -175,6 +176,7 @@ def test_nobody_needs_to_read_standard_output(done: Night) -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_full_disk_does_not_undo_a_night(done: Night, hook: Answers, as_json: bool) -> None:
     args = [arg for arg in flags(done, f"--notify_url={hook.endpoint}{PATH}") if as_json or arg != "--json"]

@@ -67,6 +67,7 @@ def test_a_split_is_its_own_rows_in_their_order(night: Night, plain: Any) -> Non
     assert staging.read_receipt(planned.task.run.output, planned.task.run.run_id, planned.splits[1]) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     shards=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 150)), min_size=1, max_size=3),

@@ -182,6 +182,7 @@ def test_weights_that_differ_after_a_restart_are_no_rows_fault(key: str) -> None
         step.predict([floats(1)])
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_the_others_nothing(key: str) -> None:
     owner = worker(key)
     load = told(owner, 1)[0]
