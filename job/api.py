@@ -16,15 +16,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from job import errors, secrets
 from job.cli import options
+from job.cli.parser import CommandOptions, flags_of
 from job.errors import JobError, UsageError
+from job.flags import declared
+from job.forms import Inputs
 from job.spec import ScoringSpec
 
 if TYPE_CHECKING:
     from job.launch.preparation import Outcome
 
 # Flags that tell the command line what to print, and to whom. A program does that with what is returned.
-_OF_THE_COMMAND: Final = ("debug", "json", "notify_on", "notify_url", "print_config")
-_OPPOSITES: Final = {"wait": "no_wait", "no_wait": "wait"}
+_OF_THE_COMMAND: Final = {"debug", *(flag.name for flag in declared(CommandOptions))} - {"config"}
+_FORMS: Final = {name: flag.form for flag in flags_of() for name in flag.names}
+_OPPOSITES: Final = {
+    name: other
+    for flag in flags_of()
+    for name, other in zip(flag.names, reversed(flag.names), strict=True)
+    if name != other
+}
 
 
 def make_spec(**flags: Any) -> ScoringSpec:
@@ -46,7 +55,7 @@ def template(**flags: Any) -> ScoringSpec:
     """Return the same with the placeholders, such as ``{ds}``, still in its paths."""
     args = [arg for name, value in flags.items() for arg in _args(name, value)]
     with options.parsed(args) as asked:
-        for name in _OF_THE_COMMAND:
+        for name in sorted(_OF_THE_COMMAND):
             if getattr(asked.given, name):
                 raise UsageError(f"--{name}: a flag of the command line alone; leave it out here")
         if asked.beam_args:
@@ -73,8 +82,8 @@ def _args(name: str, value: Any) -> Iterator[str]:
         elif name not in _OF_THE_COMMAND:
             # Not merely left out: a file that ``config`` names may say the opposite.
             yield f"--{name}=false"
-    elif name == "input" and not isinstance(value, (str, os.PathLike)):
-        yield from (f"--input={os.fspath(one)}" for one in value)
+    elif isinstance(_FORMS.get(name), Inputs) and not isinstance(value, (str, os.PathLike)):
+        yield from (f"--{name}={os.fspath(one)}" for one in value)
     elif isinstance(value, Mapping):
         yield from _listed(name, [f"{key}={one}" for key, one in value.items()])
     elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, os.PathLike)):

@@ -27,7 +27,10 @@ DECLARATION = """\
 # Reads a list of command lines; prints what comes of each, and the help.
 PROGRAM = """\
 import json, sys
+import shtab
 from docs import flags
+from job import make_spec
+from job.cli.commands import completion
 from job.cli import options, parser
 from job.errors import JobError
 from job.launch import identity
@@ -35,7 +38,11 @@ from job.spec import ModelReference, Shard
 
 flags.main()
 models = identity.Models(ModelReference("/m.keras", None, False, "ab" * 32), None)
-found = {"help": parser.build().format_help()}
+found = {
+    "help": parser.build().format_help(),
+    "bash": shtab.complete(completion._all_commands("bash"), "bash"),
+    "library": make_spec(input="a", model="/m.keras", output="o", made_up=5).made_up,
+}
 for line in json.load(sys.stdin):
     try:
         with options.parsed(line) as asked:
@@ -65,7 +72,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def seen(tree: Path) -> dict[str, Any]:
     """What the copy says of command lines, by their last words, and its help."""
-    lines = [[*REQUIRED, *flags] for flags in ([], ["--made_up=3"], ["--made_up=0"], ["--mad_up=3"])]
+    lines = [[*REQUIRED, *flags] for flags in ([], ["--made_up=3"], ["--made_up=0"])]
     for text in ("made_up = 4", "made_up = 'x'", "made_up = true", "mad_up = 4"):
         path = tree / f"{text}.toml"
         path.write_text(f"# a night\n{text}\n")
@@ -90,7 +97,11 @@ def test_the_command_line_has_it(seen: dict[str, Any]) -> None:
     assert seen["--output=o"][0] == 7
     assert seen["--made_up=3"][0] == 3
     assert seen["--made_up=0"] == "--made_up=0: must be a whole number of rows from 1"
-    assert seen["--mad_up=3"] == "unknown flag --mad_up; did you mean --made_up?"
+
+
+def test_a_shell_completes_it_and_the_library_takes_it(seen: dict[str, Any]) -> None:
+    assert "--made_up" in seen["bash"]
+    assert seen["library"] == 5
 
 
 def test_a_file_has_it(seen: dict[str, Any], tree: Path) -> None:
