@@ -1,4 +1,4 @@
-"""Files, wherever they are: local, ``gs://`` and ``s3://``. This package itself is the one door to them.
+"""Files: local, ``gs://`` and ``s3://``. All other packages reach files through this package only.
 
 Owns: paths, which are plain strings with ``/`` between the parts; reading and writing; ranges of objects,
 retries, and requests sent in parallel. What each kind of storage does is told in ``disk`` and ``objects``.
@@ -50,7 +50,7 @@ def local(path: str) -> str:
     """Return a local path as the operating system wants it.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the path is not local.
     """
     if is_remote(path):
         raise UsageError(f"{path}: only a local path will do here")
@@ -58,7 +58,7 @@ def local(path: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """Return a path that means the same wherever a process stands; without ``/`` at its end."""
+    """Return a path that is the same file from every working directory, without ``/`` at its end."""
     if not is_remote(path):
         return os.path.abspath(disk.local(path))
     return buckets.normal(path)
@@ -131,10 +131,10 @@ def sha256(path: str) -> str:
 
 
 def parquet_source(path: str, size_bytes: int | None = None, stamp: str = "") -> Any:
-    """Return what pyarrow's Parquet readers take for a file.
+    """Return a file in the form that pyarrow's Parquet readers take.
 
-    With ``size_bytes`` and ``stamp``, as a listing shows them, an object is not asked for them again, and
-    one that was replaced since is not read.
+    Given ``size_bytes`` and ``stamp`` from a listing, an object is not asked for them again, and reading
+    fails if it was replaced since.
 
     Raises:
         FileNotFoundError: there is no such object; a local file is not looked at yet.
@@ -144,7 +144,7 @@ def parquet_source(path: str, size_bytes: int | None = None, stamp: str = "") ->
 
 
 def footer_source(path: str, size_bytes: int | None = None, stamp: str = "") -> Any:
-    """Return what pyarrow's readers of Parquet metadata take for a file; an object costs one request.
+    """Return a file in the form that pyarrow's readers of metadata take; an object costs one request.
 
     Raises:
         FileNotFoundError: there is no such object; a local file is not looked at yet.
@@ -164,7 +164,7 @@ def copied(path: str, target: str) -> Copied:
 
 
 def state(path: str) -> str:
-    """Return what changes whenever a file, or one below a folder, does; empty where there is nothing."""
+    """Return a text that changes whenever a file, or one below a folder, does; empty where nothing is."""
     store = _remote(path)
     return store.state(path) if store else disk.state(path)
 
@@ -180,11 +180,11 @@ def make_folder(path: str) -> None:
 
 
 def create(path: str, final: str = "") -> Sink:
-    """Begin a new file, which nobody else has begun.
+    """Begin a new file that nobody else has begun.
 
     Args:
         path: where it lies until it is published.
-        final: the name that it is published under by ``release``; without it, ``path`` is readable at once.
+        final: the name that ``release`` publishes it under; without it, ``path`` is readable at once.
 
     Raises:
         StorageError: it cannot be written.
@@ -194,25 +194,25 @@ def create(path: str, final: str = "") -> Sink:
 
 
 def held_bytes(handle: str) -> int | None:
-    """Return the size of what a sealed sink left, ``None`` where it is gone, released perhaps."""
+    """Return the size of a sealed file in bytes; ``None`` if it is gone, perhaps released."""
     store = _remote(handle)
     return store.held_bytes(handle) if store else size_bytes(handle)
 
 
 def is_readable(handle: str) -> bool:
-    """Say whether what a sealed sink left can be read before it is released."""
+    """Say whether a sealed file can be read before it is released."""
     store = _remote(handle)
     return store is None or store.is_readable(handle)
 
 
 def fits(handle: str, folder: str, final: str) -> bool:
-    """Say whether a handle can be that of a file which was written below ``folder`` to become ``final``."""
+    """Say whether a handle can belong to a file that was written below ``folder`` to become ``final``."""
     store = _remote(handle)
     return store.fits(handle, folder, final) if store else handle.startswith(f"{folder}/")
 
 
 def release(handle: str, final: str) -> None:
-    """Give what a sealed sink left its final name, over whatever had it.
+    """Give a sealed file its final name, replacing what had that name.
 
     Raises:
         StorageError: it failed; it can be repeated.
@@ -226,9 +226,9 @@ def release(handle: str, final: str) -> None:
 
 
 def sweep(folder: str, keep: Callable[[], Collection[str]]) -> None:
-    """Remove what nobody can see of files below ``folder`` that were begun and never released.
+    """Remove the invisible rest of files that were begun below ``folder`` and never released.
 
-    ``keep`` tells the handles of those that somebody may still release.
+    ``keep`` returns the handles that somebody may still release.
     """
     store = _remote(folder)
     if store:
@@ -238,7 +238,7 @@ def sweep(folder: str, keep: Callable[[], Collection[str]]) -> None:
 def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str | None = None) -> None:
     """Write a small file so that a reader sees all of it or none.
 
-    ``durable`` and ``aside`` are for local files, see ``files.write_atomic``; an object is always durable.
+    ``durable`` and ``aside`` are for local files, see ``disk.write_atomic``; an object is always durable.
     """
     store = _remote(path)
     if store:
@@ -248,14 +248,14 @@ def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str 
 
 
 def conditional(path: str) -> Conditional:
-    """Return what writes small files of JSON on condition, there where ``path`` is."""
+    """Return the writer of small JSON files on condition for the storage that ``path`` is on."""
     return _remote(path) or disk.ConditionalFiles()
 
 
 def write_first(path: str, content: bytes) -> bool:
     """Write a small file, and say whether nobody else had written it before.
 
-    In a bucket the first one stands and ``False`` is returned; a local file is written over.
+    In a bucket the first one stays and ``False`` is returned; a local file is replaced.
     """
     store = _remote(path)
     if store:
@@ -280,7 +280,7 @@ def sync_folder(path: str) -> None:
 
 
 def sync_way(path: str) -> None:
-    """Flush the names that lead to a folder to the disk, and those in it.
+    """Flush a folder's names to the disk, and the names of the folders above it.
 
     Raises:
         StorageError: one cannot be flushed.
@@ -290,7 +290,7 @@ def sync_way(path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a file, or what a sealed sink left by its handle; nothing happens where there is none."""
+    """Remove a file, or a sealed file by its handle; nothing happens if there is none."""
     store = _remote(path)
     if store:
         store.discard(path)
@@ -299,9 +299,10 @@ def remove(path: str) -> None:
 
 
 def withdraw(paths: Sequence[str], folder: str) -> None:
-    """Remove files of one kind of storage, local ones only while ``folder`` is there.
+    """Move files into ``folder``, to be removed with it; in a bucket remove them.
 
-    These are moved into it, in one step each, to be removed with it.
+    The files are all on one kind of storage. Local files are moved in one step each, and only while
+    ``folder`` is there.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -339,6 +340,6 @@ def remove_empty_folder(path: str) -> None:
 
 
 def remove_empty_parents(path: str, top: str) -> None:
-    """Remove the folders above ``path`` that are empty, up to ``top``, which stays."""
+    """Remove the empty folders above ``path``, up to ``top``, which stays."""
     if not is_remote(path):
         disk.remove_empty_parents(path, top)

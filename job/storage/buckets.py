@@ -1,6 +1,7 @@
-"""What an object store must be able to do, whoever runs it; and the words for it. No I/O.
+"""The interface that every object store implements, and the paths and handles of its objects. No I/O.
 
-``stamp`` identifies one state of an object: its generation in Cloud Storage, its ETag in S3.
+``stamp`` identifies one state of an object: its generation in Cloud Storage, its ETag in S3. A **handle**
+names a sealed object: its path, or for an open upload its future path and the upload's token.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from typing import Final, Protocol
 
 from job.errors import StorageError, UsageError
 
-# In front of the token of an upload that is still open, in a handle.
+# In a handle, this stands between the path and the token of an open upload.
 _MARK: Final = "#upload="
 
 
 def normal(path: str) -> str:
-    """Return a path with no ``/`` at its end, and none that is doubled."""
+    """Return a path without ``/`` at its end and without doubled ones.
+
+    Raises:
+        UsageError: it names no bucket, or a user, or looks like a handle.
+    """
     scheme, _, rest = path.partition("://")
     bucket, _, key = rest.strip("/").partition("/")
     if not bucket:
@@ -31,7 +36,7 @@ def normal(path: str) -> str:
 
 
 def no_client(scheme: str, error: str) -> StorageError:
-    """Return what to say where what is configured for a store's client cannot be used."""
+    """Return the error for a client whose configuration cannot be used."""
     return StorageError(
         f"{scheme}://: what the environment or a file configures for it cannot be used: {error}; correct it"
     )
@@ -44,7 +49,7 @@ def bucket_and_key(path: str) -> tuple[str, str]:
 
 
 def folder_prefix(key: str) -> str:
-    """Return what the keys below a folder begin with."""
+    """Return the beginning of all keys below a folder."""
     return f"{key}/" if key else ""
 
 
@@ -54,18 +59,18 @@ def handle_of(path: str, token: str) -> str:
 
 
 def token_of(handle: str) -> str:
-    """Return an open upload's token, empty where the handle is that of an object."""
+    """Return the token of an open upload; empty if the handle is an object's."""
     return handle.partition(_MARK)[2]
 
 
 def path_of(handle: str) -> str:
-    """Return the path that a handle's object has or will have."""
+    """Return the path that an object has, or will have once its upload is finished."""
     return handle.partition(_MARK)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An object, as a listing or a look at it tells."""
+    """An object as a listing or a single look shows it."""
 
     key: str
     size_bytes: int
@@ -83,7 +88,7 @@ class Page:
 
 
 class Upload(Protocol):
-    """An object that is sent in parts, and that nobody sees before it is finished."""
+    """An object that is sent in parts. Nobody sees it before it is finished."""
 
     def part(self, content: bytes) -> None:
         """Send the next part; only the last may be smaller than 5 MiB."""
@@ -94,16 +99,16 @@ class Upload(Protocol):
         ...
 
     def abort(self) -> None:
-        """Give it up."""
+        """Give the upload up."""
         ...
 
     def token(self) -> str:
-        """Return what another process needs to finish it; empty where that cannot be."""
+        """Return what another process needs to finish the upload; empty if no other process can."""
         ...
 
 
 class Client(Protocol):
-    """A store's requests. Each is repeated by itself where that may help.
+    """The requests of a store. Each is repeated where that may help.
 
     Raises:
         StorageError: it failed for good.
@@ -111,11 +116,11 @@ class Client(Protocol):
         RefusedError: the object is not the one with the ``stamp`` (``get``).
     """
 
-    # Uploads that are not finished outlive their process, and any process can finish them.
+    # Whether an unfinished upload outlives its process, so that any process can finish it.
     keeps_uploads: bool
 
     def credentials(self) -> str:
-        """Return where the credentials come from, and whose they are if that is told; empty without any."""
+        """Return where the credentials come from, and whose they are if known; empty if there are none."""
         ...
 
     def head(self, bucket: str, key: str) -> Found | None:
@@ -123,7 +128,7 @@ class Client(Protocol):
         ...
 
     def get(self, bucket: str, key: str, start: int, stop: int, stamp: str) -> bytes:
-        """Return bytes ``start`` to ``stop`` of the object that has the stamp; any, if that is empty."""
+        """Return bytes ``start`` to ``stop`` of the object with this stamp; of any object if it is empty."""
         ...
 
     def read(self, bucket: str, key: str) -> tuple[bytes, str] | None:
@@ -133,7 +138,7 @@ class Client(Protocol):
     def put(self, bucket: str, key: str, content: bytes, only_if: str | None) -> str | None:
         """Write an object and return its new stamp.
 
-        ``only_if`` is the stamp that it must have now, empty if it must not exist; where that does not
+        ``only_if`` is the stamp that the object must have now, empty if it must not exist. If that does not
         hold, ``None`` is returned.
         """
         ...
@@ -155,17 +160,17 @@ class Client(Protocol):
         ...
 
     def held_bytes(self, bucket: str, key: str, token: str) -> int | None:
-        """Return the bytes sent by an upload that is not finished, ``None`` where there is none."""
+        """Return the bytes that an unfinished upload has sent; ``None`` if there is no such upload."""
         ...
 
     def finish(self, bucket: str, key: str, token: str) -> None:
-        """Finish an upload that perhaps another process began."""
+        """Finish an upload, which another process may have begun."""
         ...
 
     def open_uploads(self, bucket: str, prefix: str) -> Sequence[tuple[str, str]]:
-        """Return key and id of each upload that is not finished; a token begins with the id."""
+        """Return key and id of each unfinished upload; a token begins with the id."""
         ...
 
     def abort(self, bucket: str, key: str, upload_id: str) -> None:
-        """Give up an upload that perhaps another process began; nothing happens where there is none."""
+        """Give up an upload, which another process may have begun; nothing happens if there is none."""
         ...

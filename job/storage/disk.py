@@ -1,8 +1,10 @@
 """Files of the local file system.
 
-Durability: a durable ``write_atomic`` flushes a file before its name refers to it. Files that are many are
-flushed together by ``sync_files``: measured on ext4, 4.2 ms for each new file when flushed as it is closed,
-0.07 ms when flushed later from several threads. ``sync_folder`` flushes the names themselves.
+Durability: a durable ``write_atomic`` flushes a file before its name refers to it. Many files are flushed
+together by ``sync_files``: measured on ext4, a new file costs 4.2 ms if it is flushed when it is closed, and
+0.07 ms if it is flushed later from several threads. ``sync_folder`` flushes the names themselves.
+
+Where a file system has no locks, ``ConditionalFiles`` writes small files on condition, as object stores do.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from job.errors import StorageError
 
 _SYNC_THREADS = 16
 _PIECE_BYTES = 4 << 20
-# Somebody else may remove the same folder, or still write there: then it is looked through once more.
+# How often a folder is removed again, because another process removes it too or still writes there.
 _REMOVALS = 10
 
 
@@ -34,9 +36,10 @@ _REMOVALS = 10
 class FileInfo:
     """A file as a listing shows it.
 
-    ``stamp`` changes whenever the file does: its modification time in ns, an object's generation or ETag.
-    ``root`` is the folder that was searched, empty for a file that was named by itself or by a glob;
-    ``named`` tells that it was by itself. ``file_id`` is the same for all local names of one file.
+    ``stamp`` changes whenever the file does: it is the modification time in ns, an object's generation or its
+    ETag. ``root`` is the folder that was searched, empty for a file that was named by its path or matched by
+    a glob; ``named`` says that it was named by its path. ``file_id`` is the same for all local names of one
+    file.
     """
 
     path: str
@@ -50,12 +53,12 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Copied:
-    """What was copied to a local file or folder.
+    """The result of copying to a local file or folder.
 
     Attributes:
-        digests: SHA-256 of what was written, in hex, by the file's name below the folder; of a file, by "".
-        links: the names below the folder of what was a link, to a file or to a folder.
-        state: that of the source, see ``state``.
+        digests: SHA-256 in hex of each file as it was written, by its name below the folder, "" for a file.
+        links: the names below the folder that are links in the source, to a file or to a folder.
+        state: the state of the source, see ``state``.
     """
 
     digests: Mapping[str, str]
@@ -112,7 +115,7 @@ def names(path: str) -> list[str]:
 
 
 def holds(path: str, names: Iterable[str]) -> list[str]:
-    """Return which of these names a folder has in it."""
+    """Return those of some names that a folder contains."""
     return [name for name in names if os.path.lexists(os.path.join(local(path), name))]
 
 
@@ -132,9 +135,10 @@ def sha256(path: str) -> str:
 
 
 def copied(path: str, target: str) -> Copied:
-    """Copy a file, or every file below a folder; folders behind links in it are left out.
+    """Copy a file, or every file below a folder; folders behind links are left out.
 
-    Of what is exchanged meanwhile there may be a bit of both: the digests are of what was written.
+    If the source is replaced meanwhile, the copy may have parts of both. The digests are always of what was
+    written.
 
     Raises:
         StorageError: something cannot be read or written, or is no regular file.
@@ -156,7 +160,7 @@ def copied(path: str, target: str) -> Copied:
 
 
 def state(path: str) -> str:
-    """Return what changes whenever a file, or one below a folder, does; empty where there is nothing."""
+    """Return a text that changes whenever a file, or one below a folder, does; empty where nothing is."""
     states = []
     for name, descriptor, _ in _opened(local(path)):
         if descriptor is not None:
@@ -171,9 +175,9 @@ def _state_of(name: str, status: os.stat_result) -> str:
 
 
 def _opened(path: str) -> Iterator[tuple[str, int | None, bool]]:
-    """Yield each file below a folder, or the one at ``path``: its name, its descriptor, whether it is a link.
+    """Yield name, descriptor and whether it is a link, of each file below a folder or of the file ``path``.
 
-    A link to a folder has no descriptor; what goes away meanwhile is not there.
+    A link to a folder has no descriptor. Files that vanish meanwhile are skipped.
     """
     if not os.path.isdir(path):
         if (descriptor := _open(path, 0, None)) is not None:
@@ -220,12 +224,12 @@ def copy_to(target: str, pieces: Iterable[bytes]) -> str:
 
 
 class ConditionalFiles:
-    """Small files of JSON that are written on condition, as objects are, where there are no locks.
+    """Small JSON files that are written on condition, as objects are, on disks without locks.
 
-    One comes to be by an exclusive creation, which network file systems have. Only its writer writes to it,
-    in place, by a descriptor of its own. Who takes it from that one first moves it away, which one of several
-    can do, and looks then whether it is what it was: so the old writer finds it gone, and the next is whoever
-    creates it. A file is told from others by its field ``token``, and its states by their content.
+    A file is created exclusively, which network file systems support. After that only its owner writes to it,
+    in place. To take it over, a process first renames it, which only one of several can do, and then checks
+    that it is the file it meant. So the old owner finds its file gone, and whoever creates the next one owns
+    it. The field ``token`` tells one file from another; the content tells its states apart.
     """
 
     # Longer than any, so that it is written over in one piece.
@@ -235,7 +239,7 @@ class ConditionalFiles:
     def read_stamped(self, path: str) -> tuple[bytes, str] | None:
         """Return a file's content and stamp, or ``None`` where there is none.
 
-        One that is just being written is read again; what stays unreadable is somebody's whom nobody knows.
+        A file that is just being written is read again. If it stays unreadable, its owner counts as unknown.
         """
         content = None
         for _ in range(self._READS):
@@ -253,7 +257,7 @@ class ConditionalFiles:
         return None if found is None else found[0]
 
     def write_if(self, path: str, content: bytes, stamp: str) -> str | None:
-        """Write a file if it has this stamp, or if that is empty and there is none.
+        """Write a file if it has this stamp, or, if the stamp is empty, if there is no file.
 
         Returns:
             Its new stamp; ``None`` where the condition did not hold.
@@ -284,7 +288,7 @@ class ConditionalFiles:
         return _stamp(content)
 
     def _rewrite(self, path: str, content: bytes) -> str | None:
-        """Write over one's own file; what was moved away meanwhile is written in vain."""
+        """Write to a file that this process owns; return ``None`` if another process has moved it away."""
         try:
             descriptor = os.open(local(path), os.O_RDWR)
         except FileNotFoundError:
@@ -336,7 +340,7 @@ def _token(content: bytes) -> str | None:
 
 
 class LocalSink:
-    """A new local file; its handle is its path. It is not flushed to the disk: publishing does that."""
+    """A new local file; its handle is its path. Publishing flushes it to the disk, not this class."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -375,9 +379,9 @@ def make_folder(path: str) -> None:
 def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str | None = None) -> None:
     """Write a small file so that a reader sees all of it or none.
 
-    It is written aside first, in the folder ``aside`` or else its own, where a killed process leaves it.
-    With ``durable`` that holds after a power cut as well; without it the file may then
-    be empty or absent, which its reader must be able to live with.
+    The content is first written to a temporary file, in the folder ``aside`` or else beside ``path``; a
+    killed process leaves it there. With ``durable`` the promise also holds after a power cut. Without it the
+    file may then be empty or absent, and its reader must be able to live with that.
     """
     folder, name = os.path.split(local(path))
     unfinished = os.path.join(local(aside) if aside else folder, f"{name}.{os.urandom(6).hex()}.tmp")
@@ -397,7 +401,7 @@ def write_atomic(path: str, content: bytes, *, durable: bool = True, aside: str 
 
 
 def rename(source: str, target: str) -> None:
-    """Give a file another name, over whatever had it.
+    """Give a file another name, replacing what had that name.
 
     Raises:
         StorageError: it failed, and ``source`` is still there.
@@ -432,9 +436,9 @@ def _sync_file(path: str) -> None:
 
 
 def boot_id() -> str:
-    """Return what is the same until this machine restarts, or nothing where that is not known.
+    """Return an id that stays the same until this machine restarts; empty if it is not known.
 
-    A file that was written in this boot is still what was written, whether or not it was flushed.
+    A file that was written since the last start still has its content, whether or not it was flushed.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -461,9 +465,9 @@ def _sync_names(folder: str) -> None:
 
 
 def sync_way(path: str) -> None:
-    """Flush the names that lead to a folder, and those in it, up to where its file system begins.
+    """Flush a folder's names and those of the folders above it, up to the top of its file system.
 
-    Who made which of the folders above is not known: a run that was killed may have made them all.
+    It is not known who made the folders above: an earlier run that was killed may have made them all.
     """
     folder = os.path.realpath(local(path))
     sync_folder(folder)
@@ -537,7 +541,7 @@ def remove_empty_parents(path: str, top: str) -> None:
 
 @contextlib.contextmanager
 def _told(path: str, what: str) -> Iterator[None]:
-    """Turn what the operating system raises into one line about a path."""
+    """Raise an error of the operating system as one line about a path."""
     try:
         yield
     except OSError as e:
@@ -545,5 +549,5 @@ def _told(path: str, what: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Return what the operating system says of an error, without number and path."""
+    """Return what the operating system says about an error, without its number and path."""
     return getattr(error, "strerror", None) or str(error)

@@ -1,7 +1,8 @@
-"""Google Cloud Storage, through its own client. Where to and who asks is found as Google's tools find it.
+"""Google Cloud Storage, through its own client; and what its errors mean.
 
-An upload that is not finished is bound to a secret address, which must not be written down. So an attempt is
-an object in staging here, and publishing copies it: within one bucket the store copies no bytes for that.
+Endpoint and credentials are found as Google's tools find them. An unfinished upload can be continued only by
+a secret address, which must not be written down. So an attempt is an object in staging, and publishing copies
+it. Within one bucket the store copies no bytes for that.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class CloudStorage:
         self._kms_key = options.kms_key or None
 
     def credentials(self) -> str:
-        """Return their kind, and the account if they tell it."""
+        """Return the kind of the credentials, and their account if they tell it."""
         if not self._signed:
             return ""
         found = self._client._credentials
@@ -116,7 +117,7 @@ class CloudStorage:
     def _media(
         self, bucket: str, key: str, stamp: str, start: int | None, stop: int | None
     ) -> tuple[bytes, str]:
-        """Return content and generation. The client's own download takes three times the processor's time."""
+        """Return content and generation; the client's own download takes three times the processor time."""
         params = {"alt": "media"}
         if stamp:
             params["generation"] = stamp
@@ -206,7 +207,7 @@ class CloudStorage:
             pass
 
     def _copied(self, source: Any, target: Any, token: str | None) -> str | None:
-        """Copy, or some of it, and return how to go on; ``None`` when it is done."""
+        """Copy all or some of an object; return how to continue, ``None`` when it is done."""
 
         def send() -> str | None:
             going_on: str | None = target.rewrite(source, token=token, retry=None, timeout=_TIMEOUT_S)[0]
@@ -219,23 +220,23 @@ class CloudStorage:
         return CloudUpload(self, bucket, key)
 
     def held_bytes(self, bucket: str, key: str, token: str) -> int | None:  # noqa: ARG002
-        """Return ``None``: no upload is left open here."""
+        """Return ``None``: here no upload is left open."""
         return None
 
     def finish(self, bucket: str, key: str, token: str) -> None:  # noqa: ARG002
-        """Find no upload: none is left open here."""
+        """Raise ``FileNotFoundError``: here no upload is left open."""
         raise FileNotFoundError(f"gs://{bucket}/{key}")
 
     def open_uploads(self, bucket: str, prefix: str) -> list[tuple[str, str]]:  # noqa: ARG002
-        """Return none: uploads that are not finished are nobody's, and end by themselves after a week."""
+        """Return nothing: unfinished uploads belong to nobody, and the store removes them after a week."""
         return []
 
     def abort(self, bucket: str, key: str, upload_id: str) -> None:
-        """Do nothing, as there is nothing."""
+        """Do nothing: here no upload is left open."""
 
 
 class CloudUpload:
-    """An upload of this process; the client repeats a part where the store has not answered."""
+    """An upload of this process; the client repeats a part that the store has not answered."""
 
     def __init__(self, store: CloudStorage, bucket: str, key: str) -> None:
         self._store, self._where = store, (bucket, key)
@@ -271,11 +272,11 @@ class CloudUpload:
         self._tell(self._writer.close)
 
     def abort(self) -> None:
-        """Give it up."""
+        """Give the upload up."""
         self._tell(self._writer.terminate)
 
     def token(self) -> str:
-        """Return nothing: no other process can finish it."""
+        """Return an empty token: no other process can finish this upload."""
         return ""
 
 
@@ -283,7 +284,8 @@ def _found(blob: Any) -> Found:
     return Found(blob.name, blob.size, str(blob.generation), blob.updated.timestamp())
 
 
-# What a failed request to Cloud Storage means: for the one who sent it, and for a person.
+# Errors. ``told`` makes one of ours of an error of the client: it says whether the request is to be sent
+# again, and tells a person what is wrong.
 
 ERRORS: Final = (
     *(api.GoogleAPICallError, GoogleAuthError, requests.RequestException, HTTPError, ConnectionError),
@@ -296,7 +298,7 @@ _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 def told(where: str, error: Exception, *, signed: bool) -> Exception:
-    """Return what a failed request means.
+    """Return the error that a failed request stands for.
 
     Args:
         where: the object.
@@ -304,7 +306,7 @@ def told(where: str, error: Exception, *, signed: bool) -> Exception:
         signed: whether credentials were found.
     """
     if isinstance(error, InvalidResponse):
-        # What an upload in parts is told, where every other request is told the error itself.
+        # An upload in parts gets the answer itself where every other request gets an error.
         error = from_http_response(error.response)
     if isinstance(error, api.NotFound):
         if "bucket does not exist" in str(error.message):
@@ -326,5 +328,5 @@ def told(where: str, error: Exception, *, signed: bool) -> Exception:
 
 
 def no_bucket(path: str) -> StorageError:
-    """Return what to say where a bucket is not there."""
+    """Return the error for a bucket that does not exist."""
     return StorageError(f"gs://{path}: there is no such bucket; correct the name, or create it")

@@ -1,4 +1,4 @@
-"""Which objects of a bucket an ``--input`` value names: the rules of ``job.shards.listing``, of keys."""
+"""Which objects of a bucket an ``--input`` value names, by the rules of ``job.shards.listing``."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _HIDDEN = ("_", ".")
 
 
 class Seen(Protocol):
-    """Takes note of what a listing shows."""
+    """Notes what a listing shows."""
 
     def add(self, path: str) -> None:
-        """Take note of an object."""
+        """Note an object."""
 
     def has_all(self, start: str) -> None:
-        """Take note that all objects whose paths begin so were added."""
+        """Note that all objects whose paths begin with ``start`` were added."""
 
 
 def matches(pattern: str, seen: Seen | None = None) -> list[FileInfo]:
-    """Return the objects that a value names: an object, a folder (to any depth), or a glob of either.
+    """Return the objects that a value names: one object, all below a folder, or what a glob matches.
 
-    ``seen`` takes note of what else is shown of their folders.
+    ``seen`` notes what else is listed of their folders.
 
     Raises:
         UsageError: the bucket's name is a glob.
-        ShardError: an object that is named has a name that no path leads to.
+        ShardError: an object is named that no path leads to.
     """
     path = storage.absolute(pattern)
     if glob.has_magic(buckets.bucket_and_key(path)[0]):
@@ -54,7 +54,7 @@ def matches(pattern: str, seen: Seen | None = None) -> list[FileInfo]:
 
 
 def _literal(path: str) -> str:
-    """Return what all paths that a glob matches begin with."""
+    """Return the beginning that all matches of a glob share."""
     return re.split(r"[*?[]", path, maxsplit=1)[0]
 
 
@@ -75,7 +75,7 @@ def _hides(names: Sequence[str]) -> bool:
 
 
 def _reachable(info: FileInfo) -> FileInfo:
-    """Refuse an object with an empty name in its path: left out, its rows would be missed by nobody."""
+    """Refuse an object with an empty name in its path; left out, its rows would be missing unnoticed."""
     if storage.absolute(info.path) != info.path:
         raise ShardError(
             f"{info.path}: a name in its path is empty, which no folder can have; rename the object"
@@ -84,7 +84,7 @@ def _reachable(info: FileInfo) -> FileInfo:
 
 
 class _Glob:
-    """A glob, read as ``glob.iglob(recursive=True)`` reads it; names are compared one by one."""
+    """A glob, with the rules of ``glob.iglob(recursive=True)``. Names are compared one by one."""
 
     def __init__(self, path: str) -> None:
         self._parts = path.partition("://")[2].split("/")
@@ -97,10 +97,10 @@ class _Glob:
         return (part if glob.has_magic(part) else glob.escape(part) for part in parts)
 
     def root(self, path: str) -> str | None:
-        """Return the folder that the glob matches and a path lies below, "" for the path itself.
+        """Return the folder that the glob matches and that ``path`` lies below; "" if it matches ``path``.
 
-        ``None``: neither. What the glob matches is hidden unless it spells the name out, and what lies below
-        that is hidden always. Of several folders it is the innermost, the last that is found on a disk.
+        Return ``None`` if neither is so. Hidden names match only where the glob spells them out, and below a
+        matched folder they never do. Of several folders it is the innermost, as on a disk.
         """
         names = path.partition("://")[2].split("/")
         for length in sorted(self._lengths(names), reverse=True):

@@ -1,7 +1,7 @@
-"""Files in buckets, ``gs://bucket/key`` and ``s3://bucket/key``, as the protocol needs them.
+"""Files in buckets, ``gs://bucket/key`` and ``s3://bucket/key``: a store's files, and the writer of one.
 
-A bucket has no folders: a folder is what keys have before a ``/``. It has no rename either; see
-``job.commit.protocol`` for what stands in its place.
+A bucket has no folders: a folder is the part of a key before a ``/``. It has no rename either;
+``job.commit.protocol`` says what is done instead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _stores: dict[str, ObjectStore] = {}
 
 
 def configure(options: StoreOptions) -> None:
-    """Say how this process asks the stores; the same again changes nothing."""
+    """Set how this process uses the stores; the same options again change nothing."""
     global _options
     with _lock:
         if options != _options:
@@ -44,13 +44,13 @@ def configure(options: StoreOptions) -> None:
 
 
 def forget() -> None:
-    """Let go of all clients: the environment says by now where else to ask, or who."""
+    """Drop all clients, because the environment names other endpoints or credentials by now."""
     with _lock:
         _stores.clear()
 
 
 def store(scheme: str) -> ObjectStore:
-    """Return this process's one store of a scheme.
+    """Return this process's only store of a scheme.
 
     Raises:
         UsageError: its client is not installed.
@@ -123,7 +123,7 @@ class ObjectStore:
         return sorted(found, key=lambda info: info.path)
 
     def beginning(self, bucket: str, prefix: str) -> Iterator[Found]:
-        """Yield the objects whose keys begin so; those that only stand for a folder are left out."""
+        """Yield the objects whose keys begin with ``prefix``; placeholders of folders are left out."""
         token = ""
         while True:
             page = self._client.page(bucket, prefix, "", token)
@@ -143,7 +143,7 @@ class ObjectStore:
                 return sorted(names - {""})
 
     def holds(self, path: str, names: Iterable[str]) -> list[str]:
-        """Return which of these names a folder has in it."""
+        """Return those of some names that a folder contains."""
         bucket, key = bucket_and_key(path)
         prefix = folder_prefix(key)
         page = self._client.page(bucket, prefix, "/", "")
@@ -165,11 +165,11 @@ class ObjectStore:
         return self._client.read(bucket, key) if key else None
 
     def write(self, path: str, content: bytes) -> None:
-        """Write a small object, over whatever was there."""
+        """Write a small object, replacing what was there."""
         self._client.put(*bucket_and_key(path), content, None)
 
     def write_if(self, path: str, content: bytes, stamp: str) -> str | None:
-        """Write a small object if it has this stamp, or if that is empty and there is none.
+        """Write a small object if it has this stamp, or, if the stamp is empty, if there is none.
 
         Returns:
             Its new stamp; ``None`` where the condition did not hold.
@@ -238,7 +238,7 @@ class ObjectStore:
         return ranges.RangeFile(self._getter(path, stamp), size_bytes)
 
     def footer(self, path: str, size_bytes: int | None, stamp: str) -> Any:
-        """Return the end of a Parquet object, which is all that its footer needs, as a file for pyarrow."""
+        """Return the end of a Parquet object, which holds its footer, as a file for pyarrow."""
         # Only here: what reads no Parquet should not wait for Arrow.
         import pyarrow as pa
 
@@ -261,7 +261,7 @@ class ObjectStore:
         return Copied(digests, (), _state_of(every))
 
     def state(self, path: str) -> str:
-        """Return what changes whenever an object, or one below a folder, does."""
+        """Return a text that changes whenever an object, or an object below a folder, does."""
         return _state_of(self._every(path))
 
     def _every(self, path: str) -> list[FileInfo]:
@@ -275,7 +275,7 @@ class ObjectStore:
         return ObjectSink(self._client, target, *bucket_and_key(target), stays_open=opened)
 
     def held_bytes(self, handle: str) -> int | None:
-        """Return the size of what a sealed sink left, ``None`` where it is gone."""
+        """Return the size of a sealed object in bytes; ``None`` if it is gone."""
         bucket, key = bucket_and_key(handle)
         if token := token_of(handle):
             return self._client.held_bytes(bucket, key, token)
@@ -283,7 +283,7 @@ class ObjectStore:
         return None if found is None else found.size_bytes
 
     def is_readable(self, handle: str) -> bool:
-        """Say whether what a sealed sink left is an object already."""
+        """Say whether a sealed object can be read before it is released."""
         return not token_of(handle)
 
     def fits(self, handle: str, folder: str, final: str) -> bool:
@@ -291,14 +291,14 @@ class ObjectStore:
         return path_of(handle) == final if token_of(handle) else handle.startswith(f"{folder}/")
 
     def release(self, handle: str, final: str) -> None:
-        """Finish an upload, or copy an object to its final name; the copy's source goes with the staging."""
+        """Finish an upload, or copy an object to its final name; a copy's source goes with the staging."""
         if token := token_of(handle):
             self._client.finish(*bucket_and_key(final), token)
         else:
             self._client.copy(*bucket_and_key(handle), *bucket_and_key(final))
 
     def discard(self, handle: str) -> None:
-        """Remove what a sealed sink left."""
+        """Remove a sealed object or its upload."""
         if token := token_of(handle):
             self._client.abort(*bucket_and_key(handle), token.partition(",")[0])
         else:
@@ -314,20 +314,17 @@ class ObjectStore:
                 self._client.abort(bucket, of, upload_id)
 
 
-# An object that is being written: in one request if it is small, else in parts.
-#
-# It holds up to two parts in memory, and nobody sees it before it is sealed. The client says whether an
-# upload
-# may stay open when all of it has been sent: then finishing it is what publishes it, and costs one request
-# whatever its size.
-
-# S3 takes at most 10,000 parts of an upload, and none below 5 MiB but the last.
+# Writing an object. S3 takes at most 10,000 parts of an upload, and only the last may be below 5 MiB.
 PART_BYTES: Final = 8 << 20
 _PARTS_OF_A_SIZE: Final = 1000
 
 
 class ObjectSink:
-    """A new object. With ``stays_open`` it is not visible before somebody finishes its upload."""
+    """A new object: sent in one request if it is small, else in parts.
+
+    It holds up to two parts in memory, and nobody sees it before it is sealed. With ``stays_open`` nobody
+    sees it before somebody finishes its upload: that publishes it, by one request whatever its size.
+    """
 
     def __init__(self, client: Client, path: str, bucket: str, key: str, *, stays_open: bool) -> None:
         self._client, self._path, self._bucket, self._key = client, path, bucket, key
@@ -348,10 +345,10 @@ class ObjectSink:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: parts are sent when they are large enough."""
+        """Do nothing: a part is sent when it is large enough."""
 
     def seal(self) -> str:
-        """Send what is left and return the handle: the path, or that of an upload which stays open."""
+        """Send the rest and return the handle: the path, or the handle of an upload that stays open."""
         # Once: of an upload that stays open, what is left would be sent as one more part.
         self._handle = self._handle or self._send_rest()
         return self._handle
@@ -370,7 +367,7 @@ class ObjectSink:
         return self._path
 
     def abandon(self) -> None:
-        """Give the object up; nothing happens to a sealed one."""
+        """Give the object up; a sealed one stays."""
         if self._upload is not None and not self._handle:
             # The error that led here says more; `job clean` removes what stays behind.
             with suppress(JobError):

@@ -1,4 +1,4 @@
-"""Things that are asked of files at the same time, since each waits for its answer."""
+"""Calls about several files at the same time, since each call waits for its answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REQUESTS_AT_ONCE: Final = 32
 
 
 def parallel(function: Callable[[T], R], items: Iterable[T], *, name: str) -> list[R]:
-    """Do something to many files, several at a time, and return the results in order."""
+    """Call ``function`` for many files, several at a time, and return the results in order."""
     every = list(items)
     if len(every) < 2:
         # A thread takes longer to start than a small file to be read.
@@ -25,9 +25,9 @@ def parallel(function: Callable[[T], R], items: Iterable[T], *, name: str) -> li
 
 
 def ahead(path: str, call: Callable[[], T]) -> Callable[[], T]:
-    """Begin a call in a thread where ``path`` leads into a bucket, and return what waits for its result.
+    """Begin a call in a thread if ``path`` is in a bucket; return a function that waits for its result.
 
-    Elsewhere it is made when the result is asked for.
+    On a disk the call is made when that function is called.
     """
     if not storage.is_remote(path):
         return call
@@ -38,10 +38,10 @@ def ahead(path: str, call: Callable[[], T]) -> Callable[[], T]:
 
 
 def together(path: str, *calls: Callable[[], Any]) -> list[Any]:
-    """Call all and return their results in order; in threads where ``path`` leads into a bucket.
+    """Make all calls and return their results in order; in threads if ``path`` is in a bucket.
 
-    On a disk the next one is not called when one has raised. Elsewhere all are called, and what the first of
-    them, in order, raised is raised.
+    On a disk the calls are made one after the other, and the first error ends them. In a bucket all are made,
+    and the error of the first one that failed, in their order, is raised.
     """
     if not storage.is_remote(path):
         return [call() for call in calls]

@@ -15,8 +15,8 @@ from typing import Final
 from job.errors import JobError, StorageError, UsageError, of_place
 from job.storage import disk
 
-# The folder in it for copies of models, see ``job.model.copies``. All others are launches', see
-# ``job.model.sharing.client``.
+# The folder in it for copies of models, see ``job.model.copies``. Each other folder belongs to one launch,
+# see ``job.model.sharing.client``.
 MODELS: Final = "models"
 
 
@@ -59,9 +59,9 @@ def folder() -> str:
 
 @contextlib.contextmanager
 def turn(name: str) -> Iterator[None]:
-    """Wait until no other process of this person on this machine is in a body of this name.
+    """Wait until no other process of this user on this machine runs a body under this name.
 
-    A dead process is not waited for. Where there is no such folder, or no locks in it, nobody is.
+    A dead process is not waited for. Without such a folder, or without locks in it, nobody waits.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(JobError, OSError):

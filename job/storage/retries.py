@@ -1,9 +1,9 @@
 """Requests that may be sent again: how often, how long apart, and when to give up.
 
-Every request of ours can be repeated: what it writes is the same each time, and one that is conditional and
-was answered by nobody looks afterwards whether it took effect. Pauses grow and are drawn at random ("full
-jitter": https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter), so that a
-thousand workers do not come back at once.
+Every request can be repeated, since it writes the same each time. A conditional request that got no answer
+checks afterwards whether it took effect. Pauses grow and are random ("full jitter":
+https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter), so that a thousand workers
+do not come back at once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from job.errors import StorageError, one_line
 
 T = TypeVar("T")
 
-# A store that is overloaded or restarted is back within this; a night that waits longer is better told.
+# An overloaded or restarted store is back within this time. If it is not, a person should know.
 BUDGET_S: Final = 90.0
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 8.0
 
-# Not the common generator: a model that seeds it would have all workers come back at the same time.
+# Not the default generator: if a model seeds that, all workers would come back at the same time.
 _RANDOM: Final = random.SystemRandom()
 
 _guards: dict[object, tuple[str, str, Callable[[bool], None]]] = {}
@@ -33,18 +33,17 @@ class TransientError(Exception):
 
 
 class RefusedError(Exception):
-    """A condition of a request does not hold: the object is there already, or is another one by now."""
+    """The condition of a request does not hold: the object exists already, or was replaced."""
 
 
 def guarded(start: str, but: str, guard: Callable[[bool], None]) -> Callable[[], None]:
-    """Call ``guard`` before every try of a request about what begins so, ``but`` one path, in any thread.
+    """Call ``guard`` before each try of a request about a path that begins with ``start``, in any thread.
 
-    It is told whether the request is sent again.
-
-    What it raises ends the request: who stood still in the midst of one may have no business there any more.
+    Requests about the path ``but`` are not guarded. ``guard`` is told whether the request is sent again. If
+    it raises, the request ends: a process that was suspended in between may no longer be allowed to send it.
 
     Returns:
-        What puts an end to that.
+        A function that ends this.
     """
     key = object()
     _guards[key] = (start, but, guard)

@@ -1,7 +1,8 @@
-"""Amazon S3 and what speaks like it, through botocore. Where to and who asks is found as its tools do it.
+"""Amazon S3 and compatible stores, through botocore; and what their errors mean.
 
-An upload that is not finished outlives its process and can be finished by any other, by one request whatever
-its size; until then nobody sees an object. That is how an attempt is published here: no copy, no rename.
+Endpoint and credentials are found as AWS' tools find them. An unfinished upload outlives its process, and any
+other process can finish it, by one request whatever its size. Until then nobody sees an object. So an attempt
+is an open upload here, and finishing it publishes it: no copy, no rename.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class S3:
         self._crypt = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
     def credentials(self) -> str:
-        """Return which of botocore's sources has them."""
+        """Return the name of the source in which botocore found credentials."""
         return (self._source or "given by code") if self._signed else ""
 
     def _config(self) -> Config:
@@ -155,7 +156,7 @@ class S3:
             self._call("delete_objects", bucket, some[0], partial(_all_gone, bucket), **kwargs)
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> None:
-        """Copy an object of up to 5 GB; larger ones are never copied here."""
+        """Copy an object of up to 5 GB; this job copies no larger ones."""
         source = {"Bucket": bucket, "Key": key}
         kwargs = {"Key": to_key, "CopySource": source, **self._crypt, **self._payer}
         self._call("copy_object", to_bucket, to_key, bool, **kwargs)
@@ -245,7 +246,7 @@ class S3Upload:
                 raise _given_up(*self._to) from e
 
     def abort(self) -> None:
-        """Give it up."""
+        """Give the upload up."""
         self._store.abort(*self._to, self._id)
 
     def token(self) -> str:
@@ -283,7 +284,8 @@ def _body(size_bytes: int, answer: Any) -> bytes:
     return content
 
 
-# What a failed request to S3 means: for the one who sent it, and for a person.
+# Errors. ``told`` makes one of ours of an error of botocore: it says whether the request is to be sent again,
+# and tells a person what is wrong.
 
 PASSING: Final = frozenset(
     (
@@ -314,16 +316,16 @@ _BROKEN: Final = (BotoConnectionError, HTTPClientError, ResponseStreamingError, 
 
 
 class UnexplainedError(StorageError):
-    """A request was refused, and its answer cannot say why: that to a HEAD has no body."""
+    """A request was refused without a reason, since the answer to a HEAD has no body."""
 
 
 def told(where: str, operation: str, error: Exception, *, signed: bool) -> Exception:
-    """Return what a failed request means.
+    """Return the error that a failed request stands for.
 
     Args:
         where: the object.
         operation: botocore's name for the request.
-        error: what botocore raised, or the system where a file with credentials cannot be read.
+        error: what botocore raised, or an ``OSError`` for a file of credentials that cannot be read.
         signed: whether credentials were found.
     """
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
@@ -358,10 +360,10 @@ def _refused(
 
 
 def denied(operation: str, asked: str = "") -> str:
-    """Return what to say of a request that is not allowed, and the permission that it takes.
+    """Say that a request is not allowed, and which permission it takes.
 
-    ``operation`` is botocore's name for it, ``asked`` that of the request which was refused: for credentials
-    of a role others are sent first, and take other permissions.
+    ``operation`` is botocore's name for it. ``asked`` is the request that was refused: with a role's
+    credentials, other requests are sent first, which take other permissions.
     """
     if asked and asked.lower() != operation.replace("_", ""):
         return f"{operation} needs credentials, and {asked} is not allowed"

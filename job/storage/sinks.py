@@ -1,4 +1,4 @@
-"""What those who write files must be able to do."""
+"""The interfaces for writing files, and a file that is hashed while it is written."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Sink(Protocol):
         ...
 
     def flush(self) -> None:
-        """Hand buffered bytes on."""
+        """Pass buffered bytes on."""
         ...
 
     def seal(self) -> str:
-        """End the file and return its handle, by which ``storage.release`` finds it."""
+        """End the file and return its handle, which ``storage.release`` takes."""
         ...
 
     def abandon(self) -> None:
-        """Give the file up; nothing happens to a sealed one."""
+        """Give the file up; a sealed one stays."""
         ...
 
 
 class Conditional(Protocol):
-    """Where small files are written if nobody else has written them meanwhile, told by their stamps."""
+    """Writes small files unless somebody else has written them meanwhile, which their stamps tell."""
 
     def read_stamped(self, path: str) -> tuple[bytes, str] | None:
         """Return a file's content and stamp, or ``None`` where there is none."""
@@ -41,9 +41,10 @@ class Conditional(Protocol):
         ...
 
     def write_if(self, path: str, content: bytes, stamp: str) -> str | None:
-        """Write a file if it has this stamp, or if that is empty and there is none; return its new stamp.
+        """Write a file if it has this stamp, or, if the stamp is empty, if there is no file.
 
-        ``None`` where the condition did not hold.
+        Returns:
+            Its new stamp; ``None`` where the condition did not hold.
         """
         ...
 
@@ -52,14 +53,11 @@ class Conditional(Protocol):
         ...
 
 
-# A file that is digested while it is written.
-
-
 class HashingSink:
-    """A new file that keeps the SHA-256 and the length of what is written to it.
+    """A new file that computes the SHA-256 and the length of what is written to it.
 
-    Hashing on the way saves reading every output file again. ``path`` and ``final`` are as in
-    ``storage.create``; ``handle`` is that of the sealed file.
+    So no output file has to be read again. ``path`` and ``final`` are as in ``storage.create``; ``handle`` is
+    that of the sealed file.
     """
 
     def __init__(self, path: str, final: str = "") -> None:
@@ -70,7 +68,7 @@ class HashingSink:
         self._abandoned = False
 
     def write(self, data: bytes | memoryview) -> int:
-        """Append ``data`` and return its length in bytes; it goes nowhere after an unsealed ``close``."""
+        """Append ``data`` and return its length in bytes; after an unsealed ``close`` it is dropped."""
         if self._abandoned:
             # Arrow still writes a footer when it collects a writer that was given up.
             return len(data)
@@ -84,17 +82,17 @@ class HashingSink:
         return self.bytes_written
 
     def flush(self) -> None:
-        """Hand buffered bytes on."""
+        """Pass buffered bytes on."""
         if not self._abandoned:
             self._sink.flush()
 
     def seal(self) -> str:
-        """Close, and return the content's SHA-256 in hex."""
+        """Close the file and return the SHA-256 of its content in hex."""
         self.handle = self._sink.seal()
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """Close; safe to call twice."""
+        """Close the file; a second call does nothing."""
         if not self.closed:
             self._abandoned = True
             self._sink.abandon()
