@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from job.cli import config, parser
+from job.cli.commands.backfill import BackfillOptions
 from job.flags import Flag, RunId
 from job.forms import Choice, Switch
 
@@ -24,8 +25,6 @@ PAGE = DOCS / "flags.md"
 SCHEMA = DOCS / "scoring-job.schema.json"
 TEMPLATE = DOCS.parent / "deploy" / "dataflow" / "metadata.json"
 BEGIN, END = "<!-- written by docs/flags.py -->", "<!-- end of the tables -->"
-# Of all commands: a backfill takes every flag.
-EVERY = "backfill"
 
 IN_ID = {
     RunId.NEVER: "",
@@ -38,7 +37,7 @@ IN_ID = {
 def tables() -> str:
     """Return a table for each group of flags, as Markdown."""
     parts = [BEGIN]
-    for group, flags in itertools.groupby(parser.flags_of(EVERY), lambda flag: flag.group):
+    for group, flags in itertools.groupby(parser.flags_of(BackfillOptions), lambda flag: flag.group):
         parts += ["", f"## {group.title[0].upper()}{group.title[1:]}", ""]
         if group.text:
             text = group.text.replace("{program}", "scoring-job")

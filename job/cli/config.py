@@ -35,8 +35,10 @@ ENGINE: Final = "engine"
 
 
 @contextlib.contextmanager
-def merged(argv: Sequence[str], command: str = "score") -> Iterator[list[str]]:
+def merged(argv: Sequence[str], command: argparse.ArgumentParser) -> Iterator[list[str]]:
     """Yield a command line with the flags of its configuration in front, where it has one.
+
+    ``command`` is the parser of the command.
 
     An error of the body that begins with a flag which comes from the file is raised again with the file and
     the line.
@@ -45,7 +47,7 @@ def merged(argv: Sequence[str], command: str = "score") -> Iterator[list[str]]:
         UsageError: the file cannot be read, or a key is unknown or has no value that a flag could have.
     """
     argv, off = _switched_off(argv)
-    given, rest = parser.build(command).parse_known_args(argv)
+    given, rest = command.parse_known_args(argv)
     paths = list(dict.fromkeys(given.config))
     if not paths:
         yield argv

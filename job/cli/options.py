@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from job import forms
 from job.cli import config, parser, usage
 from job.cli.parser import CommandOptions
 from job.errors import UsageError, as_flag
@@ -57,26 +55,25 @@ class Asked:
 
 
 @contextlib.contextmanager
-def parsed(argv: Sequence[str], command: str = "score") -> Iterator[Asked]:
+def parsed(argv: Sequence[str], own: argparse.ArgumentParser | None = None) -> Iterator[Asked]:
     """Yield what a command is asked to do. Everything after a bare ``--`` goes to Beam unchecked.
 
-    In the body too, an error that begins with a flag which a configuration gives gets the file and the line.
+    ``own`` is the command's parser, made by ``parser.build``; without it, that of ``score``. In
+    the body too, an error that begins with a flag which a configuration gives gets the file and the line.
 
     Raises:
         UsageError: a flag is unknown, missing, repeated, malformed or at odds with another.
     """
     checked, unchecked = _split_at_dashes(argv)
-    with config.merged(checked, command) as merged:
-        given, rest = parser.build(command).parse_known_args(merged)
+    own = own or parser.build()
+    with config.merged(checked, own) as merged:
+        given, rest = own.parse_known_args(merged)
         if rest:
-            _check_beam_args(checked, rest)
+            _check_beam_args(own, checked, rest)
         options = CommandOptions(**values(CommandOptions, vars(given)))
         # First, so that what else is wrong is told where a configuration says.
         json_line.ask(options.notify_url, options.notify_on)
         spec = _spec(given)
-        if command == "backfill" and not given.if_exists:
-            # What is there was right in its night, though the newest model, say, is another by now.
-            spec = replace(spec, if_exists="keep")
         asked = Asked(given, options, spec, tuple(rest), tuple(unchecked))
         if asked.beam_args:
             # It imports Beam.
@@ -90,36 +87,6 @@ def parse(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
     """Return what ``score`` is asked to do in its night, and the flags for Beam; raises as :func:`parsed`."""
     with parsed(argv) as asked:
         return asked.night, asked.beam_args
-
-
-@dataclass(frozen=True)
-class Nights:
-    """Which nights ``backfill`` is asked for."""
-
-    start: datetime.date
-    end: datetime.date
-    at_once: int | None
-
-    def printed(self) -> str:
-        """Return them as a comment, for a configuration's file has none of them."""
-        at_once = self.at_once or "auto"
-        return f"# on the command line: --start={self.start} --end={self.end} --parallel={at_once}\n"
-
-
-def nights(asked: Asked) -> Nights:
-    """Return the nights of a backfill.
-
-    Raises:
-        UsageError: one of its flags is missing or malformed.
-    """
-    given = parser.BackfillOptions(**values(parser.BackfillOptions, vars(asked.given)))
-    if not given.start:
-        raise UsageError(f"--start must be given; see {parser.help_of('backfill')}")
-    first = forms.day("start", given.start)
-    last = forms.day("end", given.end) if given.end else dates.yesterday(asked.template.timezone)
-    if last < first:
-        raise UsageError(f"--end={last}: it lies before --start={first}; exchange them")
-    return Nights(first, last, given.parallel)
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -173,7 +140,7 @@ def _check_no_clash(spec: ScoringSpec) -> None:
         raise UsageError(f"--prediction_columns={','.join(both)}: also in --keys; choose another name")
 
 
-def _check_beam_args(given: Sequence[str], args: list[str]) -> None:
+def _check_beam_args(own: argparse.ArgumentParser, given: Sequence[str], args: list[str]) -> None:
     """Refuse what neither we nor Beam know; ``given`` is the command line, ``args`` what is left of it."""
     from job.engines import choice
 
@@ -181,7 +148,7 @@ def _check_beam_args(given: Sequence[str], args: list[str]) -> None:
         choice.learn_flags(args)
     beam = _beam_parser()
     unknown = beam.parse_known_args(args)[1]
-    usage.check_lists(parser.build(), given, unknown)
+    usage.check_lists(own, given, unknown)
     flag = next((arg for arg in unknown if arg.startswith("-")), None)
     if unknown and flag is None:
         raise UsageError(
@@ -191,8 +158,8 @@ def _check_beam_args(given: Sequence[str], args: list[str]) -> None:
     if flag is None:
         return
     # Ours come first, so that they win where Beam has an equally near one.
-    known = [*parser.build()._option_string_actions, *beam._option_string_actions]
-    hint = f"see {parser.help_of()}, or pass it unchecked after a bare --"
+    known = [*own._option_string_actions, *beam._option_string_actions]
+    hint = f"see {own.prog} --help, or pass it unchecked after a bare --"
     raise usage.unknown_flag(flag, known, hint)
 
 

@@ -19,13 +19,6 @@ from job.flags import Flag, Group, declared
 from job.report import json_line
 from job.spec import ScoringSpec
 
-_DESCRIPTIONS: Final = {
-    "score": "Score Parquet shards with a Keras model and write the predictions as Parquet.",
-    "backfill": "Score each night from --start to --end by the flags of score; skip those that are there.",
-    "plan": "Look, with the flags of score, at shards, model and output; score a sample; write nothing.",
-    "doctor": "Look, with the flags of score, at its engine and paths; 0 if all is well, else 7.",
-}
-
 _EPILOG: Final = """\
 examples:
   {program} score --input='features/*.parquet' --model=model.keras \\
@@ -45,30 +38,6 @@ exit codes:
   2  wrong usage                          6  the output holds another run
   3  no input                             7  the engine cannot be reached
 """
-
-
-@dataclass(frozen=True)
-class BackfillOptions:
-    """Which nights ``backfill`` is asked for, as they were written; empty where nobody said."""
-
-    start: Annotated[
-        str,
-        Flag(Group.NIGHT, "the first night of a backfill", forms.Day(), in_file=False, in_template=False),
-    ] = ""
-    end: Annotated[
-        str,
-        Flag(Group.NIGHT, "the last one (default: yesterday)", forms.Day(), in_file=False, in_template=False),
-    ] = ""
-    parallel: Annotated[
-        int | None,
-        Flag(
-            Group.NIGHT,
-            "nights that go through the engine together",
-            forms.Count.or_auto("nights"),
-            in_file=False,
-            in_template=False,
-        ),
-    ] = None
 
 
 @dataclass(frozen=True)
@@ -127,22 +96,25 @@ class CommandOptions:
     ] = json_line.NOTIFY_ON[0]
 
 
-def flags_of(command: str = "score") -> tuple[Flag, ...]:
-    """Return the flags of a command, in the order of its help."""
-    return declared(ScoringSpec, *([BackfillOptions] if command == "backfill" else []), CommandOptions)
+def flags_of(more: type | None = None) -> tuple[Flag, ...]:
+    """Return the flags of ``score``, and those that the dataclass ``more`` declares, in the order of help."""
+    return declared(ScoringSpec, *([] if more is None else [more]), CommandOptions)
 
 
-def build(command: str = "score") -> argparse.ArgumentParser:
-    """Return the parser of a command that takes the flags of ``score``; values are read in ``options``."""
+def build(command: str = "score", description: str = "", more: type | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a command that takes the flags of ``score``; values are read in ``options``.
+
+    ``description`` says in help what the command does, ``more`` declares flags that only this command has.
+    """
     parser = Parser(
         prog=f"{environment.program()} {command}",
-        description=_DESCRIPTIONS[command],
+        description=description,
         epilog=_EPILOG.format(program=environment.program()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s --input=GLOB --model=MODEL --output=FOLDER [flag …]",
     )
-    for group, flags in itertools.groupby(flags_of(command), lambda flag: flag.group):
+    for group, flags in itertools.groupby(flags_of(more), lambda flag: flag.group):
         told = group.text.replace("{program}", environment.program())
         added = parser.add_argument_group(group.title, told or None)
         for flag in flags:

@@ -14,6 +14,7 @@ import pytest
 
 from job import storage
 from job.cli import options
+from job.cli.commands import backfill as backfill_command
 from job.errors import JobError, UsageError
 from job.launch import backfill
 from job.shards import dates
@@ -205,14 +206,14 @@ def test_nights_that_would_share_an_output_are_refused(
 
 def test_without_an_end_it_goes_on_to_yesterday() -> None:
     argv = ["--start=2026-02-27", "--input={ds}", "--output={ds}", "--model=m.keras", "--timezone=Asia/Tokyo"]
-    with options.parsed(argv, "backfill") as asked:
-        nights = options.nights(asked)
+    with options.parsed(argv, backfill_command.parser()) as asked:
+        nights = backfill_command.nights(asked)
     assert (nights.start, nights.end) == (FIRST, dates.yesterday("Asia/Tokyo"))
     with (
         pytest.raises(UsageError, match="--start must be given"),
-        options.parsed(argv[1:], "backfill") as asked,
+        options.parsed(argv[1:], backfill_command.parser()) as asked,
     ):
-        options.nights(asked)
+        backfill_command.nights(asked)
 
 
 @pytest.fixture

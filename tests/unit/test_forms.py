@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from job import forms
 from job.cli import parser
+from job.cli.commands.backfill import BackfillOptions
 from job.errors import UsageError
 from job.flags import Flag
 from job.forms import Form
@@ -73,7 +74,7 @@ def given_by(flag: Flag, *texts: str) -> dict[str, Any]:
     return {flag.name: list(texts)}
 
 
-@pytest.mark.parametrize("flag", parser.flags_of("backfill"), ids=lambda flag: flag.name)
+@pytest.mark.parametrize("flag", parser.flags_of(BackfillOptions), ids=lambda flag: flag.name)
 def test_a_default_is_what_its_text_stands_for(flag: Flag) -> None:
     """Which help, the template and the docs show."""
     if isinstance(flag.form, forms.Switch):
@@ -84,7 +85,7 @@ def test_a_default_is_what_its_text_stands_for(flag: Flag) -> None:
         assert flag.default in (None, "", ())
 
 
-@pytest.mark.parametrize("flag", parser.flags_of("backfill"), ids=lambda flag: flag.name)
+@pytest.mark.parametrize("flag", parser.flags_of(BackfillOptions), ids=lambda flag: flag.name)
 def test_a_flag_that_is_empty_or_given_twice_is_refused(flag: Flag) -> None:
     if isinstance(flag.form, forms.Switch):
         return

@@ -13,7 +13,8 @@ from job.terminal import console
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of its flags, which are those of ``score``."""
-    return flags.build("doctor")
+    told = "Look, with the flags of score, at its engine and paths; 0 if all is well, else 7."
+    return flags.build("doctor", told)
 
 
 def run(args: Sequence[str]) -> int:
@@ -21,7 +22,7 @@ def run(args: Sequence[str]) -> int:
     from job.cli import options
 
     well = True
-    with options.parsed(args, "doctor") as asked:
+    with options.parsed(args, parser()) as asked:
         if asked.command.print_config:
             return score.print_config(asked.printed(asked.night))
         from job.doctor import doctor

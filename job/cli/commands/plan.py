@@ -12,14 +12,15 @@ from job.terminal import console, progress
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of its flags, which are those of ``score``."""
-    return flags.build("plan")
+    told = "Look, with the flags of score, at shards, model and output; score a sample; write nothing."
+    return flags.build("plan", told)
 
 
 def run(args: Sequence[str]) -> int:
     """Print what ``score`` would do with the same flags, and how long it would take."""
     from job.cli import options
 
-    with options.parsed(args, "plan") as asked:
+    with options.parsed(args, parser()) as asked:
         if asked.command.print_config:
             return score.print_config(asked.printed(asked.night))
         from job.launch import forecast

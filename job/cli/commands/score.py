@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of its flags."""
-    return flags.build("score")
+    told = "Score Parquet shards with a Keras model and write the predictions as Parquet."
+    return flags.build("score", told)
 
 
 def run(args: Sequence[str]) -> int:
     """Score one night, or print its flags as a configuration."""
     from job.cli import options
 
-    with options.parsed(args) as asked:
+    with options.parsed(args, parser()) as asked:
         if asked.command.print_config:
             return print_config(asked.printed(asked.night))
         return _score(asked.night, asked.beam_args)

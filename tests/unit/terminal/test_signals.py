@@ -57,7 +57,7 @@ def test_sigterm_ends_a_command_that_has_only_begun(night: Night) -> None:
     """In a process of its own, where nobody has set a handler before."""
     program = (
         "import os, signal, sys; from job.cli import main as cli; from job.cli import options\n"
-        "options.parsed = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "options.parsed = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         "code = cli.main(sys.argv[1:])\n"
         "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
         "sys.exit(code)"
