@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.shards import dates
+from tests.support.jobs import Zygote
 from tests.support.nights import dense, features, saved, visible
 from tests.support.servers import airflow
 from tests.support.servers.stores import ROOT
@@ -41,17 +41,17 @@ class Nights:
         return dict(json.loads((self.folder / "out" / f"ds={night}" / "_report.json").read_text()))
 
 
-def command(folder: Path) -> Path:
+def command(folder: Path, python: Path) -> Path:
     """The job's command, as a machine has it for Airflow: one path."""
     path = folder / "scoring-job"
-    command = f"{sys.executable} -m tests.support.crashing_command"
+    command = f"{python} -m tests.support.crashing_command"
     path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {command} "$@"\n')
     path.chmod(0o755)
     return path
 
 
 @pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+def nights(tmp_path_factory: pytest.TempPathFactory, warm: Zygote) -> Nights:
     python = airflow.built()
     folder = tmp_path_factory.mktemp("airflow")
     saved(dense(), folder / "m.keras")
@@ -71,7 +71,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
         "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
-        "AIRFLOW_VAR_SCORING_COMMAND": str(command(folder)),
+        "AIRFLOW_VAR_SCORING_COMMAND": str(command(folder, warm.python)),
         "AIRFLOW_VAR_SCORING_CONFIG": str(folder / "job.toml"),
         "AIRFLOW_VAR_SCORING_INPUT": f"{folder}/in/ds={{ds}}",
         "AIRFLOW_VAR_SCORING_OUTPUT": f"{folder}/out/ds={{ds:%Y-%m-%d}}",

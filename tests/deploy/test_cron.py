@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.jobs import Zygote
 from tests.support.nights import Night, dense, features, saved
 from tests.support.store_nights import until
 from tests.support.systemd_manager import need
@@ -37,10 +37,10 @@ def test_cron_reads_the_crontab() -> None:
 
 
 @pytest.fixture
-def cron(night: Night, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Night, Any]]:
+def cron(night: Night, warm: Zygote, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Night, Any]]:
     """A machine's job and configuration, and what runs the crontab's command on it."""
     job = night.folder / "scoring-job"
-    job.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m job "$@"\n')
+    job.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {warm.python} -m job "$@"\n')
     job.chmod(0o755)
     config = CONFIG.read_text().replace("flight_id", "id").replace('"2h"', '"0s"')
     for theirs, ours in (("features", "in"), ("predictions", "out"), ("models/flights.keras", "m.keras")):
