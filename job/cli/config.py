@@ -1,7 +1,7 @@
-"""A run's flags as a TOML file, for schedulers: ``--config``.
+"""The configuration file: the flags of a run as TOML (``--config``), for schedulers.
 
-Keys are names of flags; a list stands for a flag that is repeated or that lists things, ``true`` for a
-switch. The table ``[engine]`` holds flags of the engine. What the command line gives comes first::
+A key is the name of a flag. Its value is a list for a flag that is repeated or that lists things, and
+``true`` for a switch. The table ``[engine]`` holds flags of the engine. The command line overrides the file::
 
     input = "s3://features/ds={ds}"
     model = "s3://models/flights/@champion"
@@ -36,15 +36,13 @@ ENGINE: Final = "engine"
 
 @contextlib.contextmanager
 def merged(argv: Sequence[str], command: argparse.ArgumentParser) -> Iterator[list[str]]:
-    """Yield a command line with the flags of its configuration in front, where it has one.
+    """Yield a command line with the flags of its configuration file, if it names one, before its own.
 
-    ``command`` is the parser of the command.
-
-    An error of the body that begins with a flag which comes from the file is raised again with the file and
-    the line.
+    ``command`` is the parser of the command. If the body raises an error whose message begins with a flag of
+    the file, the error is raised again with the file and the line.
 
     Raises:
-        UsageError: the file cannot be read, or a key is unknown or has no value that a flag could have.
+        UsageError: the file cannot be read, a key is unknown, or a value has the wrong type.
     """
     argv, off = _switched_off(argv)
     given, rest = command.parse_known_args(argv)
@@ -67,9 +65,10 @@ def merged(argv: Sequence[str], command: argparse.ArgumentParser) -> Iterator[li
 
 
 def _switched_off(argv: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Return a command line without ``--switch=false``, and the names of those that it overrides in a file.
+    """Return a command line without ``--switch=false``, and the names of these switches.
 
-    ``--switch=true`` becomes the switch. One that has an opposite is overridden by that.
+    They override the file. ``--switch=true`` becomes ``--switch``. A switch that has an opposite is not among
+    them: its opposite overrides it.
     """
     names = {
         flag.name
@@ -92,7 +91,7 @@ def _switched_off(argv: Sequence[str]) -> tuple[list[str], set[str]]:
 
 
 def _given(given: argparse.Namespace, rest: Sequence[str]) -> set[str]:
-    """Return the names of the flags that a command line gives, and of those that they exclude."""
+    """Return the names of the flags on a command line, and of those that contradict them."""
     own = {name for name, value in vars(given).items() if value}
     engines = {arg.partition("=")[0].removeprefix("--") for arg in rest if arg.startswith("--")}
     opposites = {name for flag in parser.flags_of() if own & {*flag.names} for name in flag.names}
@@ -122,7 +121,7 @@ class _File:
             raise self._error(ENGINE, f"must be a table, [{ENGINE}]")
 
     def flags(self, overridden: set[str]) -> tuple[list[str], list[str]]:
-        """Return the flags of ours and of the engine, less those that the command line overrides."""
+        """Return the job's flags and the engine's, without those that the command line overrides."""
         flags = {name: flag for flag in parser.flags_of() for name in flag.names}
         known = [name for name, flag in flags.items() if flag.in_file]
         for name in self._own:
@@ -150,7 +149,7 @@ class _File:
         return own, engine
 
     def line_of(self, error: JobError, overridden: set[str]) -> str | None:
-        """Return the line of the flag that an error begins with, or else names first, if it is from here."""
+        """Return file and line of the first flag that an error names, if the flag comes from the file."""
         text = str(error)
         if not re.match(r"(unknown flag )?--\w", text):
             return None
@@ -175,7 +174,7 @@ class _File:
 
     @contextlib.contextmanager
     def _telling_of(self, name: str, table: str = "") -> Iterator[None]:
-        """Raise a value of a wrong type with its line."""
+        """Turn an error of the body about a value's type into one that names its line."""
         try:
             yield
         except WrongTypeError as e:
@@ -186,7 +185,7 @@ class _File:
         return UsageError(f"{self._where(name, table)}: {name}: {text}")
 
     def _where(self, name: str, table: str) -> str:
-        """Return the file, and the line of a key, which the parser of TOML does not tell."""
+        """Return the file and the line of a key; Python's parser does not give the line."""
         inside = ""
         key = re.compile(rf"""\s*["']?{re.escape(name)}["']?\s*[=.]""")
         for number, line in enumerate(self._text.splitlines(), 1):
@@ -200,9 +199,9 @@ class _File:
 
 
 def rendered(given: argparse.Namespace, spec: ScoringSpec, engine: Sequence[str]) -> str:
-    """Return the flags that are given as a file that ``--config`` reads, and as comments what else holds.
+    """Return the given flags as a file for ``--config``, and the defaults in force as comments in it.
 
-    A default is no key there, for some flags exclude each other when they are given.
+    Defaults are only comments, because some flags may not be given together.
     """
     lines = []
     for flag in (flag for flag in parser.flags_of() if flag.in_file):
@@ -216,7 +215,7 @@ def rendered(given: argparse.Namespace, spec: ScoringSpec, engine: Sequence[str]
 
 
 def _in_force(flag: Flag, spec: ScoringSpec) -> Any:
-    """Return what holds though the flag is not given, empty where that is nothing."""
+    """Return the value in force of a flag that is not given; empty if it has none."""
     value = getattr(spec, flag.field, flag.default)
     if isinstance(flag.form, Switch):
         return value
@@ -225,7 +224,7 @@ def _in_force(flag: Flag, spec: ScoringSpec) -> Any:
 
 
 def _line(name: str, value: Any) -> str:
-    """Return a line of the file; of a secret a comment, for ``***`` would be taken for its value."""
+    """Return a line of the file. A secret is only a comment, because ``***`` would be read as its value."""
     args = [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
     if secrets.flags(args) != args:
         return f"# {name} is given, and left out here: it is secret\n"

@@ -1,8 +1,8 @@
-"""The command line of ``score`` as a frozen, validated :class:`~job.spec.ScoringSpec`.
+"""Turns the command line of ``score`` into a validated :class:`~job.spec.ScoringSpec`.
 
-Our flags are taken out; what is left must be Beam's and is passed on untouched. A flag that
-neither knows is an error, because the alternative is a night scored with a setting that
-somebody believes to be in force. Beam is imported only when something is left to look up.
+The job's own flags are taken out. What is left must be Beam's flags and is passed on unchanged. A flag that
+neither knows is an error: a night must not be scored without a setting that somebody believes to be in force.
+Beam is imported only if something is left.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ from job.terminal import library_output
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks for: a spec with placeholders in its paths yet, and the flags meant for Beam.
+    """What a command line asks for.
 
-    ``given`` are the texts of our flags by their names. ``unchecked`` are flags after a bare ``--``.
+    Attributes:
+        given: the texts of the job's flags by name.
+        command: the values of the flags that are not part of the spec.
+        template: the spec; its paths may hold placeholders such as ``{ds}``.
+        checked: flags for Beam that Beam knows.
+        unchecked: what follows a bare ``--``, for Beam too.
     """
 
     given: argparse.Namespace
@@ -40,29 +45,29 @@ class Asked:
 
     @property
     def beam_args(self) -> tuple[str, ...]:
-        """The flags for Beam, in their order."""
+        """All flags for Beam, in their order."""
         return (*self.checked, *self.unchecked)
 
     @property
     def night(self) -> ScoringSpec:
-        """What is to be done in the one night that the flags name."""
+        """The spec of the night that ``--ds`` names, without placeholders."""
         return dates.of_night(self.template)
 
     def printed(self, spec: ScoringSpec) -> str:
-        """Return all flags that are in force for ``spec`` as a configuration's file."""
+        """Return all flags that are in force for ``spec`` as a configuration file."""
         told = f"# and unchecked: {shlex.join(self.unchecked)}\n" if self.unchecked else ""
         return config.rendered(self.given, spec, self.checked) + told
 
 
 @contextlib.contextmanager
 def parsed(argv: Sequence[str], own: argparse.ArgumentParser | None = None) -> Iterator[Asked]:
-    """Yield what a command is asked to do. Everything after a bare ``--`` goes to Beam unchecked.
+    """Yield what a command line asks for.
 
-    ``own`` is the command's parser, made by ``parser.build``; without it, that of ``score``. In
-    the body too, an error that begins with a flag which a configuration gives gets the file and the line.
+    ``own`` is the command's parser, made by ``parser.build``; by default it is that of ``score``. If the body
+    raises an error whose message begins with a flag of the configuration file, it gets the file and the line.
 
     Raises:
-        UsageError: a flag is unknown, missing, repeated, malformed or at odds with another.
+        UsageError: a flag is unknown, missing, repeated or malformed, or contradicts another.
     """
     checked, unchecked = _split_at_dashes(argv)
     own = own or parser.build()
@@ -71,7 +76,7 @@ def parsed(argv: Sequence[str], own: argparse.ArgumentParser | None = None) -> I
         if rest:
             _check_beam_args(own, checked, rest)
         options = CommandOptions(**values(CommandOptions, vars(given)))
-        # First, so that what else is wrong is told where a configuration says.
+        # First, so that errors of other flags are reported to the webhook of the configuration file.
         json_line.ask(options.notify_url, options.notify_on)
         spec = _spec(given)
         asked = Asked(given, options, spec, tuple(rest), tuple(unchecked))
@@ -84,7 +89,7 @@ def parsed(argv: Sequence[str], own: argparse.ArgumentParser | None = None) -> I
 
 
 def parse(argv: Sequence[str]) -> tuple[ScoringSpec, tuple[str, ...]]:
-    """Return what ``score`` is asked to do in its night, and the flags for Beam; raises as :func:`parsed`."""
+    """Return the spec of a night and the flags for Beam; raises the errors of :func:`parsed`."""
     with parsed(argv) as asked:
         return asked.night, asked.beam_args
 
@@ -112,7 +117,11 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
 
 
 def _keeping_nan(spec: ScoringSpec, *, is_asked: bool) -> ScoringSpec:
-    """Return a spec that keeps what is not finite, as nulls become that; refuse another wish."""
+    """Return a spec that keeps values that are not finite, as ``--on_null=nan`` makes NaN of nulls.
+
+    Raises:
+        UsageError: ``--on_nonfinite`` says otherwise.
+    """
     if is_asked and spec.on_nonfinite != "keep":
         raise UsageError(
             f"--on_nonfinite={spec.on_nonfinite}: --on_null=nan makes values that are not finite; "
@@ -141,7 +150,10 @@ def _check_no_clash(spec: ScoringSpec) -> None:
 
 
 def _check_beam_args(own: argparse.ArgumentParser, given: Sequence[str], args: list[str]) -> None:
-    """Refuse what neither we nor Beam know; ``given`` is the command line, ``args`` what is left of it."""
+    """Refuse arguments that neither the job nor Beam knows.
+
+    ``own`` is the command's parser, ``given`` the command line, ``args`` what the parser left of it.
+    """
     from job.engines import choice
 
     with library_output.imports():
@@ -157,7 +169,7 @@ def _check_beam_args(own: argparse.ArgumentParser, given: Sequence[str], args: l
         )
     if flag is None:
         return
-    # Ours come first, so that they win where Beam has an equally near one.
+    # The job's flags come first: they win if one of Beam's is equally near.
     known = [*own._option_string_actions, *beam._option_string_actions]
     hint = f"see {own.prog} --help, or pass it unchecked after a bare --"
     raise usage.unknown_flag(flag, known, hint)
@@ -171,7 +183,7 @@ def _beam_parser() -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             raise UsageError(f"{message.removeprefix('argument ')} (a flag of the engine)")
 
-    # "resolve", because a subclass that is defined twice may be registered twice.
+    # "resolve", because a subclass of PipelineOptions may be registered twice.
     settings = {"allow_abbrev": False, "add_help": False, "conflict_handler": "resolve"}
     beam: argparse.ArgumentParser = BeamParser(**settings)
     for options in PipelineOptions.__subclasses__():
