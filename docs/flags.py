@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from job.cli import config, parser
+from job.cli.commands import COMMANDS
 from job.cli.commands.backfill import BackfillOptions
 from job.flags import Flag, RunId
 from job.forms import Choice, Switch
@@ -44,6 +45,20 @@ def tables() -> str:
             parts += [re.sub(r"docs/(\w+\.md)", r"[\1](\1)", text), ""]
         parts += ["| flag | default | | in the run's id |", "|---|---|---|---|"]
         parts += [_row(flag) for flag in flags]
+    for command in COMMANDS.values():
+        made = command.parser()
+        # The others take the flags above.
+        if "--input" not in made._option_string_actions:
+            parts += [
+                "",
+                f"## `{command.name}`",
+                "",
+                f"{command.summary[0].upper()}{command.summary[1:]}.",
+                "",
+                "| | |",
+                "|---|---|",
+            ]
+            parts += [*_rows(made)]
     return "\n".join([*parts, "", END])
 
 
@@ -63,6 +78,18 @@ def _row(flag: Flag) -> str:
         text += f" {flag.more}"
     cells = (names, default, text, IN_ID[flag.run_id])
     return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
+
+
+def _rows(made: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield a row for each argument of a parser that another command has made."""
+    for action in made._actions:
+        if action.dest == "help":
+            continue
+        metavar = action.metavar or ("|".join(action.choices) if action.choices else "")
+        name = f"--{action.dest}" if action.option_strings else ""
+        shown = f"{name}={metavar}" if name and action.nargs != 0 else f"{name or metavar}"
+        shown = shown.replace("|", "\\|")
+        yield f"| `{shown}` | {action.help}. |"
 
 
 def schema() -> str:
