@@ -1,10 +1,10 @@
-"""Beam's Python worker on a machine that has everything installed.
+"""A worker of Beam for machines that have everything installed.
 
-``python -m job.boot --id=ID --provision_endpoint=HOST:PORT``: a runner starts it so for
-``--environment_type=PROCESS``, a worker pool as its ``--container_executable``. Beam's own program for that
-is made for its container image: written in Go, it makes a virtual environment at a fixed place. This one
-asks the runner where to connect and becomes the worker, in the environment that it is started in; so what
-``--setup_file`` and the like stage is not installed, which it says in its log.
+It is started as ``python -m job.boot --id=ID --provision_endpoint=HOST:PORT``: by a runner for
+``--environment_type=PROCESS``, or by a worker pool as its ``--container_executable``. Beam's own program is
+made for its container image: it is written in Go, and makes a virtual environment at a fixed path. This one
+asks the runner where to connect and becomes the worker in its own environment. So files that ``--setup_file``
+and similar flags stage are not installed, and the log says so.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from job.terminal import library_output, progress
 _ANSWER_S: Final = 60.0
 _LOOK_S: Final = 1.0
 
-# Staged by every job, for people to read.
+# A file that every job stages, for people to read.
 _NOTED_ONLY: Final = "submission_environment_dependencies.txt"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Become the worker that ``argv`` names; returns when the runner is done with it."""
+    """Be the worker that ``argv`` names, until the runner ends it."""
     parser = argparse.ArgumentParser(prog="python -m job.boot", allow_abbrev=False)
     for name in ("id", "provision_endpoint"):
         parser.add_argument(f"--{name}", required=True)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """End this process soon after ``parent``, which may be killed without a word to it."""
+    """End this process soon after ``parent``, which may be killed without notice."""
 
     def look() -> None:
         while os.getppid() == parent:

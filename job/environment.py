@@ -1,4 +1,4 @@
-"""What this process is: how it was called, since when it runs, with which versions and how much memory."""
+"""Facts about this process: how it was called, when it began, its versions and its memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("scoring-job", "apache-beam", "keras", "tensorflow", "pyarrow", "nu
 
 
 def program() -> str:
-    """Return what people type to call the job: ``python -m job`` if it was called so, or ``scoring-job``."""
+    """Return the command that people type: ``python -m job`` if it was called so, else ``scoring-job``."""
     # As argparse finds it out from Python 3.14 on.
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return "python -m job" if spec is not None and spec.name == "job.__main__" else "scoring-job"
@@ -24,7 +24,7 @@ def program() -> str:
 
 @functools.cache
 def versions() -> tuple[tuple[str, str], ...]:
-    """Return the versions of the packages that a night's predictions may depend on, Python's first."""
+    """Return the versions of the packages that may change a night's predictions, Python's first."""
     # Help need not wait for it.
     from importlib.metadata import PackageNotFoundError, version
 

@@ -12,8 +12,8 @@
     │       ├── ShardChangedError 4       it is not the file that was planned; run again
     │       └── UnwritableError   4       Arrow can read a column of it, and not write it
     ├── DataError                 5   the data's fault: rows that cannot be scored
-    │   ├── GateError                 the night is scored, but not like the last good one
-    │   └── GoldenError               a model does not predict what it is known to predict
+    │   ├── GateError           5     the night is scored, but not like the last good one
+    │   └── GoldenError         5     a model does not predict what it is known to predict
     ├── OutputConflictError       6   the output holds another run, or a night that somebody has changed
     ├── EngineError               7   the engine cannot be reached
     ├── StorageError              1   reading or writing failed; the same command may succeed
@@ -75,11 +75,11 @@ class ShardError(PreflightError):
 
 
 class ShardChangedError(ShardError):
-    """A shard is not the file that was planned: it was written again meanwhile, or still is."""
+    """A shard is not the file that was planned: it was written again since, or still is."""
 
 
 class UnwritableError(ShardError):
-    """A column of a shard that Arrow can read, and has no way of writing."""
+    """A shard has a column that Arrow can read and cannot write."""
 
 
 class DataError(JobError):
@@ -89,11 +89,11 @@ class DataError(JobError):
 
 
 class GateError(DataError):
-    """A gate refuses to publish a night that is scored; it stays in staging, to be released by a person."""
+    """A gate refuses to publish a scored night. It stays in staging, and a person may release it."""
 
 
 class GoldenError(DataError):
-    """A model that was loaded does not predict what it is known to predict."""
+    """A loaded model does not predict what it should for the golden rows."""
 
 
 class OutputConflictError(JobError):
@@ -133,20 +133,20 @@ def by_name(name: str) -> type[JobError]:
 
 
 def in_text(text: str) -> JobError | None:
-    """Return the first error of this tree that a flattened traceback tells of, or ``None``.
+    """Return the first of these errors in a flattened traceback, or ``None``.
 
-    A full disk, say, keeps a worker from leaving its error beside its work.
+    It is needed where a worker could not leave its error beside its work, on a full disk for example.
     """
     found = re.search(r"\bjob\.errors\.(\w+): ([^\n]+)", text)
     return by_name(found[1])(found[2].partition(" [while running ")[0]) if found else None
 
 
 def check_not_passing(error: Exception, where: str) -> None:
-    """Raise where an error of reading is of the system, and says nothing of the content that was to be read.
+    """Raise ``StorageError`` if reading failed because of the system, and not because of the content.
 
-    Arrow raises an ``OSError`` without a number for content that it cannot make out. One with a number is the
-    operating system's (no permission, too many open files, a device or a server that fails): the same command
-    may find the file whole, so its rows must not be taken for bad ones.
+    Arrow raises an ``OSError`` without a number for content that it cannot read. One with a number comes from
+    the operating system (no permission, too many open files, a device or a server that fails): the same
+    command may find the file whole, so its rows must not count as bad ones.
 
     Raises:
         StorageError: the error has a number; the message names ``where``.
@@ -155,7 +155,7 @@ def check_not_passing(error: Exception, where: str) -> None:
         raise StorageError(f"{where}: cannot be read: {os.strerror(error.errno)}; run again") from error
 
 
-# What the system says of a place that is no better at the next try. A disk that has turned read-only may be.
+# Errors of a path that will be the same at the next try. A disk that has turned read-only may not be.
 _NO_PLACE: Final = frozenset(
     {
         errno.EACCES,
@@ -174,8 +174,8 @@ _NO_PLACE: Final = frozenset(
 def of_place(start: str = "", fix: str = "") -> Iterator[None]:
     """Raise a ``StorageError`` of the body as a ``UsageError`` where running again cannot help.
 
-    A folder that may not be written, or a file where a folder must be, is the same at the next try, and
-    schedulers go by exit codes. A full disk may not be.
+    A folder without permission, or a file where a folder must be, is the same at the next try; schedulers
+    decide by exit codes whether to try again. A full disk stays a ``StorageError``.
 
     Args:
         start: what the new message begins with, such as the flag that names the place.
@@ -189,16 +189,16 @@ def of_place(start: str = "", fix: str = "") -> Iterator[None]:
         raise
 
 
-# A dump of an object: what is in it says little, and there is much of it.
+# From this length on, text in braces or brackets is the dump of an object, which says little.
 _DUMP_CHARACTERS: Final = 40
 _CLOSES: Final = {"}": "{", "]": "["}
 _SENTENCE_ENDS: Final = re.compile(r"(?<=[.!?]) (?=[A-Z<`'\"])")
-# A name in quotes, or a number: what the others around it only talk about.
+# A sentence is worth keeping if it has a name in quotes, or a number.
 _TELLING: Final = re.compile(r"""(?<!\w)'[^']+'(?!\w)|(?<!\w)"[^"]+"(?!\w)|\d""")
 
 
 def as_flag(name: str, *items: str) -> str:
-    """Return a flag that lists items as one pastes it into a shell.
+    """Return a flag with a list of items, quoted for a shell.
 
     >>> as_flag("ignore", "label", "two words")
     "--ignore='label,two words'"
@@ -209,10 +209,11 @@ def as_flag(name: str, *items: str) -> str:
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """Return a library's error as one line of about ``most`` characters, its kind in front, without colours.
+    """Return a library's error as one line of about ``most`` characters, with its type and without colours.
 
-    Of a long text, dumps of objects go first, then sentences that are there twice, then those that name
-    nothing. What is still too long is cut in the middle: TensorFlow tells where first, and what at the end.
+    A long text loses dumps of objects first, then repeated sentences, then sentences without a name or a
+    number. If it is still too long, it is cut in the middle: TensorFlow says at the start where it happened,
+    and at the end what.
     """
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     if len(text) > most:
@@ -223,7 +224,7 @@ def one_line(error: BaseException, most: int = 300) -> str:
 
 
 def _without_dumps(text: str) -> str:
-    """Return a text in which what long pairs of braces or brackets hold is ``…``.
+    """Return a text with ``…`` in place of what long pairs of braces or brackets hold.
 
     >>> _without_dumps("no class 'A' in {'a': [1, 2], 'b': '" + 40 * "x" + "'}")
     "no class 'A' in {…}"
@@ -245,7 +246,7 @@ def _without_dumps(text: str) -> str:
 
 
 def _telling(text: str, most: int) -> str:
-    """Return the sentences of a text that tell most, in their order; all of it where that is not clear."""
+    """Return the most informative sentences of a text, in their order; all of it if none fits."""
     sentences = list(dict.fromkeys(_SENTENCE_ENDS.split(text)))
     last = len(sentences) - 1
     # What has caused all the others comes last.
@@ -261,6 +262,6 @@ def _telling(text: str, most: int) -> str:
 
 
 def told(error: BaseException) -> str:
-    """Return what is told of any error in one line: ours say it themselves."""
+    """Return any error as one line for a person; our own errors are such lines already."""
     text = " ".join(str(error).split()) if isinstance(error, JobError) else one_line(error)
     return escapes.visible(text)

@@ -1,14 +1,12 @@
-r"""Characters that steer a terminal, shown instead of sent.
+r"""Characters that would steer a terminal: they are shown as escapes such as ``\u001b``, and never sent.
 
-Names of columns, shards and models come from other people's files, and so do values and many errors. One that
-holds an escape sequence would recolour, overwrite or retitle the terminal of whoever reads about it; one with
-a line break, or with a character that turns the direction of writing, would tell of what is not there. So
-every text is looked through at the door that it leaves by: ``job.terminal.console``,
-``job.terminal.progress``, what is logged,
-and the pages.
+Names of columns, shards and models come from other people's files, and so do values and many errors. An
+escape sequence in one could recolour or overwrite the reader's terminal. A line break, or a character that
+changes the writing direction, could show text that is not there. So every text is escaped where it leaves the
+process: ``job.terminal.console``, ``job.terminal.progress``, log records and pages.
 
-They are shown as JSON, TOML and Python write them, ``\u001b``, so that text of these means what it meant.
-What is written for programs, the manifest and the rows, keeps the true names.
+The escapes are those of JSON, TOML and Python, so texts in these forms keep their meaning. Files for
+programs, such as the manifest and the rows, keep the true names.
 """
 
 from __future__ import annotations
@@ -17,18 +15,18 @@ import re
 from typing import Final
 
 # C0, DEL and C1; marks, embeddings, overrides and isolates of writing directions; line and paragraph
-# separators; halves of characters, as in names of files that are no UTF-8, which no terminal can be sent.
+# separators; lone surrogates, as in file names that are not UTF-8, which cannot be encoded.
 _STEERING: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def visible(text: str) -> str:
-    """Return a text as one line that steers nothing; twice is the same as once."""
+    """Return a text as one line with escapes; doing it twice changes nothing more."""
     return _STEERING.sub(_escaped, text)
 
 
 def visible_lines(text: str) -> str:
-    """Return the same of a text whose line breaks are meant."""
+    """Return a text with escapes whose line breaks stay."""
     return "\n".join(map(visible, text.split("\n")))
 
 

@@ -1,4 +1,4 @@
-"""The whole pipeline.
+"""The whole Beam pipeline of a night.
 
 ::
 
@@ -32,10 +32,10 @@ from job.storage import objects
 class ScorePlan(beam.PTransform):
     """Score every split of a written plan and publish: ``PBegin`` → ``PCollection[str]`` of one report.
 
-    ``job.transform.ScoreParquet`` is the one for pipelines of other people, which have no plan yet.
-
-    ``slices`` is more than one for an engine that does not spread elements, but works on as many at a time
-    as there are to begin with. ``overlaps`` is false for one that drops what a DoFn gives when a bundle ends.
+    In somebody else's pipeline, where there is no plan yet, ``job.transform.ScoreParquet`` does the same.
+    ``slices`` is more than one for an engine that does not redistribute elements, but works on as many at a
+    time as there are at the start. ``overlaps`` is false for an engine that drops what a DoFn emits when a
+    bundle ends.
     """
 
     plan: str

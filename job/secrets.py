@@ -1,7 +1,7 @@
-"""What must not be written anywhere: passwords, keys and tokens, whoever repeats them.
+"""Passwords, keys and tokens, which are replaced by ``***`` in every text that leaves the process.
 
-They come in by flags (Beam has ``--s3_secret_access_key``), by the environment and within URLs, and go out in
-other people's error messages. So every text that leaves the process is looked through once, at its door.
+They come in through flags (Beam has ``--s3_secret_access_key``), through the environment and in URLs, and the
+error messages of libraries repeat them. So each text is searched for them once, where it leaves the process.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _NAME: Final = re.compile(
     r"(?<![a-z])sas(?![a-z])",
     re.IGNORECASE,
 )
-# Shorter values are found in innocent words.
+# A shorter value could be part of an ordinary word.
 _FEWEST_CHARACTERS: Final = 6
 # A URL with a user's name, and perhaps a password, before its host.
 _USER: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGNORECASE)
 # Signed URLs of all clouds, and settings in texts: name=value.
 _PARAMETER: Final = re.compile(r"(?P<name>[\w.-]+)=(?P<value>[^\s&;,'\"]+)")
 _SIGNED: Final = frozenset({"sig", "awsaccesskeyid", "x-amz-signature", "x-goog-signature"})
-# Where a secret lies is none, and a person must be told.
+# The path of a secret is no secret, and messages must show it.
 _PLACE: Final = re.compile(r"(file|path|dir|credentials)$", re.IGNORECASE)
 
 _learned: set[str] = set()
@@ -44,7 +44,7 @@ def learn(args: Sequence[str]) -> None:
 
 
 def flags(args: Sequence[str]) -> list[str]:
-    """Return flags as they may be shown, however short their secrets are."""
+    """Return flags in a form that may be shown; even a short secret is hidden."""
     shown: list[str] = []
     hide = False
     for arg in args:
@@ -76,7 +76,7 @@ def _hide_parameter(found: re.Match[str]) -> str:
 
 
 class Scrubbing(logging.Formatter):
-    """Takes secrets, and what steers a terminal, out of what libraries log, tracebacks included."""
+    """Removes secrets and escapes from what libraries log, tracebacks included."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the whole text of a record; its line breaks stay."""

@@ -5,8 +5,8 @@
 * **receipt**: what one finished split did; a split with a receipt is never scored again.
 * **run**: one set of shards, one model, one set of options; its id is a digest of these.
 
-Everything here is frozen and picklable, so it can cross any engine. What there is one of for every shard
-has slots, because a run may have a million.
+Everything here is frozen and picklable, so it can cross any engine. Classes with an object for each shard or
+split have slots, because a run may have a million of them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ COMPRESSIONS: Final = ("zstd", "snappy", "lz4", "gzip", "brotli", "none")
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """How object stores are asked, beyond what their own environment variables and files say.
+    """Options for object stores, in addition to the stores' own environment variables and files.
 
-    ``requester_pays`` is the project that pays for requests to Cloud Storage, anything in S3; empty where
-    the bucket's owner pays. ``kms_key`` encrypts what is written; empty leaves that to the bucket.
+    ``requester_pays`` is the project that pays for requests to Cloud Storage; in S3 any text will do. It is
+    empty where the bucket's owner pays. ``kms_key`` encrypts what is written; if it is empty, the bucket
+    decides.
     """
 
     requester_pays: str = ""
@@ -44,10 +45,11 @@ NO_OPTIONS = StoreOptions()
 
 @dataclass(frozen=True)
 class Gates:
-    """What a night must be like to be published; the same night by other gates is the same run.
+    """The conditions for publishing a night. They are no part of the run's identity.
 
-    ``limits`` are those that somebody asked for, by the names in ``job.gates``. ``baselines`` are the folders
-    where the last good night may be, the latest first; none where it is the one that the output holds.
+    ``limits`` are those that somebody asked for, by their names in ``job.gates``. ``baselines`` are the
+    folders where the last good night may be, the latest first; there are none if it is the night that the
+    output holds.
     """
 
     limits: tuple[tuple[str, Any], ...] = ()
@@ -439,10 +441,10 @@ class Shard:
 class Split:
     """A run of whole row groups of one shard. ``name`` is unique in its run.
 
-    ``name`` is also the output file, relative to the output folder, without
-    ``.parquet``. ``first_row`` is the shard's row number of the split's first row. ``refused`` says why all
-    its rows are to be rejected: the shard does not fit the model, or has no footer that can be read, and then
-    no row groups and no rows either. It is empty for a split that is to be scored.
+    ``name`` is also the output file, relative to the output folder, without ``.parquet``. ``first_row`` is
+    the number in the shard of the split's first row. ``refused`` is empty for a split that is to be scored.
+    Otherwise it says why all its rows are to be rejected: the shard does not fit the model, or its footer
+    cannot be read, and then there are no row groups and no rows either.
     """
 
     name: str
@@ -453,7 +455,7 @@ class Split:
     refused: str = ""
 
 
-# Paths that a builder read, with digests; those of folders, which it listed, end with "/".
+# The paths that a builder read, with digests. A path with "/" at its end is a folder that it listed.
 Reads = tuple[tuple[str, str], ...]
 
 
@@ -461,9 +463,9 @@ Reads = tuple[tuple[str, str], ...]
 class ModelReference:
     """Where a model comes from and how far it is trusted. ``digest`` is a SHA-256 in hex.
 
-    ``backend`` is what Keras is to compute with, in every process of a run. ``signature`` is the one of a
-    SavedModel's that is asked for by name, empty where nobody asked. ``reads`` is what its builder read when
-    it was loaded, which is known after that: it makes no other model of it.
+    ``backend`` is the backend of Keras in every process of a run. ``signature`` is the name of the
+    SavedModel's signature that was asked for, empty if none was. ``reads`` is what a builder read when it
+    made the model; it is known only after loading, and two references that differ only in it are equal.
     """
 
     path: str
@@ -476,7 +478,7 @@ class ModelReference:
 
     @property
     def identity(self) -> str:
-        """Return what tells apart models that may give other bits."""
+        """Return a text that differs for models that may give other bits."""
         parts = [self.digest, *([] if self.backend == "tensorflow" else [self.backend])]
         if self.signature:
             parts.append(f"signature={self.signature}")
@@ -487,7 +489,7 @@ class ModelReference:
 
 @dataclass(frozen=True)
 class ChallengerRun:
-    """The second model of a run; ``signature`` and ``scoring`` are of it as those of ``Run`` of the first."""
+    """The second model of a run; ``signature`` and ``scoring`` are as those of ``Run``, for this model."""
 
     model: ModelReference
     signature: str
@@ -499,11 +501,11 @@ class Run:
     """One run, as every worker and the publishing step know it.
 
     ``started_unix_s`` is when the launching process began. ``versions`` are those of the packages on the
-    launcher. ``signature`` is the model's inputs and outputs as text. ``scoring`` is, as JSON, what is
-    needed to score a row again. ``lease`` is what the launcher wrote into the output's lease, empty where no
-    other machine could hold it; ``handed`` says that the job has it when the launcher has ended. ``stores``
-    says how object stores are asked. ``ds`` is the night, empty where none was asked for, ``gates`` what it
-    must be like to be published.
+    launcher. ``signature`` is the model's inputs and outputs as text. ``scoring`` is JSON with what is needed
+    to score a row again. ``lease`` is the launcher's token in the output's lease, empty where no other
+    machine could hold it; ``handed`` says that the job keeps the lease when the launcher has ended.
+    ``stores`` are the options for object stores. ``ds`` is the night, empty if there is none, and ``gates``
+    are its conditions for publishing.
     """
 
     run_id: str
@@ -526,9 +528,9 @@ class Run:
     challenger: ChallengerRun | None = None
 
     def share_rejected(self, rows: int, unreadable: int) -> float:
-        """Return the share of the run's rows that so many rejected ones are, from 0 to 1.
+        """Return the share of the run's rows that ``rows`` rejected ones are, from 0 to 1.
 
-        ``unreadable`` shards have no footer that would tell their rows; each counts as one of average size.
+        ``unreadable`` is the number of shards without a readable footer; each counts as one of average size.
         """
         unknown = unreadable * self.rows / max(1, self.shards - unreadable)
         whole = self.rows + unknown
@@ -539,9 +541,9 @@ class Run:
 class ChallengerWork:
     """What the challenger did in a split.
 
-    ``failed`` rows are published with null in its columns: ``reasons`` counts them, ``error`` is the first's.
-    ``work_s`` is seconds of binding and predicting; ``load`` and ``load_s`` are as in ``Receipt``, empty and
-    0 where it could not be loaded; so is ``weights_digest``.
+    ``failed`` rows are published with null in its columns: ``reasons`` counts them, and ``error`` is that of
+    the first one. ``work_s`` is seconds of binding and predicting. ``load``, ``load_s`` and
+    ``weights_digest`` are as in ``Receipt``; they are empty and 0 if it could not be loaded.
     """
 
     failed: int
@@ -557,22 +559,23 @@ class ChallengerWork:
 class Receipt:
     """What one finished split did; the attempt it names is the one that counts.
 
-    ``*_s`` are seconds of work, summed over the threads that did it. ``load`` identifies
-    one loading of the model in one process; the number of distinct ones is the number
-    of loads. ``weights_digest`` is a SHA-256 of the weights where a builder made them.
-    ``first_batch_unix_s`` is when the split's first batch had been predicted, 0 where there was none.
-    ``boot_id`` is the writing machine's, see ``storage.boot_id``. ``reused`` says that the run at hand found
-    the receipt and did not score the split. ``rejects`` is the attempt's file of rejected rows, empty where
-    there are none, ``reject_reasons`` counts them by reason, and ``first_reject`` tells of the first of them.
-    ``rejects_left_out`` are the shard's columns that this file lacks, since they cannot be written.
-    ``refused`` says why every row was rejected, because of the shard; then ``attempt`` is empty.
-    ``nonfinite_rows`` are rows that were kept with a prediction that is not finite. ``memory_rows`` is the
-    smallest batch that did not fit the memory so far, 0 where all did. ``histograms`` tells, by prediction
-    column, how the predictions that were written are distributed, see ``job.gates.histograms``.
-    ``golden_rows``
-    were predicted rightly before the loaded model scored, see ``job.scoring.golden``. By the end of the split
-    ``again_rows`` had been predicted again, beside others and alone, and at most ``again_apart`` away, see
-    ``job.model.independence``.
+    ``*_s`` are seconds of work, summed over the threads that did it. ``load`` identifies one loading of the
+    model in one process, so the number of distinct ones is the number of loads. ``weights_digest`` is a
+    SHA-256 of weights that a builder made. ``first_batch_unix_s`` is when the split's first batch had been
+    predicted, 0 if there was none. ``boot_id`` is the writing machine's, see ``storage.boot_id``. ``reused``
+    says that this run found the receipt and did not score the split.
+
+    ``rejects`` is the attempt's file of rejected rows, empty if there are none. ``reject_reasons`` counts
+    them by reason, and ``first_reject`` describes the first. ``rejects_left_out`` are the shard's columns
+    that this file lacks, since they cannot be written. ``refused`` says why every row was rejected because of
+    the shard; then ``attempt`` is empty.
+
+    ``nonfinite_rows`` are rows that were kept although their prediction is not finite. ``memory_rows`` is the
+    smallest batch so far that did not fit the memory, 0 if all did. ``histograms`` describes the distribution
+    of each prediction column, see ``job.gates.histograms``. ``golden_rows`` is the number of golden rows that
+    were predicted as expected before the model scored, see ``job.scoring.golden``. ``again_rows`` is how many
+    rows had been predicted again, beside others and alone, by the end of the split, and ``again_apart`` how
+    far apart at most, see ``job.model.independence``.
     """
 
     split: Split

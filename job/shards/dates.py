@@ -1,4 +1,4 @@
-"""Which night: the dates in paths, and the night that a run is for when nobody says so.
+"""Dates in paths, and the night that a run is for: the one that ``--ds`` names, or else yesterday.
 
 A **placeholder** stands for a date in a path: ``{ds}`` is ``2026-11-25``, ``{ds_nodash}`` ``20261125``; a
 number of days may follow, as in ``{ds-1}`` or ``{ds_nodash+7}``, and a format of ``strftime``, as in
@@ -20,19 +20,19 @@ from job.spec import ScoringSpec
 NODASH: Final = "%Y%m%d"
 FORMS: Final = "{ds}, {ds_nodash}, {ds-1}, {ds:%Y/%m/%d}"
 
-# Paths of a spec that may be left out.
+# Those paths of a spec that are optional.
 _OPTIONAL: Final = ("weights", "golden", "challenger", "challenger_weights")
-# What looks like a placeholder: braces around a name, and whatever follows it. They may be doubled and have
-# blanks in them, as in a template of Airflow's that nobody has rendered.
+# Text that looks like a placeholder: braces around a name and what follows it. In a template that Airflow
+# has not rendered, the braces are doubled and have blanks in them.
 _BRACES: Final = re.compile(r"\{+\s*[A-Za-z_][^{}]*\}+")
 _PLACEHOLDER: Final = re.compile(r"\{ds(_nodash)?([+-][0-9]{1,5})?(?::([^{}]+))?\}")
 _DIRECTIVES: Final = re.compile(r"%(.?)", re.DOTALL)
-# Those of a date; an hour would be 00 whatever the night.
+# The directives of a date. An hour would be 00 for every night.
 _OF_A_DATE: Final = frozenset("YymdjBbAaGVuwUW%")
 
 
 def yesterday(timezone: str, now: datetime.datetime | None = None) -> datetime.date:
-    """Return the day before today, where ``timezone`` is. ``now`` tells its own zone; left out, it is now."""
+    """Return the day before today in a time zone. ``now`` has a time zone of its own; the default is now."""
     now = now or datetime.datetime.now(datetime.UTC)
     return now.astimezone(forms.zone("timezone", timezone)).date() - datetime.timedelta(days=1)
 
@@ -44,7 +44,7 @@ def days(first: datetime.date, last: datetime.date) -> Iterator[datetime.date]:
 
 
 def before(day: datetime.date, nights: int) -> Iterator[datetime.date]:
-    """Yield so many days before a day, the last one first; fewer where the calendar begins."""
+    """Yield the ``nights`` days before a day, the last one first; fewer where the calendar begins."""
     for number in range(1, min(nights, day.toordinal() - 1) + 1):
         yield day - datetime.timedelta(days=number)
 
@@ -59,7 +59,9 @@ def _flag(name: str) -> str:
 
 
 def check(name: str, template: str) -> None:
-    """Refuse what looks like a placeholder of a flag, or of an argument in capitals, and is none.
+    """Refuse text that looks like a placeholder and is none.
+
+    It is the value of a flag, or of an argument whose name is in capitals.
 
     Raises:
         UsageError: its name is another, or its format has no date in it.
@@ -97,7 +99,7 @@ def expand(template: str, ds: datetime.date) -> str:
 
 
 def of_night(template: ScoringSpec, ds: datetime.date | None = None) -> ScoringSpec:
-    """Return a spec with the dates of a night in its paths: that of ``ds``, or its own, or yesterday."""
+    """Return a spec with a night's date in its paths: ``ds``, or else the spec's own, or else yesterday."""
     optional = {name: str(path) for name in _OPTIONAL if (path := getattr(template, name))}
     paths = (*template.inputs, template.model, template.output, *optional.values())
     dated = any(map(has_date, paths))

@@ -1,4 +1,8 @@
-"""The shards that a spec names, and their footers."""
+"""The shards that a spec names: found, waited for where they are late, and their footers read.
+
+``list_shards`` looks once. ``shards`` looks again and again, as long as ``--wait_for_input`` allows, and also
+waits for markers such as ``_SUCCESS``.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +25,20 @@ from job.spec import ScoringSpec, Shard
 from job.storage.parallel import parallel
 from job.terminal import progress
 
-# A footer that is far away is one request.
+# In a bucket, reading a footer is one request.
 _FOOTER_THREADS = 32
-# So many footers are read by the engine's workers, where it has some: see ``job.launch.footers``.
+# From this number on, footers are read by the engine's workers if it has any, see ``job.launch.footers``.
 ON_WORKERS = 2000
 
 
 def absolute(spec: ScoringSpec) -> ScoringSpec:
-    """Return the spec with absolute paths: workers stand elsewhere, and run ids must not depend on where.
+    """Return the spec with absolute paths, since workers have other working directories.
 
-    Its model is the one that was chosen, see ``job.model.versions``.
+    So a run's id does not depend on the working directory either. A glob or an alias of a model is resolved,
+    see ``job.model.versions``.
 
     Raises:
-        UsageError: a path is not in UTF-8, so that nothing could be told of it.
+        UsageError: a path is not in UTF-8, which no file of the job could name.
     """
     _check_readable(spec)
     with challenger_spec.told(spec):
@@ -42,13 +47,13 @@ def absolute(spec: ScoringSpec) -> ScoringSpec:
 
 
 def anchored(spec: ScoringSpec) -> ScoringSpec:
-    """Return the spec with absolute paths, for whoever looks at them later and elsewhere.
+    """Return the spec with absolute paths, to be used later and in another working directory.
 
-    No file is looked at: its model may still be a glob or an alias, and one that looks like a builder
-    is taken for one.
+    No file is looked at: the model may still be a glob or an alias, and a name that looks like a builder is
+    taken for one.
 
     Raises:
-        UsageError: a path is not in UTF-8, so that nothing could be told of it.
+        UsageError: a path is not in UTF-8, which no file of the job could name.
     """
     _check_readable(spec)
 
@@ -60,7 +65,7 @@ def anchored(spec: ScoringSpec) -> ScoringSpec:
 
 
 def _with_absolute_files(spec: ScoringSpec) -> ScoringSpec:
-    """Return the spec with absolute paths of all that is no model."""
+    """Return the spec with absolute paths, except those of models."""
     inputs = tuple(
         f"@{storage.absolute(i[1:])}" if i.startswith("@") else storage.absolute(i) for i in spec.inputs
     )
@@ -90,7 +95,7 @@ def _model(model: str) -> str:
 
 
 def model_files(spec: ScoringSpec) -> list[str]:
-    """Return the paths of the models' own files: a builder comes with its package."""
+    """Return the paths of the models' own files; a builder's code is in an installed package."""
     models = [path for path in (spec.model, spec.challenger) if path]
     files = [path for path in models if storage.is_remote(path) or artifact.kind_of(path).has_files]
     return [*files, *(path for path in (spec.weights, spec.challenger_weights) if path)]
@@ -99,7 +104,8 @@ def model_files(spec: ScoringSpec) -> list[str]:
 def list_shards(spec: ScoringSpec) -> list[Shard]:
     """Return the shards that the inputs name, each once, sorted by path.
 
-    A file that several paths lead to is one shard: by its own path, or by the first of those through links.
+    A file that several paths lead to is one shard: under its own path, or under the first link to it if only
+    links are found.
 
     Raises:
         NoInputError: an input matches nothing.
@@ -130,9 +136,10 @@ def _real(path: str) -> str:
 def _one_of_each_file(
     listed: Sequence[storage.FileInfo], real: Mapping[str, str]
 ) -> dict[str, storage.FileInfo]:
-    """Return for each path the one that stands for its file: its own, or the first.
+    """Return for each path the listed file that stands for its file.
 
-    Links to a file lead to its own path. Hard links and mounts are all its own, and tell it by its number.
+    That is the file's own path if it is listed, else the first link to it. Of hard links and bind mounts the
+    first path stands for all; their common file number shows that they are one file.
     """
     best_first = sorted(listed, key=lambda info: (info.path != real[info.path], info.path))
     by_path: dict[str, storage.FileInfo] = {}
@@ -181,10 +188,10 @@ def _check_apart(output: str, listed: Sequence[storage.FileInfo], real: Mapping[
 
 
 class _FoldersAround:
-    """An output and the folders that it lies in; each other folder is compared with them once.
+    """An output and the folders around it; every other folder is compared with them once.
 
-    They are known by their paths, by what links lead to, and by their numbers: a folder that is mounted in a
-    second place has the same ones there.
+    Folders are compared by their paths, by the targets of links, and by their numbers: a folder that is
+    mounted in a second place has the same number there.
     """
 
     def __init__(self, output: str) -> None:
@@ -234,7 +241,7 @@ class _FoldersAround:
 
 
 def _number(folder: str) -> tuple[int, int] | None:
-    """Return what the system knows a folder by, ``None`` where there is none."""
+    """Return a folder's device and inode, ``None`` if there is no such folder."""
     try:
         status = os.stat(folder)
     except OSError:
@@ -243,7 +250,7 @@ def _number(folder: str) -> tuple[int, int] | None:
 
 
 def folders(spec: ScoringSpec) -> list[str]:
-    """Return the folders that the inputs name, sorted; of a file that is named by itself, the one it lies in.
+    """Return the folders that the inputs name, sorted; for a single file, the folder that it lies in.
 
     Raises:
         NoInputError: an input matches nothing.
@@ -256,7 +263,7 @@ def _listed(spec: ScoringSpec, seen: tables.SeenFolders | None) -> list[storage.
 
 
 def read_footers(shards: Sequence[Shard]) -> list[planner.Footer]:
-    """Read every footer, several at a time; one that cannot be read tells so in its ``error``.
+    """Read every footer, several at a time. A footer that cannot be read says why in its ``error``.
 
     Raises:
         ShardChangedError: a shard is gone.
@@ -289,7 +296,7 @@ def _footer(shard: Shard) -> planner.Footer:
         return planner.Footer(pa.schema([]), (), str(e).removeprefix(f"{shard.path}: "))
 
 
-# Input that is not there yet: waited for, so long as was asked.
+# Waiting for input that is late. The pauses grow from the first to the longest.
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
@@ -302,12 +309,12 @@ def shards(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Shard]:
-    """Return the shards that the inputs name, as soon as there are some and every marker is there.
+    """Return the shards that the inputs name, once there are some and every marker is there.
 
-    ``clock`` and ``sleep`` are in seconds.
+    ``clock`` returns seconds and ``sleep`` takes them.
 
     Raises:
-        NoInputError: an input matches nothing, or a marker is missing, and the time is over.
+        NoInputError: after the wait an input still matches nothing, or a marker is missing.
     """
     end_s = clock() + spec.wait_for_input_s
     pause_s = _FIRST_PAUSE_S

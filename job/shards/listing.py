@@ -18,12 +18,10 @@ from job.storage import matching
 def listing(pattern: str, seen: SeenFolders | None = None) -> list[storage.FileInfo]:
     """Return the files that one ``--input`` value names, sorted by path.
 
-    ``seen`` takes note of what else a bucket's listing shows of their folders.
-
-    A value is a file, a folder (searched to any depth), a glob (``**`` crosses
-    folders), or ``@list.txt`` with one of these per line, relative to the current folder as the
-    value itself is. Names that begin with ``_`` or ``.`` below the folder or glob are skipped,
-    as Spark, Hive and Arrow do.
+    A value is a file, a folder (searched to any depth), a glob (``**`` crosses folders), or ``@list.txt``
+    with one of these per line. Relative paths, those in a list too, start at the working directory. Names
+    that begin with ``_`` or ``.`` below the folder or glob are skipped, as Spark, Hive and Arrow do. ``seen``
+    notes what else a bucket's listing shows of their folders.
 
     Raises:
         NoInputError: nothing matches.
@@ -53,7 +51,7 @@ def _some(found: dict[str, storage.FileInfo], pattern: str) -> list[storage.File
 
 
 def _shown_by(pattern: str) -> Callable[[str], bool]:
-    """Return whether a glob's match has no hidden part but those that the glob itself spells out."""
+    """Return a test whether all hidden names in a match are spelled out by the glob itself."""
     spelled = set(pattern.split("/"))
     return lambda match: not any(p.startswith(("_", ".")) and p not in spelled for p in match.split("/"))
 
@@ -93,8 +91,8 @@ def _walk(top: str) -> Iterator[storage.FileInfo]:
 def _walk_folder(top: str) -> Iterator[storage.FileInfo]:
     """Yield the files below a folder. A folder that several paths lead to is searched once.
 
-    Links wait until all folders they may lead to have been searched by their own paths, and then go by
-    name: the paths that are found, and with them the run's id, are the same each time.
+    Linked folders come last, in the order of their names. So a folder is found by its own path first, and the
+    paths, which shape the run's id, are the same each time.
     """
     folders, links = [top], list[str]()
     seen: dict[tuple[int, int], str] = {}
@@ -123,7 +121,7 @@ def _walk_folder(top: str) -> Iterator[storage.FileInfo]:
 
 
 def _check_same_hive_folders(first: str, second: str) -> None:
-    """Refuse one folder under two Hive values: its rows would be scored for one of them only."""
+    """Refuse a folder with two Hive values: its rows would be scored with only one of them."""
     of_first, of_second = ([part for part in path.split("/") if "=" in part] for path in (first, second))
     if of_second and of_first != of_second:
         raise UsageError(

@@ -1,8 +1,7 @@
-"""Shards → splits. Everything here is arithmetic, but for ``read_footer``.
+"""How shards are cut into splits. Except for ``read_footer`` this is arithmetic.
 
-A shard's rows are cut at row-group borders only, so that a split is read with one
-seek and never decodes a row that another split needs. A shard of no more than
-``split_rows`` rows is one split and one output file.
+A shard is cut only between row groups, so that a split is read with one seek and decodes no row of another
+split. A shard of at most ``split_rows`` rows is one split and one output file.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 # Of the 255 bytes that file systems allow for a name; the rest is for row-group numbers and attempts.
 STEM_BYTES = 180
-# How pandas calls an index without a name.
+# The name that pandas gives an index without a name.
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
 @dataclass(frozen=True, eq=False)
 class Footer:
-    """What a shard says of itself: its columns and the rows of each row group.
+    """What a shard's footer says: its columns, and the rows of each row group.
 
-    ``error`` says why it cannot be read, where it cannot; then it has no columns and no rows.
-    ``index_columns`` are those that hold the index of a data frame, see :func:`index_columns`, and
-    ``int96`` those with timestamps of Parquet's oldest form, see :func:`int96_columns`.
+    If the footer cannot be read, ``error`` says why, and there are no columns and no rows. ``index_columns``
+    hold the index of a data frame, see :func:`index_columns`; ``int96`` are those with timestamps of
+    Parquet's oldest form, see :func:`int96_columns`.
     """
 
     schema: pa.Schema
@@ -61,7 +60,8 @@ def read_footer(shard: Shard) -> Footer:
     """Read one shard's footer.
 
     Raises:
-        ShardError: the file is no Parquet, or is cut short.
+        ShardError: the file is not Parquet, or is cut short.
+        ShardChangedError: the file is gone, or was written again since it was listed.
         StorageError: reading it failed.
     """
     if not is_utf8(shard.path):
@@ -98,7 +98,7 @@ def read_footer(shard: Shard) -> Footer:
 
 
 def _check_unchanged(shard: Shard) -> None:
-    """Raise where a footer is none because the shard is just being written; a bucket shows whole objects."""
+    """Raise if a local shard has no footer because it is still being written; objects appear as a whole."""
     found = None if storage.is_remote(shard.path) else storage.describe(shard.path)
     if found is not None and (found.size_bytes, found.stamp) != (shard.size_bytes, shard.stamp):
         raise ShardChangedError(
@@ -107,14 +107,14 @@ def _check_unchanged(shard: Shard) -> None:
 
 
 def is_utf8(path: str) -> bool:
-    """Say whether a path is text; Python makes lone surrogates of a name's bytes that are none."""
+    """Say whether a path is UTF-8. Python turns bytes that are not into lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def index_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Return the columns that hold a pandas index: by their name, or as pandas' own metadata says.
+    """Return the columns that hold a pandas index, by their names or by pandas' own metadata.
 
-    The metadata is told in https://pandas.pydata.org/docs/development/developer.html.
+    The metadata is described in https://pandas.pydata.org/docs/development/developer.html.
     """
     named: list[Any] = []
     # Whatever a file holds there: it is no error of its rows.
@@ -124,10 +124,10 @@ def index_columns(schema: pa.Schema) -> tuple[str, ...]:
 
 
 def int96_columns(file: pq.ParquetFile, schema: pa.Schema) -> tuple[str, ...]:
-    """Return the columns of a file that hold timestamps as INT96, be it within lists or structs.
+    """Return the columns of a file that hold timestamps as INT96, also inside lists or structs.
 
-    Spark and Impala write them, of any year from 1 to 9999 and further. Arrow reads them as nanoseconds,
-    which reach from 1677 to 2262: other years come out as one of these, without an error.
+    Spark and Impala write them, for any year from 1 to 9999 and beyond. Arrow reads them as nanoseconds,
+    which reach from 1677 to 2262; it turns other years into wrong ones without an error.
     """
     if "timestamp[ns]" not in str(schema.types):
         return ()
@@ -138,14 +138,15 @@ def int96_columns(file: pq.ParquetFile, schema: pa.Schema) -> tuple[str, ...]:
 
 
 def shard_of(info: FileInfo) -> Shard:
-    """Return the shard that a listed file is, with the Hive folders of its path."""
+    """Return the shard for a listed file, with the Hive folders of its path."""
     return Shard(info.path, info.size_bytes, info.stamp, hive_folders(info.path))
 
 
 def hive_folders(path: str) -> tuple[tuple[str, str], ...]:
     """Return the ``name=value`` folders of a path, outermost first, URL-decoded.
 
-    A name that occurs twice has the innermost value. Folders that begin with ``_`` or ``.`` are none.
+    Of a name that occurs twice, the innermost value counts. Folders that begin with ``_`` or ``.`` do not
+    count.
 
     >>> hive_folders("in/ds=2013-12-01/hour=07/a.parquet")
     (('ds', '2013-12-01'), ('hour', '07'))
@@ -155,7 +156,7 @@ def hive_folders(path: str) -> tuple[tuple[str, str], ...]:
 
 
 def _hive_parts(path: str) -> dict[str, str]:
-    """Return a path's Hive folders as they are written, by name; of two for one name the innermost."""
+    """Return a path's Hive folders as they are written, by name; if a name occurs twice, the innermost."""
     found: dict[str, str] = {}
     for folder in PurePosixPath(path).parts[:-1]:
         name, sign, _ = folder.partition("=")
@@ -174,8 +175,8 @@ def partition_scalar(value: str) -> pa.Scalar:
 def with_partitions(schema: pa.Schema, partition: tuple[tuple[str, str], ...]) -> pa.Schema:
     """Return ``schema`` with the Hive columns that the file itself lacks.
 
-    They are text whatever they look like: were ``hour=10`` a number and ``hour=07`` not, a column's type
-    would depend on the night.
+    They are always text. If ``hour=10`` were a number and ``hour=07`` text, a column's type would depend on
+    the night.
     """
     for name, _ in partition:
         if name not in schema.names:
@@ -186,9 +187,9 @@ def with_partitions(schema: pa.Schema, partition: tuple[tuple[str, str], ...]) -
 def output_stems(shards: Sequence[Shard]) -> list[str]:
     """Return each shard's output path, relative and without ``.parquet``, all distinct.
 
-    It is the shard's stem below its own Hive folders. Shards that would share one get a
-    digest of their path behind it, so that the name depends on that shard alone. So do those
-    with a name of more than ``STEM_BYTES``, which is cut to that.
+    It is the shard's stem below its own Hive folders. If several shards would get the same one, a digest of
+    each shard's path is added, so that the name depends on that shard alone. A name of more than
+    ``STEM_BYTES`` bytes is cut to that and gets a digest as well.
     """
     stems = [_stem(shard) for shard in shards]
     seen = Counter(stem.casefold() for stem in stems)
@@ -224,8 +225,8 @@ def _stem(shard: Shard) -> str:
 def cut(group_rows: Sequence[int], split_rows: int) -> list[range]:
     """Return runs of row groups, in order, that hold about ``split_rows`` rows each.
 
-    A run ends where the next row group would take it past ``split_rows``. A row group larger
-    than that is a run by itself. No row groups are one empty run.
+    A run ends where the next row group would take it past ``split_rows``. A row group larger than that is a
+    run by itself. No row groups are one empty run.
 
     >>> cut([40, 40, 40], 100)
     [range(0, 2), range(2, 3)]
@@ -243,7 +244,7 @@ def cut(group_rows: Sequence[int], split_rows: int) -> list[range]:
 def splits_of(
     shard: Shard, stem: str, group_rows: Sequence[int], split_rows: int, refused: str = ""
 ) -> list[Split]:
-    """Return a shard's splits; only a shard that is cut has row-group numbers in its names."""
+    """Return a shard's splits. Only if there are several have their names row-group numbers."""
     runs = cut(group_rows, split_rows)
     splits, first_row = [], 0
     for run in runs:
@@ -262,7 +263,7 @@ def plan(
 ) -> tuple[Split, ...]:
     """Return all splits of a run, in the order of its shards.
 
-    ``refused`` tells of shards, by path, why their rows are to be rejected.
+    ``refused`` holds, by path, why all rows of a shard are to be rejected.
     """
     stems = output_stems(shards)
     splits = tuple(

@@ -1,7 +1,7 @@
-"""Folders that are tables: what lies in them is told by a log, and files by themselves hold dead rows too.
+"""Refuses input folders that belong to a table format: Delta, Iceberg, Hudi, or a Spark stream's output.
 
-A table keeps files whose rows were deleted or replaced, so that readers of its older versions find them.
-Whoever takes all the files of such a folder scores rows that are gone, and others twice.
+A table's log says which of its files hold live rows. Files with deleted or replaced rows stay in the folder
+for readers of older versions. Scoring all files would score deleted rows, and some rows twice.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ _ICEBERG_ENDINGS: Final = (".metadata.json", ".metadata.json.gz")
 
 
 class SeenFolders:
-    """What listings of buckets have shown of folders, so that these are not looked at again."""
+    """What listings of buckets have shown of folders, so that these are not listed again."""
 
     def __init__(self) -> None:
         self._listed: list[str] = []
         self._tables: dict[str, str] = {}
 
     def add(self, path: str) -> None:
-        """Take note of an object; its name may tell that it is part of a table's log."""
+        """Note an object; its name may show that it is part of a table's log."""
         for mark in _MARKS:
             folder, found, rest = path.partition(f"/{mark}/")
             if found and (mark != _ICEBERG or _is_iceberg([rest])):
                 self._tables.setdefault(folder, _MARKS[mark])
 
     def has_all(self, start: str) -> None:
-        """Take note that all objects whose paths begin so were added."""
+        """Note that all objects whose paths begin with ``start`` were added."""
         self._listed.append(start)
 
     def kind(self, folder: str) -> str | None:
-        """Return what kind of table a folder is, empty if it is none; ``None`` where it was not listed."""
+        """Return the kind of table that a folder is, empty if it is none; ``None`` if it was not listed."""
         if folder in self._tables:
             return self._tables[folder]
         return "" if any(f"{folder}/".startswith(start) for start in self._listed) else None
 
 
 def check(files: Iterable[FileInfo], real: Mapping[str, str], seen: SeenFolders) -> None:
-    """Refuse files that were found in a table, however deep.
+    """Refuse files that lie in a table, at any depth.
 
-    Files that were named one by one are let through: somebody may have asked the table which ones are live.
-    Each folder around the others is looked at once.
+    Files that were named one by one are accepted: somebody may have asked the table which ones are live. Each
+    folder around the others is looked at once.
 
     Args:
         files: those that the inputs name.
@@ -82,7 +82,7 @@ def check(files: Iterable[FileInfo], real: Mapping[str, str], seen: SeenFolders)
 
 
 def _around(paths: Iterable[str]) -> set[str]:
-    """Return every folder around some files, a bucket being the outermost."""
+    """Return every folder around some files; in a bucket, the bucket is the outermost."""
     found: set[str] = set()
     for path in paths:
         folder = storage.parent(path)
@@ -104,5 +104,5 @@ def _kind(folder: str) -> str:
 
 
 def _is_iceberg(names: Iterable[str]) -> bool:
-    """Say whether a folder called ``metadata`` that holds these is an Iceberg table's."""
+    """Say whether a folder called ``metadata`` that holds these names is part of an Iceberg table."""
     return any(name.endswith(_ICEBERG_ENDINGS) for name in names)

@@ -1,4 +1,4 @@
-"""Results on standard output."""
+"""Results on standard output: lines, tables, and one JSON line at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def cell(text: str, style: str = "") -> Text:
-    """Return a text for a table of rich's: one line that is shown as it is, whatever would read as markup."""
+    """Return a cell for one of rich's tables: one line, in which nothing is read as markup."""
     from rich.text import Text
 
     return Text(escapes.visible(text), style=style)
@@ -41,19 +41,19 @@ def grid(told: Mapping[str, str]) -> Table:
 
 
 def show(*lines: str, needed: bool = False) -> None:
-    """Write lines to standard output that a command has to tell, each with its end.
+    """Write lines to standard output, each with a line break.
 
-    A reader that has left does not turn success into failure, nor does a full disk where the command was for
-    something else: what is published is published. It is said on standard error then.
+    If the reader has left, that is no error. A full disk is one only if the lines are the command's purpose
+    (``needed``); otherwise the night is published all the same, and a line on standard error says so.
 
     Raises:
-        StorageError: it cannot be written, and is what the command was for (``needed``).
+        StorageError: they are needed, and cannot be written.
     """
     _write(lambda: "".join(f"{escapes.visible(line)}\n" for line in lines), needed=needed)
 
 
 def draw(what: RenderableType, *, needed: bool = False) -> None:
-    """Write a table or the like to standard output, as :func:`show` does."""
+    """Write a table or another renderable of rich to standard output, as :func:`show` does."""
     _write(lambda: _rendered(what), needed=needed)
 
 
@@ -87,7 +87,7 @@ def _rendered(what: RenderableType) -> str:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is drawn, without what would steer the terminal in any text of it; rich's own styles stay."""
+    """A renderable without characters that would steer the terminal; rich's own styles stay."""
 
     what: RenderableType
 
@@ -99,9 +99,9 @@ class _Shown:
 
 @contextmanager
 def kept_for_the_end(*, asked: bool) -> Iterator[None]:
-    """Send what is written to standard output in the body to standard error, if that is ``asked`` for.
+    """In the body, send everything for standard output to standard error, if that is ``asked`` for.
 
-    Whoever writes it: a model's builder, a library in C++, a process that is started meanwhile.
+    This includes what a model's builder, a C++ library or a child process writes.
     """
     if not asked or sys.stdout is None:
         yield

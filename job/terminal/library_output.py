@@ -1,6 +1,6 @@
-"""What other people's libraries say on standard error, and when a person gets to hear it.
+"""The noise of libraries on standard error: hidden, unless something fails or ``--debug`` is given.
 
-Four sources, four valves:
+It has four sources, and each is stopped in its own way:
 
 * C++ in TensorFlow writes to file descriptor 2. Once running it obeys
   ``TF_CPP_MIN_LOG_LEVEL``; while it is being imported it obeys nothing, so
@@ -32,8 +32,8 @@ TF_LEVEL: Final = "TF_CPP_MIN_LOG_LEVEL"
 
 _ERRORS_ONLY: Final = ("absl", "apache_beam", "google", "grpc", "tensorflow", "urllib3")
 
-# A failing element is logged by the worker, with its traceback, several times over, and then
-# raised on the launcher, where it becomes the one line that a person needs.
+# A worker logs a failing element several times, with its traceback. The launcher raises the same error and
+# prints the one line that a person needs.
 _RAISED_ANYWAY: Final = (
     "apache_beam.runners.common",
     "apache_beam.runners.worker",
@@ -44,10 +44,9 @@ _capturing = threading.Lock()
 
 
 def hush(*, debug: bool) -> None:
-    """Silence start-up noise in this process and its children, or with ``debug`` ask for it.
+    """Silence start-up noise in this process and its children; with ``debug``, ask for it.
 
-    Call before the first import of TensorFlow or Beam. A level that the person has set in
-    the environment stays.
+    Call it before the first import of TensorFlow or Beam. A level that is set in the environment stays.
     """
     if debug:
         os.environ[TF_LEVEL] = "0"
@@ -56,7 +55,7 @@ def hush(*, debug: bool) -> None:
             handler.setFormatter(secrets.Scrubbing(logging.BASIC_FORMAT))
         return
     if logging.lastResort is not None:
-        # What prints an error of a logger that nobody has given a handler.
+        # It prints the errors of loggers without a handler.
         logging.lastResort.setFormatter(secrets.Scrubbing())
     os.environ.setdefault(TF_LEVEL, "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -71,9 +70,9 @@ def hush(*, debug: bool) -> None:
 
 
 def hush_all_of(package: str) -> None:
-    """Silence the loggers of a package that sets their levels when it is imported; call after that.
+    """Silence a package that logs what it also raises, and sets its loggers' levels when it is imported.
 
-    For one that raises what it logs.
+    Call it after the import.
     """
     if os.environ.get(TF_LEVEL) == "0":
         return
@@ -84,11 +83,11 @@ def hush_all_of(package: str) -> None:
 
 @contextmanager
 def imports() -> Iterator[None]:
-    """Run the body with file descriptor 2 kept aside; show it if the body raises.
+    """Run the body with file descriptor 2 kept aside; show what was written if the body raises.
 
-    For imports only: while it runs, nothing at all reaches standard error, from any thread.
-    A second thread that enters meanwhile is not captured on its own, as the descriptor is
-    the process's. With ``TF_CPP_MIN_LOG_LEVEL=0`` nothing is hidden.
+    Use it for imports only: while it runs, nothing reaches standard error, from any thread. If a second
+    thread enters, the first one's capture serves both, since the descriptor belongs to the process. With
+    ``TF_CPP_MIN_LOG_LEVEL=0`` nothing is hidden.
     """
     if os.environ.get(TF_LEVEL) == "0" or not _capturing.acquire(blocking=False):
         yield
@@ -104,7 +103,7 @@ def imports() -> Iterator[None]:
 def engine() -> Iterator[None]:
     """Run a pipeline without the tracebacks that the embedded engine's threads print when it fails.
 
-    Nothing is lost: what went wrong is in the exception that the pipeline raises.
+    Nothing is lost: the exception that the pipeline raises says what went wrong.
     """
     original, hook = sys.stderr, threading.excepthook
     if original is None or os.environ.get(TF_LEVEL) == "0":
@@ -124,7 +123,7 @@ def engine() -> Iterator[None]:
 
 
 class _WithoutTracebacks:
-    """A text stream that lets everything through but whole tracebacks written in one piece."""
+    """A text stream that drops tracebacks written in one piece and passes everything else on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""How far a run is, for the person who waits for it; always on standard error.
+"""Progress and messages on standard error: how many rows are done, how fast, and how long it will take.
 
 The scoring loop calls ``rows_done.add(rows)`` once per batch, in whatever thread; in the
 embedded engine those threads share this process, so the count is the run's. Other engines
@@ -30,7 +30,7 @@ Clock = Callable[[], float]
 LINE_EVERY_S: Final = 10.0
 
 # Long enough to even out the pause while a file is closed, short enough that the first
-# seconds, when the model is traced, do not weigh on the estimate for an hour.
+# seconds, when the model is traced, do not spoil the estimate for an hour.
 RATE_WINDOW_S: Final = 30.0
 
 _LOOK_EVERY_S: Final = 0.5
@@ -38,14 +38,14 @@ _POLL_EVERY_S: Final = 2.0
 
 
 class RowCounter:
-    """A count of rows that many threads add to; about a microsecond per call."""
+    """A count of rows that many threads add to; adding takes about a microsecond."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rows = 0
 
     def add(self, rows: int) -> None:
-        """Count ``rows`` more; an attempt that fails takes back what it added."""
+        """Count ``rows`` more; a failed attempt subtracts what it added."""
         with self._lock:
             self._rows += rows
 
@@ -60,7 +60,7 @@ rows_done: Final = RowCounter()
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One look at a run. ``rows_per_s`` is recent and ``None`` before the first rows."""
+    """The state of a run at one moment. ``rows_per_s`` is recent, and ``None`` before the first rows."""
 
     rows: int
     total_rows: int
@@ -89,10 +89,10 @@ class Snapshot:
 
 
 class Progress:
-    """Rows done out of ``total_rows``, and how fast of late.
+    """Rows done out of ``total_rows``, and the recent speed.
 
-    ``reused_rows`` are done before the start and do not count as speed. Not for several
-    observers: :meth:`look` is called by one thread.
+    ``reused_rows`` are done before the start and do not count as speed. Only one thread may call
+    :meth:`look`.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Progress:
             self.set(rows)
 
     def look(self) -> Snapshot:
-        """Return where the run stands now, and remember it for the rate."""
+        """Return the state of the run now, and remember it for the speed."""
         now_s = self._clock()
         # An engine may score a split twice after a kill; more than all would be nonsense.
         rows = max(0, min(self._counter.value + self._offset, self._total_rows))
@@ -129,7 +129,7 @@ class Progress:
 
 
 class PlainLines:
-    """A line every :data:`LINE_EVERY_S` seconds, the first after as many; for logs and pipes."""
+    """Prints a line every :data:`LINE_EVERY_S` seconds, the first one after that time; for logs and pipes."""
 
     def __init__(self, progress: Progress, say: Callable[[str], None]) -> None:
         self._progress = progress
@@ -137,36 +137,36 @@ class PlainLines:
         self._said_s = 0.0
 
     def tick(self) -> None:
-        """Look, and say something if it is time."""
+        """Print a line if it is time."""
         snapshot = self._progress.look()
         if snapshot.elapsed_s - self._said_s >= LINE_EVERY_S:
             self._said_s = snapshot.elapsed_s
             self._say(snapshot.text())
 
     def finish(self) -> None:
-        """Say how it ended, if anything was said before."""
+        """Print the last state, if any line was printed before."""
         if self._said_s:
             self._say(self._progress.look().text())
 
 
 @functools.cache
 def console() -> Console:
-    """Return the one console on standard error, so that messages and the bar do not collide."""
+    """Return the only console on standard error, so that messages and the bar do not collide."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """Write one line to standard error as it is but for secrets and escapes, however wide the terminal.
+    """Write one line to standard error without secrets and escapes; it is not folded to the terminal.
 
-    Where even that cannot be written, nobody is left to be told.
+    If standard error cannot be written, nothing happens.
     """
     _say(escapes.visible(secrets.scrub(text)))
 
 
 def say_lines(text: str) -> None:
-    """Write several lines to standard error, a traceback perhaps, as ``say`` does."""
+    """Write several lines to standard error, such as a traceback, as ``say`` does."""
     _say(escapes.visible_lines(secrets.scrub(text)))
 
 
@@ -188,7 +188,7 @@ def shown(
 ) -> Iterator[Progress]:
     """Show progress while the body runs; ``reused_rows`` of ``total_rows`` are done already.
 
-    ``finished_rows`` tells how many are, where other processes score them.
+    Where other processes score, ``finished_rows`` returns how many rows they have finished.
     """
     progress = Progress(total_rows, reused_rows, clock=clock)
     view = _bar(progress) if console().is_terminal else _lines(progress)
@@ -255,7 +255,7 @@ def _lines(progress: Progress) -> Iterator[None]:
 
 
 def render(snapshot: Snapshot) -> Table:
-    """Return one line: the figures, and a bar in the room that they leave."""
+    """Return one line: a bar and the figures beside it."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 

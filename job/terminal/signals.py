@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: both end a command the same way, so that schedulers get what a person gets.
+"""Ctrl-C and SIGTERM end a command in the same way, so schedulers get the same result as people.
 
-Without a handler SIGTERM ends a process on the spot: a job on an engine elsewhere would go on, and nobody
-would be told. As the first process of a container it would even be ignored, until the container is killed.
+Without a handler SIGTERM would end the process at once: a job on an engine elsewhere would go on, and nobody
+would be told. The first process of a container would even ignore it, until the container is killed.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ _INTERRUPTED: Final = 128 + signal.SIGINT  # as shells report it
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as systemd and Kubernetes send it; whoever looks after Ctrl-C looks after this too."""
+    """SIGTERM, as systemd and Kubernetes send it. Code that handles Ctrl-C handles it too."""
 
 
 def raise_for(number: int, _: FrameType | None = None) -> None:
-    """Raise what a signal stands for; a handler of signals."""
+    """Raise the exception for a signal; this is a signal handler."""
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """Return what a command ends with that was stopped so."""
+    """Return the exit code of a command that a signal ended."""
     return 128 + signal.SIGTERM if isinstance(error, Terminated) else _INTERRUPTED
 
 
 def told(error: KeyboardInterrupt) -> str:
-    """Return what a person is told of it."""
+    """Return the line that tells a person which signal ended the command."""
     how = "terminated by SIGTERM" if isinstance(error, Terminated) else "interrupted"
     return f"{how}; the same command resumes where this one stopped"
 
 
 @contextmanager
 def on_sigterm() -> Iterator[None]:
-    """Raise :class:`Terminated` in the body on SIGTERM, unless somebody has decided otherwise."""
+    """Raise :class:`Terminated` in the body on SIGTERM, unless the process handles SIGTERM already."""
     here = threading.current_thread() is threading.main_thread()
     if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -52,7 +52,7 @@ def on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def later() -> Iterator[None]:
-    """Raise a first Ctrl-C or SIGTERM only when the body has ended; a second one at once."""
+    """Hold back a first Ctrl-C or SIGTERM until the body has ended; a second one is raised at once."""
     came: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -60,7 +60,7 @@ def later() -> Iterator[None]:
             raise_for(number)
         came.append(number)
 
-    # What ends the process without us, or is ignored, stays so.
+    # A signal that is ignored, or ends the process by itself, stays as it is.
     handled = [one for one in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(one))]
     before = {one: signal.signal(one, note) for one in handled}
     try:
