@@ -6,44 +6,33 @@ values are checked in the same way, and an error is the same line.
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from job import errors, secrets
 from job.cli import options
 from job.cli.parser import CommandOptions, flags_of
 from job.errors import JobError, UsageError
 from job.flags import declared
-from job.forms import Inputs
+from job.forms import Switch, WrongTypeError
 from job.spec import ScoringSpec
 
 if TYPE_CHECKING:
     from job.launch.preparation import Outcome
-
-# Flags that tell the command line what to print, and to whom. A program does that with what is returned.
-_OF_THE_COMMAND: Final = {"debug", *(flag.name for flag in declared(CommandOptions))} - {"config"}
-_FORMS: Final = {name: flag.form for flag in flags_of() for name in flag.names}
-_OPPOSITES: Final = {
-    name: other
-    for flag in flags_of()
-    for name, other in zip(flag.names, reversed(flag.names), strict=True)
-    if name != other
-}
 
 
 def make_spec(**flags: Any) -> ScoringSpec:
     """Return what is to be scored, for :func:`score`.
 
     Args:
-        flags: the flags of ``python -m job score``. A list stands for a flag with commas (``keys=["id"]``) or
-            one that is repeated (``input=[…]``), a mapping for pairs (``cast={"hour": "int64"}``), ``True``
-            and ``False`` for a switch (``trust_model=True``). Numbers, dates, paths and texts are taken as
-            they are. ``None`` is a flag that is left out. ``config`` names a TOML file of more of them.
+        flags: the flags of ``scoring-job score``, with values as in its TOML file: a list for a flag with
+            commas (``keys=["id"]``) or one that is repeated (``input=[…]``), a dict for pairs
+            (``cast={"hour": "int64"}``), ``True`` and ``False`` for a switch (``trust_model=True``), else a
+            text or a number. Paths may be ``os.PathLike``. ``None`` is a flag that is left out. ``config``
+            names a TOML file of more of them.
 
     Raises:
         UsageError: a flag is unknown, missing, malformed, at odds with another, or of the command line alone.
@@ -55,7 +44,8 @@ def template(**flags: Any) -> ScoringSpec:
     """Return the same with the placeholders, such as ``{ds}``, still in its paths."""
     args = [arg for name, value in flags.items() for arg in _args(name, value)]
     with options.parsed(args) as asked:
-        for name in sorted(_OF_THE_COMMAND):
+        # A program prints and tells what it likes of what is returned.
+        for name in ("debug", *(flag.name for flag in declared(CommandOptions) if flag.name != "config")):
             if getattr(asked.given, name):
                 raise UsageError(f"--{name}: a flag of the command line alone; leave it out here")
         if asked.beam_args:
@@ -73,35 +63,41 @@ def dated(spec: ScoringSpec) -> ScoringSpec:
     return dates.of_night(spec)
 
 
-def _args(name: str, value: Any) -> Iterator[str]:
+def _args(name: str, value: Any) -> list[str]:
+    """Return a keyword argument as a command line has it.
+
+    Raises:
+        UsageError: the value is of a type that the flag cannot have.
+    """
+    flag = next((one for one in flags_of() if name in one.names), None)
     if value is None:
-        return
-    if isinstance(value, bool):
-        if value or name in _OPPOSITES:
-            yield f"--{name if value else _OPPOSITES[name]}"
-        elif name not in _OF_THE_COMMAND:
-            # Not merely left out: a file that ``config`` names may say the opposite.
-            yield f"--{name}=false"
-    elif isinstance(_FORMS.get(name), Inputs) and not isinstance(value, (str, os.PathLike)):
-        yield from (f"--{name}={os.fspath(one)}" for one in value)
-    elif isinstance(value, Mapping):
-        yield from _listed(name, [f"{key}={one}" for key, one in value.items()])
-    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, os.PathLike)):
-        yield from _listed(name, [str(one) for one in value])
-    else:
-        yield f"--{name}={os.fspath(value) if isinstance(value, os.PathLike) else value}"
+        return []
+    if flag is None:
+        # The parser says so, and names the nearest one.
+        return [f"--{name}={value}"]
+    try:
+        texts = flag.form.texts(_plain(value))
+    except WrongTypeError as e:
+        told = f"must be {e.wanted}" if e.wanted else f"is no value that --{name} could have"
+        raise UsageError(f"--{name}: {e.value!r} {told}") from e
+    if not isinstance(flag.form, Switch):
+        return [f"--{name}={text}" for text in texts]
+    if texts:
+        return [f"--{name}"]
+    # Not merely left out: a file that ``config`` names may say the opposite.
+    opposites = [f"--{one}" for one in flag.names if one != name]
+    return opposites or ([f"--{name}=false"] if flag.in_file else [])
 
 
-def _listed(name: str, items: Sequence[str]) -> Iterator[str]:
-    """Yield a flag that lists items; none of them is a flag that is left out."""
-    text = io.StringIO()
-    # In quotes only where one needs them, for an error shows what was given.
-    quoted = any(item != item.strip() for item in items)
-    csv.writer(text, lineterminator="", quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL).writerow(
-        items
-    )
-    if items:
-        yield f"--{name}={text.getvalue()}"
+def _plain(value: Any) -> Any:
+    """Return a value as a TOML file has it: texts for paths, lists, dicts."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        return [_plain(one) for one in value]
+    return value
 
 
 def log(line: str) -> None:
