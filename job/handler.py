@@ -102,7 +102,7 @@ class KerasModelHandler(ModelHandler[Rows, PredictionResult, loading.LoadedModel
         loaded.build([feed.input for feed in binding.feeds])
         fields = prediction_fields(loaded.signature.outputs, self._prediction_columns)
         parts: list[tuple[Places, list[pa.Array]]] = []
-        for places, piece in pieces(records, binding, lambda _: self._batch_rows):
+        for places, piece in pieces(records, binding, self._batch_rows):
             tensors, faults = to_tensors(piece, binding)
             if faults:
                 fault = faults[0]
@@ -113,9 +113,7 @@ class KerasModelHandler(ModelHandler[Rows, PredictionResult, loading.LoadedModel
             outputs = loaded.predict(tensors, self._batch_rows)
             if loaded.independence.is_due(piece.num_rows, loaded.load):
                 rows = np.arange(piece.num_rows)
-                loaded.check_independence(
-                    tensors, rows, outputs, self._batch_rows, lambda i: f"row {i} of a batch"
-                )
+                loaded.check_independence(tensors, rows, outputs, self._batch_rows, rows, "a batch")
             parts.append((places, to_arrow(outputs, fields, piece.num_rows)))
         columns = in_order(parts) if parts else [pa.array([], field.type) for field in fields]
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))

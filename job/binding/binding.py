@@ -15,7 +15,7 @@ of a night must have that order (:func:`disagreement`), and it must be that of t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -175,17 +175,11 @@ def by_shape(batch: Any, binding: Binding) -> Iterator[tuple[Places, Any]]:
         yield places, batch.take(pa.array(places))
 
 
-def pieces(batch: Any, binding: Binding, batch_rows: Callable[[Any], int]) -> Iterator[tuple[Places, Any]]:
-    """Yield a batch in pieces of one shape, and where in the batch their rows are.
-
-    ``batch_rows`` is asked before each piece how many rows it is to have, and given all of its shape.
-    """
+def pieces(batch: Any, binding: Binding, rows_at_once: int) -> Iterator[tuple[Places, Any]]:
+    """Yield a batch in pieces of one shape, and where in the batch their rows are."""
     for places, rows in by_shape(batch, binding):
-        start = 0
-        while start < rows.num_rows:
-            size = batch_rows(rows)
-            yield places[start : start + size], rows.slice(start, size)
-            start += size
+        for start in range(0, rows.num_rows, rows_at_once):
+            yield places[start : start + rows_at_once], rows.slice(start, rows_at_once)
 
 
 @dataclass(frozen=True)

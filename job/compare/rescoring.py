@@ -174,7 +174,7 @@ class Rescorer:
     ) -> list[pa.Array]:
         parts: list[tuple[Places, list[pa.Array]]] = []
         policy = RowPolicy.of_choices({**self._scoring, OnBadRow.flag: REJECT}, 0)
-        for places, piece in pieces(rows, self._binding, lambda _: _BATCH_ROWS):
+        for places, piece in pieces(rows, self._binding, _BATCH_ROWS):
             rejects = Rejects(Split("", Shard(entry["shard"], 0, ""), (), 0, 0), policy)
             good, tensors = sift(piece, places, self._binding, rejects)
             if good is not None:

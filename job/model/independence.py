@@ -62,19 +62,28 @@ _UNSTEADY: Final = (
 )
 
 
+# The numbers of rows in a row.
+Numbers = range | NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Batch:
     """A batch that was predicted.
 
     ``tensors`` are what the model was fed, ``places`` the rows among them that ``outputs`` are of;
-    ``steady_rows`` is what batches are filled up to. ``name`` tells which row of the shard is in a place.
+    ``steady_rows`` is what batches are filled up to. ``numbers`` are those of all rows fed, in ``where``.
     """
 
     tensors: Sequence[Tensor]
     places: NDArray[np.int64]
     outputs: Outputs
     steady_rows: int
-    name: Callable[[int], str]
+    numbers: Numbers
+    where: str
+
+    def name(self, place: int) -> str:
+        """Return what the row in a place is called."""
+        return f"row {self.numbers[place]} of {self.where}"
 
 
 class Independence:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from job.errors import ModelError
 from job.model import artifact, devices, provenance
 from job.model.batch_size import BatchSize
-from job.model.independence import Batch, Independence
+from job.model.independence import Batch, Independence, Numbers
 from job.model.sharing import client
 from job.model.signature import CodedStrings, InputSpec, Tensor
 from job.model.step import Step, load_name
@@ -141,7 +141,8 @@ class LoadedModel:
         places: NDArray[np.int64],
         outputs: Sequence[np.ndarray],
         steady_rows: int,
-        name: Callable[[int], str],
+        numbers: Numbers,
+        where: str,
     ) -> None:
         """Predict some rows of a batch once more, alone and beside others, unless that has been done.
 
@@ -150,13 +151,14 @@ class LoadedModel:
             places: the rows of them that ``outputs`` are of, ascending.
             outputs: what it gave.
             steady_rows: see ``predict``.
-            name: tells what the row in a place is called.
+            numbers: how the rows of ``tensors`` are called, in order.
+            where: what they are of.
 
         Raises:
             ModelError: a prediction depends on more than its row, see ``job.model.independence``.
         """
         names = [output.name for output in self.signature.outputs]
-        batch = Batch(tensors, places, outputs, steady_rows, name)
+        batch = Batch(tensors, places, outputs, steady_rows, numbers, where)
         self.independence.check(self._reference.path, names, batch, self.predict, self.load)
 
     def predict_plain(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -21,12 +22,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from job import errors
-from job.binding.binding import Binding, Places, pieces
+from job.binding.binding import Binding, Places
 from job.binding.predictions import in_order, to_arrow
 from job.errors import ModelError, SchemaError
 from job.model import loading
 from job.scoring import reject_files
-from job.scoring.memory import batch_rows, chunk_rows
+from job.scoring.memory import batches, chunk_rows
 from job.scoring.rejects import MODEL_ERROR, Rejects, RowPolicy, predict_around, sift, sift_predictions
 from job.spec import ChallengerRun, ChallengerWork, Device, ScoringSpec, Split, StoreOptions
 
@@ -153,15 +154,11 @@ class Contest:
             return
         challenger, loaded = self._rival.challenger, self._asked
         # It may be fed wider than the rows are read.
-        most = chunk_rows(challenger.binding.feeds, challenger.batch_rows, 0)
-
-        def size(some: pa.RecordBatch) -> int:
-            chosen = batch_rows(some.slice(0, most), challenger.batch_rows, challenger.binding, loaded)
-            self._batch_rows = max(self._batch_rows, chosen)
-            return min(chosen, most)
-
+        most_rows = chunk_rows(challenger.binding.feeds, challenger.batch_rows, 0)
         try:
-            yield from pieces(rows, challenger.binding, size)
+            for batch in batches(rows, challenger.binding, challenger.batch_rows, loaded, most_rows):
+                self._batch_rows = max(self._batch_rows, batch.whole_rows)
+                yield batch.places, batch.rows
         except SchemaError as e:
             self._lose(e)
             yield range(rows.num_rows), rows
@@ -199,7 +196,9 @@ class Contest:
         most_bad = MOST_MODEL_ERRORS - self._model_errors
         # Not filled up to a size that did not fit the memory before.
         steady_rows = loaded.batch.within(self._batch_rows)
-        outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows), most_bad)
+        outputs, bad = predict_around(
+            tensors, rows, partial(loaded.predict, steady_rows=steady_rows), most_bad
+        )
         self._model_errors += len(bad)
         if len(bad) > most_bad:
             raise ModelError(bad[min(bad)])
@@ -209,7 +208,8 @@ class Contest:
                 np.delete(np.arange(rows), list(bad)),
                 outputs,
                 steady_rows,
-                lambda place: f"row {places[place]} of a batch of {self._split.shard.path}",
+                places,
+                f"a batch of {self._split.shard.path}",
             )
         for position, error in bad.items():
             rejects.add([int(places[position])], MODEL_ERROR, error)

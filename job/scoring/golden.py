@@ -88,7 +88,7 @@ class Golden:
     def _predicted(self, rows: pa.RecordBatch, loaded: LoadedModel) -> list[pa.Array]:
         parts: list[tuple[Places, list[pa.Array]]] = []
         rejects = Rejects(Split("golden", Shard(self.path, 0, ""), (), 0, self.rows), self.policy)
-        for places, piece in pieces(rows, self.binding, lambda _: _BATCH_ROWS):
+        for places, piece in pieces(rows, self.binding, _BATCH_ROWS):
             good, tensors = sift(piece, places, self.binding, rejects)
             if good is not None:
                 bad = ", ".join(f"{count} {reason}" for reason, count in rejects.reasons)

@@ -16,13 +16,14 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from job.binding.binding import Binding, open_axes, to_tensors
+from job.binding.binding import Binding, Places, by_shape, open_axes, to_tensors
 from job.binding.columns import nested_type
 from job.binding.predictions import cell_bytes
 from job.model import loading
@@ -61,7 +62,43 @@ def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> i
     return 1 << (fitting.bit_length() - 1)
 
 
-def batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: loading.LoadedModel) -> int:
+@dataclass(frozen=True)
+class Batch:
+    """Rows that the model is given at once.
+
+    ``places`` are theirs among the rows that were cut into batches. ``whole_rows`` is how many rows a batch
+    has that is not the last one.
+    """
+
+    places: Places
+    rows: pa.RecordBatch
+    whole_rows: int
+
+
+def batches(
+    rows: pa.RecordBatch, binding: Binding, asked: int, loaded: loading.LoadedModel, most_rows: int = 0
+) -> Iterator[Batch]:
+    """Yield rows batch by batch, each of one shape.
+
+    The model is asked anew for each: a batch that did not fit the memory makes the following ones smaller.
+
+    Args:
+        rows: what to cut.
+        binding: how its columns feed the model.
+        asked: how many rows a batch is to have; 0 has it measured.
+        loaded: the model.
+        most_rows: no batch has more; 0 for no limit.
+    """
+    for places, alike in by_shape(rows, binding):
+        start = 0
+        while start < alike.num_rows:
+            whole_rows = _batch_rows(alike.slice(0, most_rows or None), asked, binding, loaded)
+            size = min(whole_rows, most_rows or whole_rows)
+            yield Batch(places[start : start + size], alike.slice(start, size), whole_rows)
+            start += size
+
+
+def _batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: loading.LoadedModel) -> int:
     """Return how many rows of a chunk of one shape to predict at once; ``asked`` 0 has it measured.
 
     That is done on the first of them. Of rows that take up more, fewer are a batch.

@@ -24,6 +24,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -31,7 +32,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from job import storage
-from job.binding.binding import Places, pieces
+from job.binding.binding import Places
 from job.binding.columns import as_type
 from job.binding.predictions import in_order, to_arrow
 from job.commit import staging
@@ -41,7 +42,7 @@ from job.model import loading
 from job.model.signature import Tensor
 from job.scoring import reject_files
 from job.scoring.challenger import Contest, Rival
-from job.scoring.memory import batch_rows, chunk_rows, stretches
+from job.scoring.memory import batches, chunk_rows, stretches
 from job.scoring.reader import SplitReader
 from job.scoring.rejects import MODEL_ERROR, Rejects, predict_around, sift, sift_predictions
 from job.scoring.task import ScoringTask
@@ -271,10 +272,12 @@ class _Scoring:
         for rows in stretches(chunk, self.task.binding, fields):
             first_row = self.split.first_row + self.tally.rows
             waiting: list[tuple[Places, list[pa.Array]]] = []
-            for places, piece in pieces(rows, self.task.binding, self._batch_rows):
+            for batch in batches(rows, self.task.binding, self.task.batch_rows, self.loaded):
                 if self.rejects.too_many:
                     return
-                good, columns = self._piece(piece, _numbers(first_row, places))
+                self.tally.batch_rows = max(self.tally.batch_rows, batch.whole_rows)
+                places = batch.places
+                good, columns = self._batch(batch.rows, _numbers(first_row, places))
                 if not columns:
                     continue
                 if isinstance(places, range):
@@ -284,14 +287,7 @@ class _Scoring:
             if waiting and not self.rejects.too_many:
                 yield in_order(waiting)
 
-    def _batch_rows(self, rows: pa.RecordBatch) -> int:
-        """Return how many of these rows are the next batch, choosing that on the first of them."""
-        # Asked for each batch: one that did not fit the memory makes the following ones smaller.
-        size = batch_rows(rows, self.task.batch_rows, self.task.binding, self.loaded)
-        self.tally.batch_rows = max(self.tally.batch_rows, size)
-        return size
-
-    def _piece(
+    def _batch(
         self, piece: pa.RecordBatch, numbers: Places
     ) -> tuple[NDArray[np.int64] | None, list[pa.Array]]:
         """Return the positions of a batch's rows that were predicted, and their output columns."""
@@ -322,7 +318,9 @@ class _Scoring:
         # Not filled up to a size that did not fit the memory before.
         steady_rows = loaded.batch.within(tally.batch_rows)
         most_bad = rejects.most_model_errors
-        outputs, bad = predict_around(tensors, rows, lambda some: loaded.predict(some, steady_rows), most_bad)
+        outputs, bad = predict_around(
+            tensors, rows, partial(loaded.predict, steady_rows=steady_rows), most_bad
+        )
         for position, error in bad.items():
             row = position if good is None else int(good[position])
             rejects.add([int(numbers[row])], MODEL_ERROR, error)
@@ -354,7 +352,8 @@ class _Scoring:
             np.delete(np.arange(len(numbers)), bad),
             outputs,
             self.loaded.batch.within(self.tally.batch_rows),
-            lambda place: f"row {numbers[place]} of {self.split.shard.path}",
+            numbers,
+            self.split.shard.path,
         )
 
 

@@ -184,7 +184,7 @@ def test_rows_of_one_shape_go_together_and_none_is_lost(rows: list[Any], batch_r
     batch = pa.record_batch({"a": a, "b": b})
     seen: dict[int, tuple[Any, Any]] = {}
     bad: set[int] = set()
-    for places, piece in pieces(batch, BINDING, lambda _: batch_rows):
+    for places, piece in pieces(batch, BINDING, batch_rows):
         assert piece.num_rows <= batch_rows
         (left, right), faults = to_tensors(piece, BINDING)
         bad |= {int(places[int(row)]) for fault in faults for row in fault.rows}

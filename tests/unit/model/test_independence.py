@@ -35,7 +35,7 @@ def checked(function: Model, x: Array, rows: Sequence[int] | None = None) -> Ind
         return [function(fed)]
 
     places = np.arange(len(x)) if rows is None else np.array(rows)
-    batch = Batch([x], places, [function(x[places])], len(x), lambda place: f"row {place}")
+    batch = Batch([x], places, [function(x[places])], len(x), range(len(x)), "it")
     independence = Independence()
     assert independence.is_due(len(places), "load 1")
     independence.check("m.keras", ["y"], batch, predict, "load 1")
@@ -111,7 +111,7 @@ def test_few_rows_that_differ_among_many_equal_ones_are_found() -> None:
     with pytest.raises(ModelError, match="looks at a row's neighbours"):
         checked(NEIGHBOURS["rolled"], x)
     # Equal rows show a model that adds them up.
-    with pytest.raises(ModelError, match=r"row \d+ is given y = \d+ in .* and \d+ "):
+    with pytest.raises(ModelError, match=r"row \d+ of it is given y = \d+ in .* and \d+ "):
         checked(NEIGHBOURS["added up"], np.ones((2000, 4), np.float32))
 
 
@@ -119,9 +119,9 @@ def test_the_message_says_what_was_compared() -> None:
     with pytest.raises(ModelError) as error:
         checked(lambda x: first(x) * 0 + len(x), UNIFORM[:2], None)
     assert str(error.value) == (
-        "m.keras: it looks at a row's neighbours: row 0 is given y = 2 in a batch of 2 rows and 1 alone; a "
-        "prediction must depend on its own row alone: take out what works over the batch axis (axis=0), or "
-        "give it fixed statistics"
+        "m.keras: it looks at a row's neighbours: row 0 of it is given y = 2 in a batch of 2 rows and 1 "
+        "alone; a prediction must depend on its own row alone: take out what works over the batch axis "
+        "(axis=0), or give it fixed statistics"
     )
 
 
@@ -201,7 +201,7 @@ def test_strings_are_compared_by_their_codes() -> None:
 
     codes = np.arange(300, dtype=np.int32) % 7
     cities = CodedStrings(np.array([b"%d" % i for i in range(7)], object), codes)
-    batch = Batch([cities], np.arange(300), [cities.values[codes]], 300, str)
+    batch = Batch([cities], np.arange(300), [cities.values[codes]], 300, range(300), "it")
     Independence().check("m", ["y"], batch, predict, "1")
     assert sorted(seen[0].tolist()) == list(range(7))
 
@@ -219,7 +219,9 @@ def test_it_is_done_once_a_loading_and_again_on_a_larger_batch() -> None:
         x = UNIFORM[:rows]
         if found.is_due(rows, load):
             due.append((load, rows))
-            found.check("m", ["y"], Batch([x], np.arange(rows), [x[:, 0]], 64, str), predict, load)
+            found.check(
+                "m", ["y"], Batch([x], np.arange(rows), [x[:, 0]], 64, range(rows), "it"), predict, load
+            )
     assert due == [("a", 2), ("a", 8), ("a", 3000), ("b", 2)]
     # Where each batch shape is compiled, these two have been.
     assert {*calls} == {64, 2}
@@ -234,11 +236,11 @@ def test_batches_of_equal_rows_are_not_taken_for_an_answer() -> None:
 
     found = Independence()
     same = np.ones((2000, 4), np.float32)
-    equal = Batch([same], np.arange(2000), [same[:, 0]], 0, str)
+    equal = Batch([same], np.arange(2000), [same[:, 0]], 0, range(2000), "it")
     for _ in range(7):
         assert found.is_due(2000, "1")
         found.check("m", ["y"], equal, predict, "1")
-    other = Batch([UNIFORM], np.arange(3000), [np.roll(UNIFORM[:, 0], 1)], 0, str)
+    other = Batch([UNIFORM], np.arange(3000), [np.roll(UNIFORM[:, 0], 1)], 0, range(3000), "it")
     with pytest.raises(ModelError, match="neighbours"):
         found.check("m", ["y"], other, predict, "1")
     # A night of nothing but equal rows is not to pay for each batch.
@@ -256,7 +258,7 @@ def test_whoever_asks_after_a_refusal_is_refused() -> None:
         calls.append(steady_rows)
         return [np.asarray(tensors[0])[:, 0].cumsum()]
 
-    batch = Batch([UNIFORM], np.arange(3000), [UNIFORM[:, 0].cumsum()], 64, str)
+    batch = Batch([UNIFORM], np.arange(3000), [UNIFORM[:, 0].cumsum()], 64, range(3000), "it")
     for _ in range(3):
         asked = len(calls)
         with pytest.raises(ModelError, match="neighbours"):

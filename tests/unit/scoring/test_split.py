@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
+import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import job
 from job.commit import protocol, reconciliation, staging
 from job.errors import DataError, JobError, ModelError, ShardError
 from job.model import loading
@@ -298,3 +303,54 @@ class TestScoreSplits:
             ScoreSplits(planned.task).setup()
         left: JobError | None = staging.failure(run.output, run.run_id)
         assert (type(left), str(left)) == (ModelError, "another model")
+
+
+def calls_between_modules(action: Callable[[], object]) -> list[tuple[str, str]]:
+    """Do something; return which module of the job called which other one, in all threads."""
+    found: list[tuple[str, str]] = []
+    top = f"{Path(job.__file__).parent}/"
+
+    def module_of(frame: FrameType | None) -> str:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(top):
+                return frame.f_code.co_filename.removeprefix(top).removesuffix(".py")
+            frame = frame.f_back
+        return ""
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(top):
+            caller, called = module_of(frame.f_back), module_of(frame)
+            if caller != called:
+                found.append((caller, called))
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return found
+
+
+def test_a_split_goes_through_the_packages_in_one_direction(night: Night, plain: Any) -> None:
+    """Callers are above what they call, as imports are; nothing calls back into the split."""
+    pyproject = tomllib.loads((Path(job.__file__).parents[1] / "pyproject.toml").read_text())
+    layers: list[str] = pyproject["tool"]["importlinter"]["contracts"][0]["layers"]
+    height = {
+        name.strip().removeprefix("job."): -i for i, some in enumerate(layers) for name in some.split("|")
+    }
+    table = features(500)
+    column = pa.array([None if i in (3, 300) else 1.0 for i in range(500)], pa.float32())
+    night.shard("a", table.set_column(2, table.schema.names[2], column), group_rows=50)
+    flags = ("--keys=id", "--batch_size=32", "--max_rejected=0.5")
+    planned = night.planned(saved(plain, night.folder / "m.keras"), *flags)
+    receipts = []
+    calls = calls_between_modules(
+        lambda: receipts.append(score_split(planned.splits[0], planned.task, planned.loaded))
+    )
+    assert (receipts[0].batches, receipts[0].rows_rejected) == (16, 2)
+    assert [caller for caller, called in calls if called == "scoring/split"] == [""]
+    packages = {(caller.partition("/")[0], called.partition("/")[0]) for caller, called in calls if caller}
+    assert {("scoring", "model"), ("scoring", "binding"), ("scoring", "storage")} <= packages
+    assert [pair for pair in packages if height[pair[0]] < height[pair[1]]] == []
