@@ -182,9 +182,9 @@ def test_a_model_that_fails_on_every_row_ends_soon_and_leaves_rejects(
     path = saved(built, night.folder / "m.keras")
     real, calls = LoadedModel.predict, [0]
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         calls[0] += 1
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(LoadedModel, "predict", counted)
     with pytest.raises(DataError, match=message):
