@@ -1,4 +1,4 @@
-"""What is checked before the first prediction: every shard against the model, all mismatches at once."""
+"""Checks before the first prediction: every shard's footer against the model, all faults in one error."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """What preflight found: how columns feed the model, and what its outputs are called.
+    """What the checks found.
 
-    ``refused`` tells of bad shards, by path, what is wrong; ``told`` is the same, grouped, for a person.
-    There are none unless bad shards are to be rejected. ``loaded`` is the model.
+    ``binding`` is how columns feed the model, ``predictions`` are the output's prediction columns.
+    ``refused`` says for each bad shard, by path, what is wrong with it, and ``told`` says the same in one
+    line for a person; both are empty unless bad shards are to be rejected. ``loaded`` is the model.
     """
 
     binding: Binding
@@ -63,14 +64,13 @@ def check(
 ) -> Ready:
     """Load the model and check every footer against it.
 
-    ``here`` says that the rows are scored on this machine. Where they are not, a GPU that it lacks is no
-    matter, and nobody shares its model. ``champion`` is what was found of the first model, where this is its
-    challenger.
+    ``here`` is true if the rows are scored on this machine. If they are not, this machine needs no GPU, and
+    its model is not shared. ``champion`` is given for a challenger: it is what was found of the first model.
 
     Raises:
         ModelError: the model cannot be loaded or built.
-        ShardError: no shard can be read, or some cannot and are not to be rejected.
-        SchemaError: columns and inputs do not fit, in one message for all shards.
+        ShardError: no shard can be read; or some cannot, and ``--on_bad_shard`` is ``fail``.
+        SchemaError: columns and inputs do not fit. One message tells of all shards.
     """
     from job.scoring import golden
 
@@ -111,7 +111,7 @@ def _check_rejectable(
 ) -> None:
     """Raise what is ``wrong`` with shards, unless they are to be rejected.
 
-    The shard that was bound fits the model: what is wrong with it is the flag's fault, and no bad shard's.
+    It is raised in any case for the ``bound`` shard. That one fits the model, so a flag must be wrong.
     """
     if wrong and (spec.on_bad_shard == "fail" or bound in wrong):
         kind = ShardError if all(footers[i].error for i in wrong) else SchemaError
@@ -127,7 +127,7 @@ def acquired(
     here: bool,
     beside: LoadedModel | None,
 ) -> LoadedModel:
-    """Return the model of a spec; ``here`` as for :func:`check`, the rest as for ``model.acquire``."""
+    """Load the model of a spec. ``here`` is as in :func:`check`, the rest as in ``model.loading.acquire``."""
     from job.model import loading
 
     return loading.acquire(
@@ -143,7 +143,10 @@ def acquired(
 def _readable(
     shards: Sequence[Shard], footers: Sequence[Footer]
 ) -> tuple[dict[int, tuple[str, ...]], dict[int, pa.Schema]]:
-    """Return what is wrong with shards without a footer, and the schemas of the others, by their places."""
+    """Return the errors of shards whose footer cannot be read, and the schemas of the others.
+
+    Both are by the shard's position.
+    """
     wrong: dict[int, tuple[str, ...]] = {i: (foot.error,) for i, foot in enumerate(footers) if foot.error}
     if len(wrong) == len(shards):
         raise ShardError(_grouped(wrong, shards))
@@ -160,15 +163,18 @@ def _as_read(
     schemas: Mapping[int, pa.Schema],
     signature: Signature,
 ) -> dict[int, pa.Schema]:
-    """Return the schemas as rows will be read by them: with fields of structs, and the units of keys."""
+    """Return the schemas that rows will have when they are read.
+
+    Fields of structs that are asked for become columns, and keys of INT96 timestamps have their unit.
+    """
     named = (*spec.features, *signature.columns)
     return {i: _with_nested(_as_published(one, footers[i], spec), named) for i, one in schemas.items()}
 
 
 def _as_published(schema: pa.Schema, footer: Footer, spec: ScoringSpec) -> pa.Schema:
-    """Return a schema in which keys of INT96 timestamps have the unit in which they are read and published.
+    """Return a schema in which INT96 keys have the unit in which ``SplitReader`` reads them.
 
-    See ``SplitReader``: microseconds, unless such a column feeds the model, which takes a ``--cast``.
+    That is microseconds, unless such a column feeds the model, which takes a ``--cast``.
     """
     if not footer.int96 or any(name.partition(".")[0] in footer.int96 for name, _ in spec.casts):
         return schema
@@ -179,7 +185,7 @@ def _as_published(schema: pa.Schema, footer: Footer, spec: ScoringSpec) -> pa.Sc
 
 
 def _with_nested(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
-    """Return a schema with the fields of structs that are asked for, as columns of their dotted names."""
+    """Return a schema with these fields of structs as further columns, under their dotted names."""
     found = {name: kind for name in names if (kind := nested_type(schema, name)) is not None}
     for name, kind in found.items():
         schema = schema.append(pa.field(name, kind))
@@ -187,10 +193,10 @@ def _with_nested(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
 
 
 def check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callable[[str], None]) -> None:
-    """Refuse a run of which bad shards alone hold more rows than may be rejected; ``announce`` others.
+    """Announce bad shards, ``told`` in one line, that are to be rejected.
 
     Raises:
-        DataError: they do.
+        DataError: they alone hold more rows than the run may reject.
     """
     refused = [split for split in splits if split.refused]
     rows = sum(split.rows for split in refused)
@@ -206,7 +212,10 @@ def check_refused(run: Run, splits: Sequence[Split], told: str, announce: Callab
 
 @contextmanager
 def shared(spec: ScoringSpec) -> Iterator[str]:
-    """Give the name of this launch's models for all workers of a machine; empty where each has its own."""
+    """Yield the name under which workers of a machine share this launch's models, and free these at the end.
+
+    It is empty if each process has its own.
+    """
     key = uuid.uuid4().hex if spec.model_sharing == "machine" else ""
     try:
         yield key
@@ -219,7 +228,7 @@ def shared(spec: ScoringSpec) -> Iterator[str]:
 
 
 def scoring_text(spec: ScoringSpec, binding: Binding, predictions: Sequence[str]) -> str:
-    """Return what is needed to score a row again, as JSON: the binding itself, not what led to it."""
+    """Return, as JSON, what is needed to score a row again: the binding, and the flags on bad rows."""
     from job.scoring.rejects import RowPolicy
 
     feeds = [
@@ -253,7 +262,7 @@ def _bound(
     unreadable: Mapping[int, Sequence[str]],
     spare_casts: bool,
 ) -> tuple[int, Binding, dict[int, tuple[str, ...]]]:
-    """Bind as :func:`_bind` does; of a model that takes serialized messages an error says so."""
+    """Bind as :func:`_bind` does. If the model takes serialized messages, an error says so."""
     try:
         found = _bind(spec, shards, footers, schemas, signature, unreadable, spare_casts)
         _check_serialized(signature, found[1], schemas[found[0]])
@@ -276,13 +285,14 @@ def _bind(
     unreadable: Mapping[int, Sequence[str]],
     spare_casts: bool,
 ) -> tuple[int, Binding, dict[int, tuple[str, ...]]]:
-    """Bind the first shard, or else the first of the commonest schema that fits, by which others are judged.
+    """Bind one shard, with which all others are compared then.
 
-    Where bad shards are to be rejected the first one has no precedence.
+    It is the first shard; or, if that does not fit, the first one of the commonest schema that fits. If bad
+    shards are to be rejected, the commonest schema comes first.
 
     Returns:
-        The place among the shards of the one that was bound, the binding, and what is wrong with the first
-        one, by its place, where it could not be bound and bad shards fail the run.
+        The position of the bound shard; the binding; and the first shard's error by its position, if it could
+        not be bound and bad shards fail the run.
     """
     candidates = _commonest(schemas)
     if spec.on_bad_shard == "fail":
@@ -311,14 +321,14 @@ def _bind(
 
 
 def _fits_by_nulls(schema: pa.Schema, binding: Binding, keys: Sequence[str]) -> bool:
-    """Say whether a shard fits that could not be bound by itself, as columns of it are nothing but nulls."""
+    """Return whether a shard fits, though it could not be bound by itself: columns hold nothing but nulls."""
     types = {field.name: field.type for field in schema}
     has_nulls = any(name in types and is_null(layout(types[name]).leaf) for name in binding.columns)
     return has_nulls and not mismatches(schema, binding, keys)
 
 
 def _check_serialized(signature: Signature, binding: Binding, schema: pa.Schema) -> None:
-    """Refuse text where a model wants serialized messages: the model would fail on each row."""
+    """Raise ``SchemaError`` for text columns if the model takes serialized messages: every row would fail."""
     for feed in binding.feeds if signature.serialized else ():
         for name in feed.columns:
             if not _is_bytes(schema.field(name).type):
@@ -333,7 +343,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _commonest(schemas: Mapping[int, pa.Schema]) -> list[int]:
-    """Return the place of the first shard of each schema, that of most shards first."""
+    """Return the position of the first shard of each schema, the commonest schema first."""
     distinct: list[tuple[pa.Schema, list[int]]] = []
     for i, schema in schemas.items():
         places = next((places for seen, places in distinct if seen.equals(schema)), None)
@@ -352,9 +362,9 @@ def describe(signature: Signature) -> str:
 def _mismatches(
     schemas: Mapping[int, pa.Schema], bound: pa.Schema, where: str, binding: Binding, spec: ScoringSpec
 ) -> dict[int, tuple[str, ...]]:
-    """Return what is wrong with each shard that does not fit, by its place among the shards.
+    """Return the errors of each shard that does not fit, by its position.
 
-    ``bound`` is the schema of the shard that was bound, ``where`` what that shard is called.
+    ``bound`` is the schema of the bound shard, ``where`` how a message calls that shard.
     """
     from job.scoring.rejects import RowPolicy
 
@@ -379,7 +389,7 @@ def _mismatches(
 
 
 def _grouped(wrong: Mapping[int, Sequence[str]], shards: Sequence[Shard]) -> str:
-    """Return every fault once, with the number of shards that have it and the first of them."""
+    """Return one line with every fault once: how many shards have it, and the first of them."""
     places: dict[str, list[int]] = {}
     for i in sorted(wrong):
         for line in wrong[i]:
@@ -404,9 +414,9 @@ def _key_types(schema: pa.Schema, bound: pa.Schema, where: str, keys: Sequence[s
 
 
 def _one_type(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
-    """Return the type that values of these types are published with, ``None`` where there is none.
+    """Return the one type in which values of all these types can be published, or ``None``.
 
-    All forms of text are text, all forms of bytes are bytes, and nothing but nulls is of any type.
+    All kinds of text become text, all kinds of bytes become bytes, and a column of nulls fits any type.
     """
     distinct = list(dict.fromkeys(kinds))
     if len(distinct) == 1:
@@ -421,9 +431,9 @@ def _one_type(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
 def _key_types_of(
     spec: ScoringSpec, schemas: Mapping[int, pa.Schema], wrong: Collection[int]
 ) -> tuple[tuple[str, pa.DataType], ...]:
-    """Return the types that those keys are published with which have several in the shards.
+    """Return the published types of those keys that have several types in the shards.
 
-    Whoever reads the night as one data set needs one for each. Shards that are ``wrong`` have no say.
+    A night is read as one data set, so each key needs one type. Shards that are ``wrong`` do not count.
     """
     found = []
     for key in spec.keys:
@@ -446,10 +456,10 @@ def _unwritable_keys(schema: pa.Schema, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _cast_types(schema: pa.Schema, bound: pa.Schema, where: str, binding: Binding) -> tuple[str, ...]:
-    """Say which cast columns hold values of another type than in the bound shard, one line a column.
+    """Return one line for each cast column whose type is not that of the bound shard.
 
-    What a cast makes of a value depends on the type: a timestamp in seconds and the same one in
-    microseconds become different numbers. Dictionary encoding and the kind of list do not matter.
+    The result of a cast depends on the type: the same time in seconds and in microseconds gives two numbers.
+    Dictionary encoding and the kind of list do not matter.
     """
     names = frozenset(schema.names)
     return tuple(
@@ -466,9 +476,9 @@ def _leaves_differ(one: pa.DataType, other: pa.DataType) -> bool:
 
 
 def _unasked(spec: ScoringSpec, shard: Shard, footer: Footer) -> tuple[str, ...]:
-    """Return the columns that must not feed the model merely because they can: nobody named them.
+    """Return the columns that feed the model only if a flag or the model names them.
 
-    They are Hive folders, the index of a data frame, and what ``--ignore`` names.
+    These are Hive folders, the index of a data frame, and the columns of ``--ignore``.
     """
     named = (*spec.features, *spec.keys)
     folders = (name for name, _ in shard.partition if name not in footer.schema.names)
@@ -485,10 +495,10 @@ def _check_ignored_are_columns(spec: ScoringSpec, schemas: Mapping[int, pa.Schem
 
 
 def _check_ignored(spec: ScoringSpec, binding: Binding, champion: Ready | None) -> None:
-    """Refuse ``--ignore`` of a column that every model of the run takes by its name.
+    """Raise ``UsageError`` if ``--ignore`` names a column that every model of the run takes by name.
 
-    A model that takes a column by its name gets it, so that the flag can serve the other one of a champion
-    and its challenger. ``binding`` is of the model that was bound last.
+    A model that takes a column by name gets it: of a champion and a challenger, the flag may be meant for the
+    other. ``binding`` is that of the model that was bound last.
     """
     if spec.challenger is not None:
         # Whether it ignores the column is not known yet.
@@ -509,13 +519,13 @@ def _check_order(
     binding: Binding,
     wrong: Mapping[int, Sequence[str]],
 ) -> None:
-    """Refuse a binding by position where a shard contradicts it, be bad shards rejected or not.
+    """Check that all shards have the columns that feed the model by position in one order.
 
-    The shard that was bound knows no better than another which column is which. ``wrong`` are shards that do
-    not fit anyway; they are told as well.
+    Nothing tells which shard has the right order. So this fails the run even if bad shards are rejected.
+    ``wrong`` are shards that do not fit for other reasons; the message has them too.
 
     Raises:
-        SchemaError: one does.
+        SchemaError: a shard has another order.
     """
     known: list[tuple[pa.Schema, tuple[str, ...], str]] = []
     found: dict[int, tuple[str, ...]] = {}
@@ -542,12 +552,12 @@ def _fed(binding: Binding) -> str:
 
 
 def check_same(spec: ScoringSpec, binding: Binding, before: Mapping[str, Any] | None, where: str) -> None:
-    """Refuse a binding by position that is not that of the last published night.
+    """Compare a binding by position with that of the last published night.
 
     Args:
         spec: what is to be scored.
         binding: how its columns feed the model.
-        before: the manifest of that night, or what it tells of its challenger; ``None`` where there is none.
+        before: that night's manifest, or the part on its challenger; ``None`` if there is none.
         where: the folder of that night.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One split's rows as record batches: only the columns that are needed, a chunk at a time, one ahead."""
+"""Reading a split: record batches of the columns that are needed, one chunk ahead."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ _UNREADABLE = {
 class SplitReader:
     """Reads one split. ``read_s`` is seconds spent reading and decoding so far.
 
-    When it is closed, the shard must still be what it was when it was opened: one that is written again
-    meanwhile, in its place, gives rows of both, or looks damaged.
+    When it is closed, the shard must still be the file that was opened. A file that is overwritten meanwhile
+    gives rows of both versions, or looks damaged.
 
     Raises:
-        ShardChangedError: it is not; instead of what such rows led to.
+        ShardChangedError: the shard was overwritten. It replaces any error that came of that.
     """
 
     def __init__(self, split: Split) -> None:
@@ -71,7 +71,7 @@ class SplitReader:
         return self
 
     def type_of(self, name: str, features: Sequence[str]) -> pa.DataType | None:
-        """Return the type that a key has when these features are read too; ``None`` of no column."""
+        """Return the type of a key if these features are read too; ``None`` if there is no such column."""
         kind = self._in_file.field(name).type if name in self._types else None
         if name not in self._int96 or self._unit([name], features) == "ns":
             return kind
@@ -79,9 +79,9 @@ class SplitReader:
 
     @functools.cached_property
     def whole_schema(self) -> pa.Schema:
-        """Return the schema of :meth:`everything`: of columns of one name the later ones are numbered.
+        """Return the schema of :meth:`everything`, in which each column has a name of its own.
 
-        Two columns ``n`` are ``n`` and ``n.2``, and so can be told apart by whoever reads them again.
+        Two columns that are both called ``n`` become ``n`` and ``n.2``, so that others can read the file.
         """
         schema, unit = self.schema, self._whole_unit[0]
         if unit != "ns":
@@ -100,7 +100,7 @@ class SplitReader:
 
     @functools.cached_property
     def _whole_unit(self) -> tuple[Unit, frozenset[str]]:
-        """Return the unit of INT96 that holds all of the split's values, and the columns that it does not."""
+        """Return the unit for INT96 that holds all values of the split, and columns that no unit holds."""
         faults = list(self._int96_faults(self.schema.names))
         if any(fault.is_far for fault in faults):
             return "us", frozenset(fault.column for fault in faults if not fault.is_far or fault.is_lost)
@@ -108,7 +108,7 @@ class SplitReader:
 
     @property
     def inexact(self) -> frozenset[str]:
-        """Return the columns that :meth:`everything` cannot give as they are: INT96 of no one unit."""
+        """Return the INT96 columns that :meth:`everything` cannot give exactly: no unit holds all values."""
         return self._whole_unit[1]
 
     def __exit__(
@@ -137,8 +137,8 @@ class SplitReader:
     ) -> Generator[pa.RecordBatch]:
         """Yield the split's rows in order, ``chunk_rows`` at a time, reading one chunk ahead in a thread.
 
-        A feature that is a Hive folder's name is a column of one value. A key that is one is left out: the
-        output lies below the same folder.
+        A feature that is a Hive folder becomes a column of one value. A key that is a Hive folder is left
+        out, since the output lies below the same folder.
 
         Raises:
             ShardError: the shard is damaged.
@@ -162,7 +162,7 @@ class SplitReader:
                 yield chunk
 
     def everything(self) -> Iterator[pa.RecordBatch]:
-        """Yield the split's rows again, in order, with every column of the file: :attr:`whole_schema`."""
+        """Yield the split's rows again, in order, with all columns of the file, by :attr:`whole_schema`."""
         names, unit = self.schema.names, self._whole_unit[0]
         for batch in self._read((), (), names, memory.chunk_rows((), 0, self.row_bytes((), names)), unit):
             # Arrow finds columns by their leaves, and a struct without fields has none.
@@ -171,7 +171,7 @@ class SplitReader:
             yield pa.RecordBatch.from_arrays(columns, names=self.whole_schema.names)
 
     def row_bytes(self, features: Sequence[str], keys: Sequence[str]) -> int:
-        """Return about how many bytes a row of these columns takes up once it is read; 0 of no rows."""
+        """Return about how many bytes a row of these columns takes in memory; 0 if there are no rows."""
         return self._sample(features, keys).row_bytes()
 
     def _open(self) -> pq.ParquetFile:
@@ -205,9 +205,9 @@ class SplitReader:
         fetched_bytes: int = 0,
         unit: Unit = "ns",
     ) -> pq.ParquetFile:
-        """Open the shard; with ``fetched_bytes``, what is read of it at once, it is in a bucket.
+        """Open the shard. ``unit`` is for INT96 timestamps.
 
-        ``unit`` is that of INT96 timestamps.
+        ``fetched_bytes`` are those of one read; they are given only for a file in a bucket.
         """
         shard = self._split.shard
         # Without coalescing a whole row group's compressed columns are not held at once: 840 MB for a row
@@ -226,15 +226,15 @@ class SplitReader:
         )
 
     def _unit(self, keys: Iterable[str], features: Iterable[str]) -> Unit:
-        """Return the unit in which INT96 is read: micros reach all years, a model is fed nanoseconds."""
+        """Return the unit in which INT96 is read: microseconds if there are only keys of it."""
         fed = {name.partition(".")[0] if name not in self._types else name for name in features}
         return "us" if self._int96.intersection(keys) and self._int96.isdisjoint(fed) else "ns"
 
     def _check_int96(self, keys: Sequence[str], features: Sequence[str]) -> None:
-        """Refuse timestamps that would come out as others: beyond the unit's years, or with finer digits.
+        """Check that the unit holds all INT96 timestamps: their years and their digits.
 
         Raises:
-            ShardError: there is one.
+            ShardError: one would be read as another time.
         """
         if not self._int96:
             return
@@ -255,9 +255,9 @@ class SplitReader:
                 )
 
     def _int96_faults(self, names: Iterable[str]) -> Iterator[_Unlike]:
-        """Yield of each INT96 column and batch the first values that one of the two units cannot hold.
+        """Yield the first values of each INT96 column and batch that one of the two units cannot hold.
 
-        What neither holds is known by the seconds, which reach all days of INT96.
+        A value that neither holds is recognised when it is read in seconds, which reach all days of INT96.
 
         Raises:
             ShardError: they cannot be read.
@@ -278,7 +278,7 @@ class SplitReader:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Tell what Arrow cannot read as the shard's fault, and what the disk or the store does as theirs."""
+        """Raise Arrow's errors as ``ShardError``, and those of the disk or the store as ``StorageError``."""
         split = self._split
         try:
             yield
@@ -394,9 +394,10 @@ class SplitReader:
         yield from fetched(pieces, bytes_of, begin)
 
     def _read_at_once(self, wanted: Sequence[str]) -> list[list[int]]:
-        """Return the split's row groups: one by one, where a dictionary lies within a list or a struct.
+        """Return runs of row groups that are read at once.
 
-        Arrow has no way of reading those across the border of two row groups.
+        Each is one row group if a dictionary lies within a list or a struct: Arrow cannot read that across
+        row groups.
         """
         groups = list(self._split.row_groups)
         kinds = [self._types[n] if n in self._types else nested_type(self.schema, n) for n in wanted]
@@ -410,9 +411,10 @@ def _without_views(schema: pa.Schema) -> pa.Schema:
 
 @dataclass(frozen=True)
 class _Unlike:
-    """An INT96 timestamp that one unit cannot hold: it ``is_far`` beyond nanos, or too fine for micros.
+    """An INT96 timestamp that one unit cannot hold.
 
-    One that ``is_lost`` is far beyond micros as well.
+    If it ``is_far``, it is beyond the years of nanoseconds; else it is too fine for microseconds. If it
+    ``is_lost``, it is beyond the years of microseconds too.
     """
 
     column: str
@@ -423,7 +425,10 @@ class _Unlike:
 
 
 def _unlike(name: str, group: int, fine: pa.Array, coarse: pa.Array, whole: pa.Array) -> Iterator[_Unlike]:
-    """Yield the first value of a column that each unit cannot hold, read in nanos, micros and seconds."""
+    """Yield a column's first value that nanoseconds cannot hold, and the first for microseconds.
+
+    ``fine``, ``coarse`` and ``whole`` are the column in nanoseconds, microseconds and seconds.
+    """
     for arrays in zip(*map(_timestamps, (fine, coarse, whole)), strict=True):
         in_ns, in_us, _ = arrays
         ns, us, s = (np.asarray(one.cast(pa.int64()).fill_null(0)) for one in arrays)
@@ -438,7 +443,7 @@ def _unlike(name: str, group: int, fine: pa.Array, coarse: pa.Array, whole: pa.A
 
 
 def _timestamps(values: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
-    """Yield the flat timestamps of an array, whatever they are nested in."""
+    """Yield the timestamps of an array as flat arrays, out of lists and structs."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     kind = values.type
@@ -455,7 +460,7 @@ def _timestamps(values: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
 
 
 def _group_bytes(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
-    """Return the bytes of row groups, all columns and as encoded: more than what is fetched of them."""
+    """Return the encoded bytes of each row group, all columns together; what is fetched may be less."""
     return sum(metadata.row_group(group).total_byte_size for group in groups)
 
 
@@ -477,9 +482,9 @@ def _holds_dictionary(kind: pa.DataType) -> bool:
 
 
 def _whole(batches: Iterator[pa.RecordBatch], chunk_rows: int) -> Iterator[pa.RecordBatch]:
-    """Put together what Arrow cuts where a row group ends, as it does with dictionary-encoded columns.
+    """Join batches into chunks of ``chunk_rows``; Arrow ends batches of dictionary columns with a row group.
 
-    Only the last chunk has fewer than ``chunk_rows``, unless more would not fit into twice ``CHUNK_BYTES``.
+    A chunk has fewer rows if it is the last, or if it would take more than twice ``CHUNK_BYTES``.
     """
     held: list[pa.RecordBatch] = []
     rows = size_bytes = 0
@@ -523,10 +528,10 @@ Begun = tuple[pq.ParquetFile, Iterator[pa.RecordBatch]]
 def group_runs(
     groups: Sequence[int], bytes_of: Callable[[list[int]], int], *, side_by_side: bool, first_alone: bool
 ) -> list[list[int]]:
-    """Return row groups in runs that are small enough to be fetched at once.
+    """Return row groups in runs, each small enough to be fetched at once.
 
-    ``side_by_side`` says that nothing lies between what is wanted of two row groups: otherwise a run of
-    several would save no request, and Arrow would ask for one after the other.
+    ``side_by_side`` is true if the wanted bytes of neighbouring row groups touch. If they do not, each run
+    has one row group: several would save no request, and Arrow would send these one after the other.
     """
     found: list[list[int]] = []
     held_bytes = 0
@@ -545,7 +550,7 @@ def fetched(
     bytes_of: Callable[[list[int]], int],
     begin: Callable[[list[int]], Begun],
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of all pieces in order; ``begin`` opens one in a thread."""
+    """Yield the batches of all pieces in order. ``begin`` opens a piece; it is called in threads, ahead."""
 
     def first_read(piece: list[int]) -> Begun:
         file, batches = begin(piece)

@@ -1,4 +1,4 @@
-"""What a worker must know beyond the split."""
+"""The task: what every worker of a run gets, beside the splits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,28 @@ from job.spec import Device, OnBadShard, Run
 
 @dataclass(frozen=True, eq=False)
 class ScoringTask:
-    """What a worker must know beyond the split: one per run, the same for all workers.
+    """What every worker of a run gets, beside the splits.
 
-    ``batch_rows`` 0 means auto. ``threads`` is TensorFlow's threads within one operation; where that is 0, a
-    worker divides its cores by ``processes``, see ``engines.Fit``.
-    ``weights_digest`` is of the weights that a builder made on the launcher, empty for an artifact's.
-    ``machine`` is not empty where all workers of a machine share one model, see ``model.acquire``.
-    ``stop_mark`` is the file that tells workers to stop, empty where the engine stops them by itself.
-    ``golden`` are rows that each loaded model must predict rightly before it scores. ``challenger`` is the
-    second model, where there is one. ``key_types`` are of those keys that have
-    several in the shards.
+    Attributes:
+        run: the run.
+        binding: how columns feed the model.
+        keys: columns that are carried to the output unchanged.
+        predictions: the names and types of the prediction columns.
+        policy: what becomes of bad rows.
+        batch_rows: rows of a predict step; 0 means that they are measured.
+        row_group_rows: rows of an output file's row group, at most.
+        compression: of the output files.
+        device: where the model runs.
+        threads: TensorFlow's threads within one operation. If it is 0, a worker divides its cores by
+            ``processes``, see ``engines.engine.Fit``.
+        weights_digest: a SHA-256 of the weights that a builder made on the launcher; empty for other models.
+        on_bad_shard: what becomes of a shard that cannot be read.
+        processes: worker processes of one machine, see ``engines.engine.Fit``.
+        machine: not empty if all workers of a machine share one model, see ``model.loading.acquire``.
+        stop_mark: a file that tells workers to stop; empty if the engine stops them.
+        golden: rows that each loaded model must predict rightly before it scores.
+        challenger: the second model, if there is one.
+        key_types: the published types of those keys that have several types in the shards.
     """
 
     run: Run
@@ -49,7 +61,7 @@ class ScoringTask:
 
     @property
     def files(self) -> FileOptions:
-        """Return how output files are written."""
+        """The options of output files, with metadata that names the run and its models."""
         run = self.run
         metadata = {
             "scoring_job.run_id": run.run_id,
