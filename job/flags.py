@@ -7,7 +7,7 @@ A flag is declared once, as the annotation of a field in a dataclass::
 The field gives the name, the type and the default, the :class:`Flag` the rest. Everything that knows flags
 reads them from there, by :func:`declared`: the command line and its help, the TOML file, its JSON Schema, the
 Flex Template, the table in the docs, and the options in a run's id. ``job.spec.ScoringSpec`` declares what
-shapes a night, ``job.cli.parser`` what else a command may be told.
+shapes a night, ``job.cli`` what else a command may be told.
 """
 
 from __future__ import annotations
