@@ -1,11 +1,11 @@
-"""The challenger: a second model that is given the rows which the champion has scored, in the same pass.
+"""The challenger: a second model that scores the champion's rows in the same pass.
 
-It has columns of its own in the same files, called after the champion's, and nothing that it does is the
-champion's business: a row that it cannot take, or fails on, has null in its columns and is counted. It
-rejects none, and no batch of the champion is cut otherwise because of it. Only its memory and time are felt.
+Its predictions stand in columns of their own in the same files, named after the champion's. It changes
+nothing for the champion: it rejects no row and cuts no batch differently. A row that it cannot take, or on
+which it fails, is null in its columns, and is counted. All that it costs is memory and time.
 
-Memory: its weights once per process, and of one batch at a time its inputs, layer outputs and predictions. It
-has a batch size of its own, at most the champion's.
+Memory: its weights, once for each process; and the inputs, layer outputs and predictions of one batch at a
+time. It has a batch size of its own, which is at most the champion's.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ _NO_LIMIT: Final = 1 << 62
 
 @dataclass(frozen=True)
 class Challenger:
-    """What a worker must know of the second model; ``predictions`` are its columns as they are published.
+    """What every worker of a run gets of the challenger. ``predictions`` are its columns in the output.
 
-    ``batch_rows`` 0 means auto; ``weights_digest`` is of weights that a builder made on the launcher.
+    ``batch_rows`` 0 means that they are measured. ``weights_digest`` is a SHA-256 of the weights that a
+    builder made on the launcher, empty for other models.
     """
 
     told: ChallengerRun
@@ -53,7 +54,10 @@ class Challenger:
     batch_rows: int
 
     def counts(self, work: ChallengerWork | None) -> bool:
-        """Say whether an earlier process's work was this challenger's: an unseeded builder makes another."""
+        """Return whether a receipt's work was done by a model with these weights.
+
+        A builder without a seed makes other weights each time.
+        """
         return work is None or not work.load or work.weights_digest == self.weights_digest
 
     def acquire(
@@ -65,7 +69,7 @@ class Challenger:
         machine: str,
         stores: StoreOptions,
     ) -> Rival:
-        """Take this process's copy, see ``model.acquire``; where there is none to be had, that is told of."""
+        """Load the challenger, see ``model.loading.acquire``; if that fails, the result tells why."""
         path = self.told.model.path
         try:
             loaded = loading.acquire(
@@ -89,13 +93,13 @@ class Challenger:
 
 
 def policy_of(spec: ScoringSpec) -> RowPolicy:
-    """Return what is done with rows that the challenger cannot take: none of them fails the run."""
+    """Return the policy for rows that the challenger cannot take: the spec's, but none fails the run."""
     return RowPolicy.of(spec, 0).never_failing(_NO_LIMIT)
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A challenger in this process; one that is not ``loaded`` predicts nothing, ``error`` says why."""
+    """A challenger in this process. If it is not ``loaded``, it predicts nothing, and ``error`` says why."""
 
     challenger: Challenger
     loaded: loading.LoadedModel | None
@@ -104,7 +108,7 @@ class Rival:
 
 
 class Contest:
-    """The challenger's part of one split; nothing at all where there is none."""
+    """The challenger's part of one split. Without a challenger it does nothing and has no columns."""
 
     def __init__(self, rival: Rival | None, split: Split) -> None:
         self._rival, self._split = rival, split
@@ -119,11 +123,14 @@ class Contest:
         self._work_s = 0.0
 
     def without_reading(self, error: BaseException) -> Rival | None:
-        """Return the same challenger for another try at a split, which reads nothing for its sake."""
+        """Return a challenger that predicts nothing, for a second try that reads no column for it."""
         return self._rival and Rival(self._rival.challenger, None, reject_files.BAD_SHARD, str(error))
 
     def predict(self, piece: pa.RecordBatch, good: pa.Array | None) -> list[pa.Array]:
-        """Return its columns for rows of a batch; ``good`` are their positions, ``None`` for all of them."""
+        """Return the challenger's columns for rows of a batch.
+
+        ``good`` are the rows' positions, ``None`` for all.
+        """
         if self._rival is None:
             return []
         begin = time.perf_counter()
@@ -133,7 +140,7 @@ class Contest:
         return columns
 
     def work(self) -> ChallengerWork | None:
-        """Return what it has done, for the receipt."""
+        """Return what the challenger did, for the receipt."""
         if self._rival is None:
             return None
         loaded = self._rival.loaded
@@ -148,7 +155,7 @@ class Contest:
         )
 
     def _batches(self, rows: pa.RecordBatch) -> Iterator[tuple[Places, pa.RecordBatch]]:
-        """Yield rows a batch of its own at a time, and where they are."""
+        """Cut rows into batches for the challenger; yield each batch with its rows' places."""
         if self._rival is None or self._asked is None:
             yield range(rows.num_rows), rows
             return
@@ -164,7 +171,7 @@ class Contest:
             yield range(rows.num_rows), rows
 
     def _batch(self, piece: pa.RecordBatch) -> list[pa.Array]:
-        """Return its columns for a batch: of every row, whatever happens."""
+        """Return the challenger's columns for all rows of a batch; null if the batch fails."""
         reason = self._reason
         if self._rival is not None and self._asked is not None:
             try:
@@ -176,7 +183,7 @@ class Contest:
         return [spread(pa.array([], field.type), nowhere) for field in self.fields]
 
     def _lose(self, error: Exception) -> str:
-        """Return why a batch has no predictions; it is not asked again in this split."""
+        """Note an error, ask the model no more in this split, and return the reason for the batch's nulls."""
         # No single row is to blame, so the next batch would fare no better.
         is_absent = isinstance(error, SchemaError)
         reason = reject_files.BAD_SHARD if is_absent else MODEL_ERROR
@@ -219,7 +226,7 @@ class Contest:
     def _in_place(
         self, outputs: list[np.ndarray], places: NDArray[np.int64] | None, rows: int, rejects: Rejects
     ) -> list[pa.Array]:
-        """Return columns of so many rows: outputs in their places, null elsewhere; count the latter."""
+        """Return columns of ``rows`` rows: outputs in their places, nulls elsewhere. Count the nulls."""
         places = np.arange(rows) if places is None else places
         empty = [pa.array([], field.type) for field in self.fields]
         columns = to_arrow(outputs, self.fields, len(places)) if outputs else empty
@@ -233,9 +240,10 @@ class Contest:
 
 
 def spread(column: pa.Array, places: NDArray[np.int64]) -> pa.Array:
-    """Return a column without nulls with its values elsewhere: each from its place, or null where that is -1.
+    """Return a column that has at each row the value at ``places[row]`` of ``column``, or null for -1.
 
-    A null vector of fixed size is a vector of nulls: Arrow cannot read a file of null ones back.
+    ``column`` has no nulls. A missing fixed-size list becomes a list of nulls, because Arrow cannot read a
+    null one back from a file.
     """
     if not pa.types.is_fixed_size_list(column.type):
         return column.take(pa.array(places, mask=places < 0))
@@ -245,7 +253,7 @@ def spread(column: pa.Array, places: NDArray[np.int64]) -> pa.Array:
 
 
 def failed_rows(column: pa.Array) -> NDArray[np.bool_]:
-    """Return which rows have null as :func:`spread` gives it, ``(rows,) bool``."""
+    """Return which rows are null as :func:`spread` makes them: ``(rows,) bool``."""
     rows = len(column)
     while pa.types.is_fixed_size_list(column.type):
         column = column.flatten()

@@ -1,8 +1,8 @@
-"""Golden rows: rows whose predictions are known, predicted after every loading of the model.
+"""Golden rows: rows with known predictions, which are predicted after each loading of the model.
 
-A processor that computes wrong, a driver, a library of another version or a model that was exchanged show
-before the first row is scored: on the launcher, then in each worker process. The launcher reads the rows, and
-they travel with the task, so that no worker needs the file.
+They show before the first row is scored if a processor computes wrong, if a driver or a library has another
+version, or if the model was exchanged. They are checked on the launcher, and then in each worker process. The
+launcher reads the file; the rows travel with the task.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ _checked: set[tuple[str, str, Tolerance]] = set()
 
 @dataclass(frozen=True)
 class Golden:
-    """Rows whose predictions are known: ``content`` is a table of both as an Arrow stream.
+    """Golden rows and how they are scored.
 
-    ``digest`` is its SHA-256, ``path`` the file that it comes from; the rest says how the rows are scored.
+    ``content`` is an Arrow stream of a table of rows and predictions, ``digest`` its SHA-256, ``path`` the
+    file that it was read from.
     """
 
     path: str
@@ -58,10 +59,10 @@ class Golden:
     policy: RowPolicy
 
     def check(self, loaded: LoadedModel) -> None:
-        """Predict the rows, once for each loading of a model in this process.
+        """Predict the rows and compare, unless that was done for this loading of the model.
 
         Raises:
-            GoldenError: a prediction is not the expected one.
+            GoldenError: a prediction is not the known one.
         """
         with _lock:
             done = (loaded.load, self.digest, self.tolerance)
@@ -101,11 +102,11 @@ class Golden:
 def checked(
     spec: ScoringSpec, binding: Binding, predictions: tuple[pa.Field, ...], loaded: LoadedModel
 ) -> Golden | None:
-    """Return the golden rows that a spec names, of which the model is right; ``None`` where it names none.
+    """Read the golden rows of a spec and check the model by them; return ``None`` if the spec names none.
 
     Raises:
-        UsageError: there are none, or too many, or they do not fit the model.
-        GoldenError: the model is not right.
+        UsageError: the file has no rows, or too many, or they do not fit the model.
+        GoldenError: a prediction is not the known one.
     """
     if spec.golden is None:
         return None
@@ -115,10 +116,10 @@ def checked(
 
 
 def read(path: str, spec: ScoringSpec, binding: Binding, predictions: tuple[pa.Field, ...]) -> Golden:
-    """Read golden rows, to be scored as a spec has it.
+    """Read golden rows from a file, with the spec's flags on how rows are scored.
 
     Raises:
-        UsageError: there are none, or too many, or they do not fit the model.
+        UsageError: the file has no rows, or too many, or they do not fit the model.
     """
     table = _table(path)
     faults = [*_misnamed(table, binding, predictions), *mismatches(table.schema, binding)]

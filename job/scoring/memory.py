@@ -1,12 +1,12 @@
-"""How many rows fit: the bytes that rows take up in memory, before and after they are read.
+"""Chunks and batches that fit the memory: how many rows are read, and predicted, at once.
 
-A chunk is sized before the first one is read: from the columns' types where these have a width; else from a
-sample of the split's first rows, and from how the bytes a row of the other row groups compare with those of
-the first. Text that repeats at first and grows later
-within its row group is underestimated; a chunk may then exceed ``CHUNK_BYTES``.
+The size of a chunk is chosen before the first one is read. It follows from the columns' types if these have a
+fixed width. Else it follows from a sample of the split's first rows, scaled by the bytes per row of the other
+row groups. Text that repeats at first and grows later in its row group is underestimated; a chunk may then
+exceed ``CHUNK_BYTES``.
 
-The metadata of column chunks would tell some of this without reading. It is not looked at: of a damaged
-footer, pyarrow 25 ends the whole process there (an exception of C++ that it does not expect); reading raises.
+The metadata of column chunks would tell some of this without reading. It is not used, because pyarrow 25 ends
+the whole process there if a footer is damaged (by an unexpected C++ exception), while reading raises.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _MOST_SAMPLE_BYTES = 64 << 20
 def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> int:
     """Return how many rows to read at once: whole batches, and no more than ``CHUNK_BYTES``.
 
-    ``batch_rows`` 0 means that the batch size is not known yet. ``read_row_bytes`` is what a row takes up as
-    it is read, keys included; what it takes up as the model is fed is known from ``feeds``.
+    ``batch_rows`` 0 means that the batch size is not known yet. ``read_row_bytes`` are the bytes of a row as
+    it is read, with its keys. The bytes of a row as the model takes it follow from ``feeds``.
     """
     row_bytes = 1
     for feed in feeds:
@@ -64,10 +64,10 @@ def chunk_rows(feeds: Sequence[Feed], batch_rows: int, read_row_bytes: int) -> i
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that the model is given at once.
+    """Rows that the model predicts in one step.
 
-    ``places`` are theirs among the rows that were cut into batches. ``whole_rows`` is how many rows a batch
-    has that is not the last one.
+    ``places`` are their positions among the rows that were cut into batches. ``whole_rows`` is the batch
+    size, which the last batch of a shape may not reach.
     """
 
     places: Places
@@ -78,16 +78,16 @@ class Batch:
 def batches(
     rows: pa.RecordBatch, binding: Binding, asked: int, loaded: loading.LoadedModel, most_rows: int = 0
 ) -> Iterator[Batch]:
-    """Yield rows batch by batch, each of one shape.
+    """Cut rows into batches in which all rows have one shape.
 
-    The model is asked anew for each: a batch that did not fit the memory makes the following ones smaller.
+    The model's batch size is looked up for each batch: if one did not fit the memory, the next are smaller.
 
     Args:
         rows: what to cut.
-        binding: how its columns feed the model.
-        asked: how many rows a batch is to have; 0 has it measured.
+        binding: how the columns feed the model.
+        asked: rows of a batch; 0 means that they are measured.
         loaded: the model.
-        most_rows: no batch has more; 0 for no limit.
+        most_rows: the largest batch; 0 for no limit.
     """
     for places, alike in by_shape(rows, binding):
         start = 0
@@ -99,9 +99,9 @@ def batches(
 
 
 def _batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: loading.LoadedModel) -> int:
-    """Return how many rows of a chunk of one shape to predict at once; ``asked`` 0 has it measured.
+    """Return how many rows of a chunk of one shape to predict at once.
 
-    That is done on the first of them. Of rows that take up more, fewer are a batch.
+    ``asked`` 0 measures that on the first rows. Larger rows make smaller batches.
     """
     cells = 1
     if any(None in feed.input.shape for feed in binding.feeds):
@@ -122,10 +122,10 @@ def _batch_rows(chunk: pa.RecordBatch, asked: int, binding: Binding, loaded: loa
 def stretches(
     chunk: pa.RecordBatch, binding: Binding, fields: Sequence[pa.Field]
 ) -> Iterator[pa.RecordBatch]:
-    """Yield a chunk in parts of which all predictions fit the memory before any is written.
+    """Cut a chunk into parts whose predictions fit the memory together.
 
-    Rows of several shapes are predicted shape by shape, and wait for those between them. Where no axis is
-    open, no row waits, and the chunk is one part.
+    Rows of several shapes are predicted shape by shape, and written in order, so predictions wait for the
+    rows between them. If the model has no open axis, no row waits, and the chunk is one part.
     """
     axes = open_axes(chunk, binding)
     if axes is None:
@@ -138,7 +138,7 @@ def stretches(
 
 
 class Sample:
-    """What the first rows of a split tell of all of them; ``names`` are the columns to read."""
+    """A sample of a split's first rows, from which all rows are estimated. ``names`` are the columns."""
 
     def __init__(self, file: pq.ParquetFile, split: Split, names: Sequence[str]) -> None:
         self._file, self._split = file, split
@@ -151,7 +151,7 @@ class Sample:
         self._types = {name: kind for name, kind in found.items() if kind is not None}
 
     def row_bytes(self) -> int:
-        """Return about how many bytes a row takes up once it is read; 0 of no rows."""
+        """Return about how many bytes a row takes in memory; 0 if there are no rows."""
         rows, size_bytes = (sum(sizes) for sizes in zip(*self._sizes, strict=True)) if self._sizes else (0, 0)
         if not rows:
             return 0
@@ -168,10 +168,10 @@ class Sample:
         return int(data_bytes(batch) / batch.num_rows * max(1.0, growth))
 
     def repeating(self, names: Sequence[str]) -> list[str]:
-        """Return those of the columns that are text of which less than half is distinct.
+        """Return the columns of text in which less than half of the values are distinct.
 
-        They are better read as codes and dictionary: reading and binding 2,000,000 values of 200 took 13 ms
-        so, and 93 ms as plain text. Of distinct values it would take 530 ms instead of 220.
+        They are read as codes and a dictionary. For 2,000,000 values of which 200 are distinct, reading and
+        binding took 13 ms so, and 93 ms as plain text. If all are distinct, it takes 530 ms instead of 220.
         """
         text = [name for name in names if name in self._types and pa.types.is_string(self._types[name])]
         if not text or (batch := self._batch) is None:
@@ -200,13 +200,13 @@ class Sample:
 
 
 def _groups(file: pq.ParquetFile, split: Split) -> list[pq.RowGroupMetaData]:
-    """Return the split's row groups, or some of them, evenly spread, where they are many."""
+    """Return the split's row groups; if they are many, some of them, evenly spread."""
     groups = split.row_groups
     return [file.metadata.row_group(i) for i in groups[:: max(1, len(groups) // _SAMPLE_GROUPS)]]
 
 
 def _width(kind: pa.DataType) -> float | None:
-    """Return the bytes of one value of a type, ``None`` where they depend on the value."""
+    """Return the bytes of one value of a type, or ``None`` if they depend on the value."""
     if isinstance(kind, pa.BaseExtensionType):
         return _width(kind.storage_type)
     if pa.types.is_fixed_size_list(kind):
@@ -226,7 +226,7 @@ def _cell_bytes(dtype: str) -> int:
 
 
 def data_bytes(batch: pa.RecordBatch) -> int:
-    """Return the bytes of a batch's rows, leaving dictionaries out: every slice refers to a whole one."""
+    """Return the bytes of a batch's rows without dictionaries, because each slice refers to a whole one."""
     return int(batch.nbytes - sum(d.nbytes for column in batch.columns for d in _dictionaries(column)))
 
 

@@ -1,19 +1,21 @@
-"""One split: read ▶ bind ▶ predict ▶ write, in one place, as record batches.
+"""Scoring one split: read ▶ bind ▶ predict ▶ write, as record batches, in one process.
 
-While a batch is predicted the next chunk is read and the last row group is written, each in a thread of its
-own; Arrow and TensorFlow release the interpreter lock, so the steps overlap. A split of one chunk goes
-through in a straight line, since starting threads would cost more than it saves.
+While a batch is predicted, one thread reads the next chunk and another writes the last row group. Arrow and
+TensorFlow release the interpreter lock, so these steps overlap. A split of one chunk is scored without
+threads, since starting them would cost more than they save.
 
-Memory of one scoring thread, whatever the number of rows, shards or row groups: three chunks (being read,
-waiting, being scored) of at most ``CHUNK_BYTES`` or one batch; ``COLUMN_BUFFER_BYTES`` for each column that
-is read; the model's activations for one batch; and two output row groups (filling, being written) of at
-most ``ROW_GROUP_BYTES``. For ten float32 columns: 3 × 2.6 MB + 10 × 128 kB + 2 × 1 MB, and 8 MB of
-activations for 16,384 rows of 128. Times the threads; plus the weights, once. A challenger adds its weights
-and its own activations, see ``job.scoring.challenger``. Where files are in buckets two splits are read at a
-time,
-see ``job.scoring.overlap``: of each there are up to five runs of row groups on top, as they are compressed,
-see
-``fetching.FETCHED_BYTES``; and of an output file up to two ``uploads.PART_BYTES``.
+The memory of one scoring thread does not depend on the number of rows, shards or row groups. It is
+
+* three chunks (being read, waiting, being scored), each of at most ``CHUNK_BYTES`` or one batch;
+* ``COLUMN_BUFFER_BYTES`` for each column that is read;
+* the model's activations for one batch;
+* two output row groups (being filled, being written), each of at most ``ROW_GROUP_BYTES``.
+
+For ten float32 columns that is 3 × 2.6 MB + 10 × 128 kB + 2 × 1 MB, and 8 MB of activations for 16,384 rows
+of 128. All threads of a process share the weights. A challenger adds its weights and its activations, see
+``job.scoring.challenger``. For files in buckets, two splits are read at a time, see ``job.scoring.overlap``.
+Each adds up to five compressed runs of row groups, see ``reader.FETCHED_BYTES``, and its output up to two
+parts of an upload, see ``storage.objects.PART_BYTES``.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ Turn = AbstractContextManager[None]
 
 @dataclass
 class _Tally:
-    """What has been done so far, in one thread."""
+    """Counts of what has been done in a split so far."""
 
     rows: int = 0
     batches: int = 0
@@ -73,10 +75,10 @@ def score_split(
     turn: Turn | None = None,
     rival: Rival | None = None,
 ) -> Receipt:
-    """Score one split into a new attempt and return its receipt, which is not yet written.
+    """Score one split into a new attempt, and return its receipt. The receipt is not yet written.
 
-    A split that is refused, or cannot be read, is rejected as a whole where the task says so. ``turn`` is
-    held from when the first rows have been read until the last are predicted. ``rival`` is the challenger.
+    A split whose shard does not fit or cannot be read is rejected as a whole if the task says so. ``turn`` is
+    held from when the first rows are read until the last are predicted. ``rival`` is the challenger.
 
     Raises:
         ShardError: the shard is not what the plan says, or is damaged.
@@ -101,7 +103,7 @@ def score_split(
 
 
 def _refuse(split: Split, task: ScoringTask, loaded: loading.LoadedModel, error: str) -> Receipt:
-    """Reject every row of a split because of its shard."""
+    """Reject all rows of a split because of its shard, and return the receipt."""
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
     written = reject_files.write_split(attempt, split, error, task.files)
     if split.rows > task.policy.most_rows:
@@ -175,7 +177,7 @@ def _score(
 
 
 def _key_fields(reader: SplitReader, task: ScoringTask, columns: Sequence[str]) -> list[pa.Field]:
-    """Return the keys that a shard has, of the types that they are published with."""
+    """Return the fields of those keys that are columns of the shard, with their published types."""
     asked = dict(task.key_types)
     present = {field.name: field for field in reader.schema}
     kept = [present[name] for name in task.keys if name in present]
@@ -184,7 +186,7 @@ def _key_fields(reader: SplitReader, task: ScoringTask, columns: Sequence[str]) 
 
 
 def _published(columns: Sequence[pa.Array], keys: Sequence[pa.Field]) -> list[pa.Array]:
-    """Return an output's columns, of which the first are keys, with the keys in their published types."""
+    """Return an output's columns with the keys, which come first, cast to their published types."""
     cast = [as_type(column, field.type) for column, field in zip(columns, keys, strict=False)]
     return [*cast, *columns[len(keys) :]]
 
@@ -210,7 +212,7 @@ def _writer(
 
 
 def _in_turn(chunks: Generator[pa.RecordBatch], turn: Turn) -> Generator[pa.RecordBatch]:
-    """Yield chunks; the first is read before ``turn`` is held, which ends with the last."""
+    """Yield chunks within ``turn``, which begins when the first is read and ends with the last."""
     with closing(chunks):
         chunk = next(chunks, None)
         with turn:
@@ -222,7 +224,7 @@ def _in_turn(chunks: Generator[pa.RecordBatch], turn: Turn) -> Generator[pa.Reco
 def _circumstances(
     split: Split, task: ScoringTask, loaded: loading.LoadedModel, tally: _Tally
 ) -> dict[str, Any]:
-    """Return the receipt's fields that tell how and where the split was scored."""
+    """Return the receipt's fields on how and where the split was scored."""
     return {
         "split": split,
         "run_id": task.run.run_id,
@@ -256,7 +258,7 @@ def _give_up(
 
 @dataclass(frozen=True)
 class _Scoring:
-    """One split's rows on their way through the model; ``keys`` are the shard's, as published."""
+    """The steps from a chunk to output columns. ``keys`` are the shard's keys as they are published."""
 
     split: Split
     task: ScoringTask
@@ -267,7 +269,7 @@ class _Scoring:
     keys: Sequence[pa.Field]
 
     def columns(self, chunk: pa.RecordBatch) -> Iterator[list[pa.Array]]:
-        """Yield the output's columns of a chunk's rows, in their order; none once too many are rejected."""
+        """Yield the output columns of a chunk's rows, in order; none once too many rows are rejected."""
         fields = (*self.task.predictions, *self.contest.fields)
         for rows in stretches(chunk, self.task.binding, fields):
             first_row = self.split.first_row + self.tally.rows
@@ -290,7 +292,7 @@ class _Scoring:
     def _batch(
         self, piece: pa.RecordBatch, numbers: Places
     ) -> tuple[NDArray[np.int64] | None, list[pa.Array]]:
-        """Return the positions of a batch's rows that were predicted, and their output columns."""
+        """Return the positions in a batch of the rows that were predicted, and their output columns."""
         good, scored = self._predict(piece, numbers)
         if not scored:
             return good, []
@@ -302,11 +304,11 @@ class _Scoring:
     def _predict(
         self, piece: pa.RecordBatch, numbers: Places
     ) -> tuple[NDArray[np.int64] | None, list[pa.Array]]:
-        """Predict one batch; ``numbers`` are its rows' in the shard.
+        """Predict one batch; ``numbers`` are its rows' numbers in the shard.
 
         Returns:
-            The positions of the rows that were predicted, ``None`` for all of them, and their prediction
-            columns; no columns where no row is left, or more rows are bad than the run may reject.
+            The positions of the rows that were predicted, ``None`` for all; and their prediction columns,
+            none if no row is left or too many are rejected.
         """
         tally, rejects, loaded = self.tally, self.rejects, self.loaded
         begin = time.perf_counter()
@@ -346,7 +348,7 @@ class _Scoring:
     def _check_independence(
         self, tensors: Sequence[Tensor], bad: Sequence[int], outputs: list[np.ndarray], numbers: Places
     ) -> None:
-        """Refuse the model if a prediction depends on more than its row; ``numbers`` are of all rows fed."""
+        """Raise ``ModelError`` if a prediction depends on other rows; ``numbers`` are of all rows fed."""
         self.loaded.check_independence(
             tensors,
             np.delete(np.arange(len(numbers)), bad),
@@ -358,7 +360,7 @@ class _Scoring:
 
 
 def _numbers(first_row: int, places: Places) -> Places:
-    """Return the numbers in the shard of rows of which the first one there is ``first_row``."""
+    """Return the numbers in the shard of rows at these places, counted from ``first_row``."""
     if isinstance(places, range):
         return range(first_row + places.start, first_row + places.stop)
     return places + first_row
