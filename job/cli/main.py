@@ -24,7 +24,7 @@ _VERSION: Final = "--version"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; nothing is raised.
+    """Run one command and return its exit code; no error leaves it.
 
     ``argv`` is without the program's name and defaults to the process's arguments.
     """
@@ -43,12 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code, error = _ended(args)
             json_line.tell(ended, error, code, time.time())
             return code
-    except KeyboardInterrupt as error:  # once more, while the first one is told of
+    except KeyboardInterrupt as error:  # a second Ctrl-C, while the first is reported
         return json_line.code_of(error)
 
 
 def _ended(args: Sequence[str]) -> tuple[int, BaseException | None]:
-    """Run one command, and say why it failed; return its exit code and that reason."""
+    """Run one command and print its error if it fails; return its exit code and the error."""
     debug = "--debug" in _ours(args)
     try:
         return _run(args, debug=debug), None
@@ -64,7 +64,7 @@ def _ended(args: Sequence[str]) -> tuple[int, BaseException | None]:
 
 
 def _ours(args: Sequence[str]) -> Sequence[str]:
-    """Return what stands before a bare ``--``; the rest is the engine's."""
+    """Return the arguments before a bare ``--``; those behind it are the engine's."""
     return args[: args.index("--")] if "--" in args else args
 
 
@@ -102,8 +102,8 @@ def _overview() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of the job and of what it stands on; those that are not installed are left out."""
+    """Return the versions of the job and of the packages below it, without those that are not installed."""
     from job import __version__
 
-    # A checkout need not be installed.
+    # The job's own comes from its source, because a checkout need not be installed.
     return {"scoring-job": __version__} | dict(environment.versions())
