@@ -105,5 +105,5 @@ def _versions() -> dict[str, str]:
     """Return the versions of the job and of the packages below it, without those that are not installed."""
     from job import __version__
 
-    # The job's own comes from its source, because a checkout need not be installed.
+    # A checkout need not be installed; its version is in its source.
     return {"scoring-job": __version__} | dict(environment.versions())
