@@ -179,8 +179,10 @@ def _check_apart(output: str, listed: Sequence[storage.FileInfo], real: Mapping[
     inside, around = f"{_real(output)}/", _FoldersAround(output)
     for info in listed:
         # A file that was named by itself or by a glob stands for no folder.
-        is_in = real[info.path].startswith(inside) or info.path.startswith(f"{output}/")
-        if is_in or around.any_of(info) or around.is_within_output(storage.parent(real[info.path])):
+        path = real[info.path]
+        is_in = path.startswith(inside) or info.path.startswith(f"{output}/")
+        below = around.any_of(info, is_linked=path != info.path)
+        if is_in or below or around.is_within_output(storage.parent(path)):
             raise UsageError(
                 f"--output={output}: it and the input {info.root or info.path} lie within each other, "
                 f"so predictions would be read as features; choose a folder beside the input"
@@ -205,12 +207,12 @@ class _FoldersAround:
         self._around: dict[str, bool] = {}
         self._within: dict[str, bool] = {}
 
-    def any_of(self, info: storage.FileInfo) -> bool:
-        """Say whether the search for a file went through one of them."""
+    def any_of(self, info: storage.FileInfo, *, is_linked: bool) -> bool:
+        """Say whether the search for a file went through one of them; a link may be on the way to it."""
         if not info.root:
             return False
         folder = storage.parent(info.path)
-        while not self._is_around(folder):
+        while not self._is_around(folder, is_linked=is_linked):
             if len(folder) <= len(info.root):
                 return False
             folder = storage.parent(folder)
@@ -227,9 +229,9 @@ class _FoldersAround:
             )
         return self._within[folder]
 
-    def _is_around(self, folder: str) -> bool:
+    def _is_around(self, folder: str, *, is_linked: bool) -> bool:
         if folder not in self._around:
-            both = {folder, _real(folder)}
+            both = {folder, _real(folder)} if is_linked else {folder}
             by_path = any(inside.startswith(f"{one.rstrip('/')}/") for one in both for inside in self._inside)
             is_local = not storage.is_remote(folder)
             self._around[folder] = by_path or (is_local and self._is_known(folder, self._paths))
