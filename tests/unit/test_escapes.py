@@ -119,6 +119,7 @@ def commands(night: Night) -> Iterator[list[str]]:
     yield [f"un{STEERING}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", [False, True])
 def test_no_command_sends_it(
     spoilt: Night, terminal: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -86,6 +86,7 @@ def test_a_bad_row_is_named(saved: tuple[str, Any]) -> None:
         list(handler.run_inference([batch], handler.load_model()))
 
 
+@pytest.mark.slow
 def test_paths_may_be_urls_of_files(saved: tuple[str, Any], tmp_path: Path) -> None:
     path, model = saved
     model.export(tmp_path / "exported", verbose=False)

@@ -79,6 +79,7 @@ def test_the_graph_does_not_grow_with_the_shards(night: Night) -> None:
     assert abs(len(graph(grown).SerializeToString()) - one) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["multi_threading", "in_memory"])
 def test_what_crosses_a_shuffle_does_not_depend_on_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
@@ -114,6 +115,7 @@ def test_all_splits_come_through_two_threads_and_one_load(night: Night) -> None:
     assert night.scored().column("id").to_pylist() == list(range(2000))
 
 
+@pytest.mark.slow
 def test_the_result_is_one_report_that_others_can_go_on_with(night: Night) -> None:
     planned = two_shards(night, 100)
 

@@ -100,6 +100,7 @@ def test_a_mistyped_flag_does_not_show_its_value(night: Night, capfd: pytest.Cap
     assert "did you mean --s3_secret_access_key?" in err
 
 
+@pytest.mark.slow
 def test_a_whole_run_leaves_no_secret_anywhere(night: Night) -> None:
     night.shard("a", features(50))
     model = saved(dense(), night.folder / "m.keras")

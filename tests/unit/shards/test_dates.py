@@ -182,6 +182,7 @@ def test_a_night_without_input_is_told_by_its_exit_code(
     assert not (night.folder / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forks")
 def test_input_that_comes_late_is_waited_for_with_its_marker(night: Night) -> None:
     _, flags = dated(night)

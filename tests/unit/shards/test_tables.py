@@ -69,6 +69,7 @@ def shards(*values: str) -> list[str]:
     return [shard.path for shard in inputs.list_shards(ScoringSpec(values, "m.keras", "/nowhere/out"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", LOGS)
 def test_a_table_is_refused_from_wherever_one_comes_into_it(put: Put, log: str) -> None:
     top = table(put, log)

@@ -92,6 +92,7 @@ def test_engine_drops_whole_tracebacks_and_nothing_else() -> None:
     assert (done.returncode, done.stderr) == (0, "kept\n\nafter\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("debug", "silent"), [(False, True), (True, False)])
 def test_a_failing_element_is_raised_and_printed_only_with_debug(debug: bool, silent: bool) -> None:
     done = python(BEAM, debug=debug)
@@ -99,6 +100,7 @@ def test_a_failing_element_is_raised_and_printed_only_with_debug(debug: bool, si
     assert (done.stderr == "") is silent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("debug", "silent"), [(False, True), (True, False)])
 def test_tensorflow_starts_without_a_word(debug: bool, silent: bool) -> None:
     use = "tf.config.list_physical_devices()\ntf.constant(1) + 1"

@@ -18,6 +18,7 @@ from tests.support.servers.scripted import Answer, answering
 from tests.unit.report.test_json_line import PATH, the_line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [(signal.SIGTERM, 143, "terminated by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
