@@ -394,7 +394,7 @@ class ScoringSpec:
     kms_key: Annotated[
         str, Flag(Group.RUNNING, "encrypt what is written to a bucket with this key", forms.Form("KEY"))
     ] = ""
-    # Whoever starts a template does not wait for its job in the template.
+    # A launched template does not wait for its job.
     wait: Annotated[
         bool,
         Flag(

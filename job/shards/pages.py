@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from job.errors import ShardError
 
-# A row's values of one column may take up so many bytes, however few bytes they are in the file …
+# A row's values of one column may take up this many bytes of memory, however few bytes they are in the file …
 MOST_ROW_BYTES: Final = 32 << 20
-# … and a page's so many times its own, without being looked at more closely.
+# … and a page's values this many times the page's own bytes, before the page is looked at more closely.
 MOST_EXPANSION: Final = 1000
 # Writers end a page at about 1 MiB. What claims to be so large is no page of any.
 _MOST_PAGE_BYTES: Final = 256 << 20

@@ -98,7 +98,7 @@ def _kind(folder: str) -> str:
             if mark != _ICEBERG or _is_iceberg(storage.names(storage.join(folder, mark))):
                 return _MARKS[mark]
     except DeniedError:
-        # Whoever may see no more than the input's own folder has been given that, and not a table's.
+        # Without permission to see more than the input's own folder, that folder was granted, and no table.
         return ""
     return ""
 

@@ -99,7 +99,7 @@ def tree(path: str) -> list[FileInfo]:
     found = []
     for folder, _, names in os.walk(local(path)):
         for name in names:
-            # One that goes away meanwhile is not there.
+            # A file may vanish since its name was read.
             if (info := describe(os.path.join(folder, name))) is not None:
                 found.append(dataclasses.replace(info, root=path))
     return sorted(found, key=lambda info: info.path)
@@ -201,7 +201,7 @@ def _opened(path: str) -> Iterator[tuple[str, int | None, bool]]:
 def _open(name: str, flags: int, folder: int | None) -> int | None:
     with _told(name, "cannot be read"):
         try:
-            # Whoever puts a pipe in a file's place does not stop this process.
+            # Opening must not block if somebody puts a pipe in the file's place.
             return os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=folder)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -360,7 +360,7 @@ class LocalSink:
         return self._path
 
     def abandon(self) -> None:
-        """Close the file, and leave it to whoever removes the folder."""
+        """Close the file; it is removed with its folder."""
         # What could not be written is lost with the attempt; the error that led here says more.
         with contextlib.suppress(OSError):
             self._file.close()
