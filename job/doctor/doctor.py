@@ -19,7 +19,7 @@ from job.doctor import engine, workers
 from job.doctor import paths as doctor_paths
 from job.doctor.timeouts import Call, anything_overdue
 from job.engines import choice
-from job.engines.checks import Check, of_error
+from job.engines.engine import Check
 from job.errors import EngineError, ModelError, StorageError, UsageError
 from job.launch import submission
 from job.shards import inputs
@@ -77,7 +77,7 @@ def examine(
         night = _Night(spec)
     except StorageError as e:
         # From the client of a store. Without it no path can be checked.
-        yield of_error("credentials", e)
+        yield Check.of_error("credentials", e)
         return
     answers = doctor_paths.AnswerFolder(night.spec)
     try:
@@ -106,7 +106,7 @@ class _Night:
         try:
             spec = inputs.absolute(spec)
         except ModelError as e:
-            wrong_model = of_error("model", e)
+            wrong_model = Check.of_error("model", e)
             spec = inputs.absolute(replace(spec, model=_NO_MODEL, challenger=None))
         self.spec, self._wrong_model = spec, wrong_model
         paths = (*(one.removeprefix("@") for one in spec.inputs), spec.model, spec.weights or "", spec.output)
@@ -146,7 +146,7 @@ def _unseen(name: str, options: PipelineOptions | None, paths: Sequence[str]) ->
         if options is not None:
             choice.engine(options).check_visible(paths)
     except UsageError as e:
-        return of_error(name, e)
+        return Check.of_error(name, e)
     return None
 
 
@@ -165,7 +165,7 @@ def _engine(beam_args: Sequence[str]) -> tuple[PipelineOptions | None, list[Chec
         with library_output.imports():
             options = choice.beam_options(beam_args)
     except EngineError as e:
-        return None, [of_error("runner", e)]
+        return None, [Check.of_error("runner", e)]
     calls = [Call(name, act, limit_s=_ENGINE_S) for name, act in engine.calls(options).items()]
     found = [engine.runner(options)]
     for call in calls:

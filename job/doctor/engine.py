@@ -16,8 +16,7 @@ from packaging.requirements import Requirement
 
 from job import environment
 from job.engines import choice, embedded
-from job.engines.checks import Check
-from job.engines.engine import cores
+from job.engines.engine import Check, cores
 from job.engines.flink import checks
 from job.errors import EngineError
 

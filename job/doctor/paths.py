@@ -16,7 +16,7 @@ from job import storage
 from job.binding.binding import closest
 from job.binding.columns import nested_type
 from job.commit import output, staging
-from job.engines.checks import Check
+from job.engines.engine import Check
 from job.errors import SchemaError, StorageError
 from job.launch import preparation
 from job.model import artifact, builder

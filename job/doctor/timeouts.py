@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from job.engines.checks import Check, of_error
+from job.engines.engine import Check
 from job.errors import JobError, one_line
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Call(Generic[T]):
         if self.came:
             return self.value  # type: ignore[return-value]
         if isinstance(self._error, JobError):
-            return of_error(self.name, self._error)
+            return Check.of_error(self.name, self._error)
         return Check(self.name, False, one_line(self._error or RuntimeError()), "see more with --debug")
 
     def check(self, told: Callable[[T], Check]) -> Check:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from job import environment, storage
 from job.doctor import answer as doctor_answer
-from job.engines.checks import Check
+from job.engines.engine import Check
 from job.errors import StorageError
 from job.spec import ScoringSpec
 

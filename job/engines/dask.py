@@ -12,8 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from job.engines.checks import Check
-from job.engines.engine import Engine, Fit, cores
+from job.engines.engine import Check, Engine, Fit, cores
 from job.errors import EngineError, one_line
 from job.terminal import library_output
 

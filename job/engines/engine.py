@@ -1,4 +1,4 @@
-"""An engine: one of Beam's runners with the options of a command.
+"""An engine: one of Beam's runners with the options of a command, and what ``job doctor`` finds out about it.
 
 :class:`Engine` does what suits any runner. A runner that needs something else has a subclass in its own
 module, listed in ``choice.ENGINES``. Nothing outside this package asks which engine it has.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from job.commit.handover import Job
-from job.engines.checks import Check
 from job.errors import EngineError, JobError, UsageError, one_line
 from job.spec import Run, ScoringSpec
 from job.terminal import library_output
@@ -28,6 +27,26 @@ _STATE_S: Final = 10.0
 
 # A common small GPU, and the memory that a process with CUDA's libraries needs.
 _GPU_HINTS: Final = {"accelerator": "type:nvidia-tesla-t4;count:1;install-nvidia-driver", "min_ram": "12GB"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of ``job doctor``: what was checked, whether it is well, and what was found.
+
+    ``ok`` is ``None`` if it could not be checked; ``told`` then says why. ``fix`` says what to do, and is
+    empty if all is well.
+    """
+
+    name: str
+    ok: bool | None
+    told: str
+    fix: str = ""
+
+    @classmethod
+    def of_error(cls, name: str, error: JobError) -> Check:
+        """Return an error as a failed check; the last part of its message is the fix."""
+        told, _, fix = str(error).rpartition("; ")
+        return cls(name, False, told, fix) if told else cls(name, False, fix, "correct it")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from job.engines.checks import Check
-from job.engines.engine import OneProcess
+from job.engines.engine import Check, OneProcess
 from job.errors import EngineError
 
 if TYPE_CHECKING:

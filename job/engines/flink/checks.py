@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from job.engines.checks import Check, of_error
+from job.engines.engine import Check
 from job.engines.flink.rest import Cluster, Overview
 from job.errors import EngineError
 
@@ -134,7 +134,7 @@ def workers(options: PipelineOptions, cluster: Cluster) -> Check:
         try:
             address = pool_address(config)
         except EngineError as e:
-            return of_error(name, e)
+            return Check.of_error(name, e)
         return _pool(address or portable.lookup_environment_option("external_service_address", ""), hosts)
     image = config or options.view_as(WorkerOptions).sdk_container_image
     if kind == "DOCKER" and not (image or options.view_as(SetupOptions).setup_file):

@@ -13,8 +13,7 @@ from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from job.engines.checks import Check, of_error
-from job.engines.engine import Fit, JobServer, cores
+from job.engines.engine import Check, Fit, JobServer, cores
 from job.engines.flink import checks as flink_checks
 from job.engines.flink import job_server
 from job.engines.flink.rest import Cluster, TaskManager
@@ -216,7 +215,7 @@ def checks(options: PipelineOptions) -> list[Check]:
             found += flink_checks.of_cluster(options, cluster)
             minor = cluster.overview().minor
         except EngineError as e:
-            found.append(of_error("Flink", e))
+            found.append(Check.of_error("Flink", e))
     found.append(job_server.version(options, minor) if started else flink_checks.endpoint(options))
     found.append(flink_checks.staging(options))
     return found

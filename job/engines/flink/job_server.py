@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from job.engines.checks import Check
+from job.engines.engine import Check
 from job.errors import one_line
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from deploy.flink.cluster import Cluster, free_port
 from deploy.flink.distribution import VERSION, fetched
 from job.engines import choice
-from job.engines.checks import Check
+from job.engines.engine import Check
 
 MINOR = VERSION.rpartition(".")[0]
 

@@ -19,7 +19,7 @@ from job.doctor import answer as doctor_answer
 from job.doctor import doctor, engine, timeouts, workers
 from job.doctor import engine as doctor_engine
 from job.doctor.timeouts import Call
-from job.engines.checks import Check
+from job.engines.engine import Check
 from job.errors import EngineError
 from tests.support.nights import Night, dense, features, saved
 from tests.support.servers import stores

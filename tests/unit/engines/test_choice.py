@@ -15,8 +15,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from job.doctor import engine as doctor_engine
 from job.engines import choice, embedded, engine
-from job.engines.checks import Check
-from job.engines.engine import Engine, Fit, cores
+from job.engines.engine import Check, Engine, Fit, cores
 from job.errors import EngineError
 from tests.support.nights import Night, dense, features, run_cli, saved
 
