@@ -16,9 +16,9 @@ import pytest
 
 from job.cli import options
 from job.doctor import answer as doctor_answer
-from job.doctor import doctor, engine, timeouts, workers
+from job.doctor import doctor, engine, workers
 from job.doctor import engine as doctor_engine
-from job.doctor.timeouts import Call
+from job.doctor.doctor import Call
 from job.engines.engine import Check
 from job.errors import EngineError
 from tests.support.nights import Night, dense, features, saved
@@ -174,9 +174,9 @@ def test_a_look_that_does_not_come_back_is_told_in_time() -> None:
     assert isinstance(found, Check)
     assert (found.ok, found.name) == (False, "a server")
     assert "no answer within" in found.told
-    assert timeouts.anything_overdue()
+    assert doctor.anything_overdue()
     end.set()
-    until(lambda: not timeouts.anything_overdue())
+    until(lambda: not doctor.anything_overdue())
 
 
 def test_who_listens_on_a_port_is_seen() -> None:
@@ -283,8 +283,8 @@ def test_pythons_last_number_may_differ() -> None:
 
 @pytest.mark.slow
 def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:
-    sooner = "doctor._PLACES_S = doctor._MODEL_S = timeouts._AFTER_ANOTHER_S = 2.0"
-    imports = "import sys; from job.cli.main import main; from job.doctor import doctor, timeouts"
+    sooner = "doctor._PLACES_S = doctor._MODEL_S = doctor._AFTER_ANOTHER_S = 2.0"
+    imports = "import sys; from job.cli.main import main; from job.doctor import doctor"
     program = f"{imports}; {sooner}; sys.exit(main(sys.argv[1:]))"
     with hung() as port:
         env = stores.environment(f"http://127.0.0.1:{port}", None)
