@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.model.signature import CodedStrings, Feed, RowFault, Tensor
-from job.scoring.policy import KEEP, NO_ROWS, Policy
+from job.scoring.policy import FAIL, KEEP, NO_ROWS, REJECT, Policy
 
 
 class OnNonfinite(Policy):
@@ -17,6 +17,7 @@ class OnNonfinite(Policy):
 
     flag: ClassVar[str] = "on_nonfinite"
     reason: ClassVar[str] = "nonfinite"
+    choices: ClassVar[tuple[str, ...]] = (REJECT, KEEP, FAIL)
 
     def feature_faults(self, tensors: Sequence[Tensor], feeds: Sequence[Feed], /) -> tuple[RowFault, ...]:
         """Return the rows that have a feature which is not finite, by column; none if they are kept."""
@@ -28,6 +29,7 @@ class OnNonfinitePrediction(Policy):
 
     flag: ClassVar[str] = "on_nonfinite_prediction"
     reason: ClassVar[str] = "nonfinite_prediction"
+    choices: ClassVar[tuple[str, ...]] = (REJECT, KEEP, FAIL)
 
     def prediction_faults(self, outputs: Sequence[NDArray[Any]], /) -> tuple[NDArray[np.int64], int]:
         """Return the rows that have a prediction which is not finite; if they are kept, only their number."""

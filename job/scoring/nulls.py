@@ -20,6 +20,7 @@ class OnNull(Policy):
 
     flag: ClassVar[str] = "on_null"
     reason: ClassVar[str] = "null"
+    choices: ClassVar[tuple[str, ...]] = (REJECT, FAIL, "nan", "fill=VALUE")
 
     def misfits(self, schema: pa.Schema, binding: Binding, /) -> tuple[str, ...]:
         """Return one line for each column that cannot hold the value of ``fill=VALUE``."""

@@ -32,12 +32,22 @@ class Policy:
         flag: the flag's name without dashes, which is a field of ``ScoringSpec``, and the key in a manifest's
             ``scoring``.
         reason: the name of the fault in files of rejected rows and in reports.
+        choices: the values that are obeyed, as the flag's declaration lists them; ``=VALUE`` stands for any.
     """
 
     flag: ClassVar[str]
     reason: ClassVar[str]
+    choices: ClassVar[tuple[str, ...]] = (REJECT, FAIL)
 
     choice: str = REJECT
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for a value that would not be obeyed."""
+        known = (choice.removesuffix("VALUE") for choice in self.choices)
+        if not any(
+            self.choice == one or (one.endswith("=") and self.choice.startswith(one)) for one in known
+        ):
+            raise ValueError(f"--{self.flag}={self.choice}: only {', '.join(self.choices)} are obeyed")
 
     @classmethod
     def asked(cls, spec: ScoringSpec) -> str:

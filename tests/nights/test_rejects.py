@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from job.binding.binding import Binding
 from job.cli import options
 from job.errors import DataError
+from job.flags import declared
+from job.forms import Choice
 from job.model.loading import LoadedModel
 from job.model.signature import Feed, RowFault, Tensor
 from job.scoring import rejects
@@ -242,9 +244,13 @@ def test_a_policy_is_one_class_and_one_entry(night: Night, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("policy", rejects.POLICIES)
-def test_flags_take_what_policies_know(policy: type[Policy]) -> None:
-    """What a flag may be is declared with the flags; a policy that does not know a value rejects."""
+def test_flags_are_declared_with_the_values_that_policies_obey(policy: type[Policy]) -> None:
+    (flag,) = (one for one in declared(ScoringSpec) if one.name == policy.flag)
+    assert isinstance(flag.form, Choice)
+    other = (flag.form.other,) if flag.form.other else ()
+    assert (*flag.form.words, *other) == policy.choices
     for choice in ("reject", "fail"):
         spec, _ = options.parse(["--input=a", "--model=m.keras", "--output=o", f"--{policy.flag}={choice}"])
-        assert policy.asked(spec) == choice
         assert bool(rejects.RowPolicy.of(spec, 0).failing_flag(policy.reason)) == (choice == "fail")
+    with pytest.raises(ValueError, match=f"--{policy.flag}=other: only"):
+        policy("other")
