@@ -163,8 +163,9 @@ def test_what_is_wrong_is_told_where_it_is_built(given: dict[str, Any], told: st
     ],
 )
 def test_engines_that_cannot_do_it_are_refused(runner: str, told: str) -> None:
-    cloud = ["--project=project", "--region=europe-west1", "--temp_location=gs://scratch/temp"]
-    pipeline = beam.Pipeline(type(runner, (PipelineRunner,), {})(), options=PipelineOptions(cloud))
+    pipeline = beam.Pipeline("FnApiRunner")
+    # Only now: a real one would look for its cluster, or for its bucket.
+    pipeline.runner = type(runner, (PipelineRunner,), {})()
     with pytest.raises(UsageError, match=told):
         pipeline | ScoreParquet(input="in", model="m.keras", output="out")
 
