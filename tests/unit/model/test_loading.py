@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from job.errors import ModelError
-from job.model import artifact, keras_step, loading
+from job.model import artifact, loading
 from job.model.loading import LoadedModel
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
 from job.spec import ModelReference, Reads
@@ -54,15 +54,13 @@ class FakeStep:
         return f"digest of {len(self.builds)} builds"
 
 
-def loaded_with(step: FakeStep, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
-    monkeypatch.setattr(artifact, "opened", lambda reference: None)
-    monkeypatch.setattr(keras_step, "load", lambda reference, held: step)
-    return LoadedModel(ModelReference("m", None, False, "0" * 64))
+def loaded_with(step: FakeStep) -> LoadedModel:
+    return LoadedModel(ModelReference("m", None, False, "0" * 64), lambda: step)
 
 
-def test_a_model_is_built_once_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_built_once_however_often_it_is_asked() -> None:
     step = FakeStep()
-    loaded = loaded_with(step, monkeypatch)
+    loaded = loaded_with(step)
     assert (step.builds, loaded.signature.inputs, loaded.weights_digest) == ([], (), "")
     threads = [threading.Thread(target=loaded.build, args=([X],)) for _ in range(4)]
     for thread in threads:
@@ -79,11 +77,11 @@ def test_a_model_is_built_once_however_often_it_is_asked(monkeypatch: pytest.Mon
     ("recompiles", "steady_rows", "fed_rows"), [(False, 8, 3), (True, 8, 8), (True, 0, 3), (True, 2, 3)]
 )
 def test_ragged_batches_are_filled_only_where_a_new_shape_is_compiled(
-    monkeypatch: pytest.MonkeyPatch, recompiles: bool, steady_rows: int, fed_rows: int
+    recompiles: bool, steady_rows: int, fed_rows: int
 ) -> None:
     step = FakeStep(recompiles=recompiles)
     x = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
-    (y,) = loaded_with(step, monkeypatch).predict([x, x[:, :1]], steady_rows)
+    (y,) = loaded_with(step).predict([x, x[:, :1]], steady_rows)
     np.testing.assert_array_equal(y, [3, 7, 11])
     for fed, given in zip(step.seen[0], (x, x[:, :1]), strict=True):
         assert isinstance(fed, np.ndarray)
@@ -92,19 +90,19 @@ def test_ragged_batches_are_filled_only_where_a_new_shape_is_compiled(
         np.testing.assert_array_equal(fed[3:], np.repeat(given[-1:], fed_rows - 3, axis=0))
 
 
-def test_filled_strings_keep_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filled_strings_keep_their_values() -> None:
     step = FakeStep(recompiles=True)
     cities = CodedStrings(np.array([b"a", b"b"], dtype=object), np.array([0, 1], np.int32))
-    (codes,) = loaded_with(step, monkeypatch).predict([cities], 4)
+    (codes,) = loaded_with(step).predict([cities], 4)
     np.testing.assert_array_equal(codes, [0, 1])
     fed = step.seen[0][0]
     assert isinstance(fed, CodedStrings)
     assert (fed.values.tolist(), fed.codes.tolist()) == ([b"a", b"b"], [0, 1, 1, 1])
 
 
-def test_no_rows_are_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_rows_are_not_filled() -> None:
     step = FakeStep(recompiles=True)
-    (y,) = loaded_with(step, monkeypatch).predict([np.zeros((0, 2), np.float32)], 8)
+    (y,) = loaded_with(step).predict([np.zeros((0, 2), np.float32)], 8)
     assert len(y) == 0
 
 
@@ -223,9 +221,9 @@ def test_two_threads_predict_at_once_as_one_does(tmp_path: Path) -> None:
     assert loaded.traces == 1
 
 
-def test_where_shapes_are_compiled_a_shape_has_few_sizes_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_shapes_are_compiled_a_shape_has_few_sizes_of_batches() -> None:
     step = FakeStep(recompiles=True)
-    loaded = loaded_with(step, monkeypatch)
+    loaded = loaded_with(step)
     loaded.build([InputSpec("x", (None,), "float32")])
     fed = {}
     for rows in (*range(1, 200), 5461, 8192, 65_536):
