@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from job.errors import UsageError
-from job.gates import histograms
 from job.gates.comparison import Compared
 from job.gates.gate import Gate, Nights, is_limited
-from job.gates.histograms import Histogram
 from job.spec import ScoringSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from job.gates.histograms import Histogram
 
 # The limit and the measure are both pairs of a column and a number.
 Pairs = tuple[tuple[str, float], ...]
@@ -43,6 +43,9 @@ class Drift(Gate):
         """Return the index of each prediction column of numbers that both nights have."""
         if nights.before is None:
             return (), ""
+        # It needs Arrow, and whoever reads a report does not.
+        from job.gates import histograms
+
         now, then = histograms.of(nights.receipts), _read(nights.before)
         stability = ((name, histograms.psi(then[name], now[name])) for name in now if name in then)
         note = ""
@@ -79,6 +82,8 @@ class Drift(Gate):
 
 
 def _read(before: Mapping[str, Any]) -> dict[str, Histogram]:
+    from job.gates.histograms import Histogram
+
     try:
         return {name: Histogram.of_text(text) for name, text in before.get("histograms", {}).items()}
     except (ValueError, AttributeError):
