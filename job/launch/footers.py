@@ -107,9 +107,9 @@ class FootersOf:
             number = next((i for i, schema in enumerate(schemas) if schema is footer.schema), len(schemas))
             if number == len(schemas):
                 schemas.append(footer.schema)
-            found[shard.path] = [number, footer.group_rows, footer.error, footer.index_columns, footer.int96]
-        encoded = [base64.b64encode(schema.serialize()).decode() for schema in schemas]
-        return {"schemas": encoded, "footers": found}
+            int96 = _encoded(pa.schema(footer.int96)) if footer.int96 else ""
+            found[shard.path] = [number, footer.group_rows, footer.error, footer.index_columns, int96]
+        return {"schemas": [_encoded(schema) for schema in schemas], "footers": found}
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,15 @@ def _decoded(answers: list[dict[str, Any]], shards: Sequence[Shard]) -> list[Foo
         for path, (number, group_rows, error, index, int96) in answer["footers"].items():
             text = answer["schemas"][number]
             if text not in known:
-                known[text] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
-            found[path] = planner.Footer(known[text], tuple(group_rows), error, tuple(index), tuple(int96))
+                known[text] = _schema(text)
+            fields = tuple(_schema(int96)) if int96 else ()
+            found[path] = planner.Footer(known[text], tuple(group_rows), error, tuple(index), fields)
     return [found[shard.path] for shard in shards]
+
+
+def _encoded(schema: pa.Schema) -> str:
+    return base64.b64encode(schema.serialize()).decode()
+
+
+def _schema(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

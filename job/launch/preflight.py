@@ -176,11 +176,12 @@ def _as_published(schema: pa.Schema, footer: Footer, spec: ScoringSpec) -> pa.Sc
 
     That is microseconds, unless such a column feeds the model, which takes a ``--cast``.
     """
-    if not footer.int96 or any(name.partition(".")[0] in footer.int96 for name, _ in spec.casts):
+    in_micros = {field.name: field.type for field in footer.int96}
+    if any(name.partition(".")[0] in in_micros for name, _ in spec.casts):
         return schema
     for name in spec.keys:
-        if name in footer.int96 and schema.field(name).type == pa.timestamp("ns"):
-            schema = schema.set(schema.get_field_index(name), pa.field(name, pa.timestamp("us")))
+        if name in in_micros:
+            schema = schema.set(schema.get_field_index(name), pa.field(name, in_micros[name]))
     return schema
 
 

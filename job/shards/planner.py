@@ -41,14 +41,15 @@ class Footer:
 
     If the footer cannot be read, ``error`` says why, and there are no columns and no rows. ``index_columns``
     hold the index of a data frame, see :func:`index_columns`; ``int96`` are those with timestamps of
-    Parquet's oldest form, see :func:`int96_columns`.
+    Parquet's oldest form, see :func:`int96_columns`, with the types that they have when they are read in
+    microseconds.
     """
 
     schema: pa.Schema
     group_rows: tuple[int, ...]
     error: str = ""
     index_columns: tuple[str, ...] = ()
-    int96: tuple[str, ...] = ()
+    int96: tuple[pa.Field, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -82,7 +83,7 @@ def read_footer(shard: Shard) -> Footer:
             # The file's own Arrow schema, when it has one, names dictionaries, fixed sizes and tensors.
             schema = file.schema_arrow
             return Footer(
-                schema, groups, index_columns=index_columns(schema), int96=int96_columns(file, schema)
+                schema, groups, index_columns=index_columns(schema), int96=_int96_fields(file, schema)
             )
     except FileNotFoundError as e:
         raise ShardChangedError(
@@ -135,6 +136,17 @@ def int96_columns(file: pq.ParquetFile, schema: pa.Schema) -> tuple[str, ...]:
     found = {leaf.path.partition(".")[0] for leaf in leaves if leaf.physical_type == "INT96"}
     # A name may hold a dot itself.
     return tuple(name for name in schema.names if name.partition(".")[0] in found)
+
+
+def _int96_fields(file: pq.ParquetFile, schema: pa.Schema) -> tuple[pa.Field, ...]:
+    """Return the columns of :func:`int96_columns` as Arrow reads them in microseconds, however nested."""
+    names = int96_columns(file, schema)
+    if not names:
+        return ()
+    # The footer is at hand: nothing is read.
+    nothing = pa.BufferReader(b"")
+    with pq.ParquetFile(nothing, metadata=file.metadata, coerce_int96_timestamp_unit="us") as in_micros:
+        return tuple(field for field in in_micros.schema_arrow if field.name in names)
 
 
 def shard_of(info: FileInfo) -> Shard:

@@ -79,6 +79,36 @@ def test_int96_beside_timestamps_of_nanoseconds_is_refused(night: Night, model: 
         night.score(model, "--keys=t", "--features=x")
 
 
+def within(times: pa.Array) -> dict[str, pa.Array]:
+    """Keys of several types, of which each holds these timestamps."""
+    texts = pa.array(["a"] * len(times))
+    return {
+        "a struct": pa.StructArray.from_arrays([times, texts], ["at", "by"]),
+        "a list": pa.ListArray.from_arrays(list(range(len(times) + 1)), times),
+        "a struct of lists": pa.StructArray.from_arrays(
+            [pa.ListArray.from_arrays(list(range(len(times) + 1)), times)], ["at"]
+        ),
+    }
+
+
+@pytest.mark.parametrize("form", within(micros(NEAR)))
+def test_int96_within_a_key_is_compared_as_it_is_published(night: Night, model: Path, form: str) -> None:
+    """Microseconds: beside these it is one key, and beside nanoseconds there would be files of two types."""
+    x = pa.array([1.0])
+    int96(night, "a", pa.table({"t": within(micros(FAR))[form], "x": x}))
+    night.shard("b", pa.table({"t": within(nanos(7))[form], "x": x}))
+    with pytest.raises(
+        SchemaError, match=r"key t: .*timestamp\[ns\].*, but .*timestamp\[us\].* in the first"
+    ):
+        night.score(model, "--keys=t", "--features=x")
+    table = pa.table({"t": within(micros(FAR))[form], "x": x})
+    night.shard("b", table)
+    night.score(model, "--keys=t", "--features=x")
+    one, other = (pq.read_table(path).column("t") for path in sorted(night.output.glob("*.parquet")))
+    assert one.type == other.type
+    assert one.to_pylist() == other.to_pylist() == table.column("t").to_pylist()
+
+
 def nanos(*values: int) -> pa.Array:
     return pa.array(values, pa.timestamp("ns"))
 
