@@ -138,10 +138,14 @@ def stretches(
 
 
 class Sample:
-    """A sample of a split's first rows, from which all rows are estimated. ``names`` are the columns."""
+    """A sample of a split's first rows, from which all rows are estimated. ``names`` are the columns.
 
-    def __init__(self, file: pq.ParquetFile, split: Split, names: Sequence[str]) -> None:
+    ``most_rows`` is how many may be read at once, 0 for any number.
+    """
+
+    def __init__(self, file: pq.ParquetFile, split: Split, names: Sequence[str], most_rows: int = 0) -> None:
         self._file, self._split = file, split
+        self._most_rows = most_rows or _SAMPLE_ROWS
         # One number per row group, over all columns of the file, as encoded and not yet compressed.
         self._sizes = [(group.num_rows, group.total_byte_size) for group in _groups(file, split)]
         # Asked of the file once: it makes a schema of all its columns anew each time.
@@ -196,6 +200,7 @@ class Sample:
 
     def _first(self, rows: int) -> pa.RecordBatch | None:
         groups = list(self._split.row_groups[:1])
+        rows = min(rows, self._most_rows)
         return next(self._file.iter_batches(rows, groups, list(self._types), use_threads=False), None)
 
 

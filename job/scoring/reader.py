@@ -61,6 +61,8 @@ class SplitReader:
     def __enter__(self) -> SplitReader:
         self._samples: dict[tuple[str, ...], memory.Sample] = {}
         self._kept: ranges.RangeFile | None = None
+        # How many rows with these columns may be read at once, where not any number.
+        self._most_rows: dict[tuple[str, ...], int] = {}
         self._file = self._open()
         self._opened = [self._file]
         # Keys are published as the file has them.
@@ -270,8 +272,9 @@ class SplitReader:
                 opened.enter_context(self._file_of(self._file.metadata, unit=unit))
                 for unit in ("ns", "us", "s")
             ]
+            rows = min(_INT96_ROWS, self._check_lists(wanted) or _INT96_ROWS)
             for group in self._split.row_groups:
-                read = [f.iter_batches(_INT96_ROWS, [group], wanted, use_threads=False) for f in files]
+                read = [f.iter_batches(rows, [group], wanted, use_threads=False) for f in files]
                 for batches in zip(*read, strict=True):
                     for name in wanted:
                         yield from _unlike(name, group, *(batch.column(name) for batch in batches))
@@ -293,20 +296,28 @@ class SplitReader:
     def _sample(self, features: Sequence[str], keys: Sequence[str]) -> memory.Sample:
         names = (*features, *keys)
         if names not in self._samples:
-            self._check_lists(names)
-            self._samples[names] = memory.Sample(self._file, self._split, names)
+            most_rows = self._check_lists(names)
+            self._samples[names] = memory.Sample(self._file, self._split, names, most_rows)
         return self._samples[names]
 
-    def _check_lists(self, names: Iterable[str]) -> None:
+    def _check_lists(self, names: Iterable[str]) -> int:
         """Refuse lists that would not fit the memory: what a sample reads of them may be all that there is.
 
         Not in a bucket, where each page's header would be a request.
+
+        Returns:
+            How many rows may be read at once, 0 for any number.
         """
         wanted = {name if name in self._types else name.partition(".")[0] for name in names}
-        nested = sorted(name for name in wanted & self._types.keys() if pa.types.is_nested(self._types[name]))
-        if nested and not storage.is_remote(self.path):
+        nested = tuple(sorted(name for name in wanted & self._types.keys() if _is_nested(self._types[name])))
+        if not nested or storage.is_remote(self.path):
+            return 0
+        if nested not in self._most_rows:
             with self._told(), open(storage.local(self.path), "rb") as file:
-                pages.check_lists(self.path, self._file.metadata, file, self._split.row_groups, nested)
+                self._most_rows[nested] = pages.check_lists(
+                    self.path, self._file.metadata, file, self._split.row_groups, nested
+                )
+        return self._most_rows[nested]
 
     def _read(
         self,
@@ -326,8 +337,10 @@ class SplitReader:
             if name in features and name not in present
         ]
         begin = time.perf_counter()
+        # Fewer, where rows that no sample has seen are larger; they are put together as far as they fit.
+        read_rows = min(chunk_rows, self._check_lists(wanted) or chunk_rows)
         with self._told():
-            batches = self._batches(self._read_at_once(wanted), wanted, repeating, chunk_rows, unit)
+            batches = self._batches(self._read_at_once(wanted), wanted, repeating, read_rows, unit)
             rows = 0
             for batch in _whole(batches, chunk_rows):
                 rows += batch.num_rows
@@ -467,6 +480,10 @@ def _group_bytes(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
 def _then(batches: Iterator[pa.RecordBatch], end: Callable[[], None]) -> Iterator[pa.RecordBatch]:
     yield from batches
     end()
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind))
 
 
 def _has_leaf(kind: pa.DataType) -> bool:

@@ -2,7 +2,8 @@
 
 A few bytes can stand for as many equal values as a page may claim, all of them in one row, and a row is read
 as a whole: 191 bytes took 14 GB. So before lists are read, the headers of their pages are, and where these
-claim far more values than a page of that size has, the levels that say where a row begins are read too.
+claim far more values than a page of that size has, the levels that say where a row begins are read too. They
+tell whether a row is too large, and how many rows may be read at once.
 
 The form of footers and headers is that of https://github.com/apache/parquet-format (Thrift's compact
 protocol). They are read here because pyarrow shows no page headers, and because its metadata of a column ends
@@ -11,6 +12,7 @@ the whole process where a footer is damaged.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,14 +23,21 @@ import pyarrow.parquet as pq
 
 from job.errors import ShardError
 
-# A row's values of one column may take up this many bytes of memory, however few bytes they are in the file …
+# The lists of a row may take up this many bytes of memory, however few bytes they are in the file …
 MOST_ROW_BYTES: Final = 32 << 20
 # … and a page's values this many times the page's own bytes, before the page is looked at more closely.
-MOST_EXPANSION: Final = 1000
+MOST_EXPANSION: Final = 100
+# All rows that are read at once may take up this many bytes in those lists that were looked at.
+MOST_READ_BYTES: Final = 128 << 20
 # Writers end a page at about 1 MiB. What claims to be so large is no page of any.
 _MOST_PAGE_BYTES: Final = 256 << 20
 _HEADER_BYTES: Final = 512
-_LONG_HEADER_BYTES: Final = 1 << 20
+# As many as Arrow takes.
+_LONG_HEADER_BYTES: Final = 16 << 20
+# Arrow looks for a last page behind the columns of old writers, which left out a header's length.
+_BEHIND_BYTES: Final = 100
+# A larger dictionary is not looked into: each of its texts counts as if it were all of it.
+_MOST_DICTIONARY_BYTES: Final = 8 << 20
 
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _RLE: Final = 3
@@ -45,6 +54,7 @@ class _Leaf:
     path: str
     value_bytes: int
     level_bits: int
+    is_text: bool
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,8 @@ class _Page:
 class _Chunk:
     """The pages of one column in one row group; ``value_bytes`` are those of a value once it is read."""
 
-    group: int
     codec: int
-    value_bytes: float
+    value_bytes: int
     pages: tuple[_Page, ...]
 
     @property
@@ -78,18 +87,16 @@ class _Chunk:
     def file_bytes(self) -> int:
         return sum(page.file_bytes for page in self.pages)
 
-    def claims_much(self) -> bool:
-        """Say whether a row could take up too much, by what the headers tell."""
-        sizes = [(page.values, page.file_bytes) for page in self.pages]
-        return any(
-            values * self.value_bytes > max(MOST_ROW_BYTES, MOST_EXPANSION * file_bytes)
-            for values, file_bytes in [*sizes, (self.values, self.file_bytes)]
-        )
+    @property
+    def much_bytes(self) -> int:
+        """Return what those pages claim that claim far more than they have; of others it is in the file."""
+        claims = ((page.values * self.value_bytes, page.file_bytes) for page in self.pages)
+        return sum(claimed for claimed, file_bytes in claims if claimed > MOST_EXPANSION * file_bytes)
 
 
 def check_lists(
     path: str, metadata: pq.FileMetaData, file: BinaryIO, groups: Sequence[int], columns: Sequence[str]
-) -> None:
+) -> int:
     """Refuse lists of which a row would take up more memory than the file can have in it.
 
     Args:
@@ -99,19 +106,25 @@ def check_lists(
         groups: the row groups that are to be read.
         columns: the top-level columns that are to be read.
 
+    Returns:
+        How many rows may be read at once, 0 for any number.
+
     Raises:
-        ShardError: there is such a row.
+        ShardError: there is such a row, or no telling.
     """
     leaves = list(_list_leaves(metadata.schema, columns))
     if not leaves:
-        return
+        return 0
     told = _groups_of(path, metadata)
-    walked: dict[tuple[int, int], tuple[int, float, tuple[_Page, ...]]] = {}
+    walked: dict[tuple[int, ...], _Chunk] = {}
+    largest_bytes = 0
     for group in groups:
-        for leaf in leaves:
-            chunk = _chunk(file, told[group], group, leaf, walked)
-            if chunk.claims_much():
-                _check_rows(path, file, leaf, chunk)
+        chunks = [(leaf, _chunk(path, file, told[group], group, leaf, walked)) for leaf in leaves]
+        much = [(leaf, chunk) for leaf, chunk in chunks if chunk.much_bytes]
+        # Columns are read side by side: what each claims counts together.
+        if sum(chunk.much_bytes for _, chunk in much) > MOST_ROW_BYTES:
+            largest_bytes = max(largest_bytes, _row_bytes(path, file, group, much))
+    return max(1, MOST_READ_BYTES // largest_bytes) if largest_bytes else 0
 
 
 def _list_leaves(schema: Any, columns: Sequence[str]) -> Iterator[_Leaf]:
@@ -119,8 +132,9 @@ def _list_leaves(schema: Any, columns: Sequence[str]) -> Iterator[_Leaf]:
     for number in range(len(schema)):
         leaf = schema.column(number)
         if leaf.max_repetition_level and leaf.path.partition(".")[0] in wanted:
-            width = _VALUE_BYTES.get(leaf.physical_type, 1)
-            yield _Leaf(number, leaf.path, width, leaf.max_repetition_level.bit_length())
+            width = _VALUE_BYTES.get(leaf.physical_type) or max(1, leaf.length)
+            is_text = leaf.physical_type == "BYTE_ARRAY"
+            yield _Leaf(number, leaf.path, width, leaf.max_repetition_level.bit_length(), is_text)
 
 
 def _groups_of(path: str, metadata: pq.FileMetaData) -> list[dict[int, Any]]:
@@ -129,54 +143,93 @@ def _groups_of(path: str, metadata: pq.FileMetaData) -> list[dict[int, Any]]:
     # The same footer again, between the four letters at both ends and behind them its length.
     footer = written.getvalue().to_pybytes()[4:-8]
     try:
-        groups = _struct(footer, 0)[0][4]
+        groups = _footer(footer)[4]
     except (ValueError, LookupError, RecursionError) as e:
         raise ShardError(f"{path}: its footer cannot be made out; write the shard again") from e
     return [group if isinstance(group, dict) else {} for group in groups]
 
 
+@functools.lru_cache(maxsize=1)
+def _footer(content: bytes) -> dict[int, Any]:
+    """Return a footer; the last one is kept, since all splits of a shard have it: 2,000 columns take 2 s."""
+    return _struct(content, 0)[0]
+
+
 def _chunk(
+    path: str,
     file: BinaryIO,
     told: dict[int, Any],
     group: int,
     leaf: _Leaf,
-    walked: dict[tuple[int, int], tuple[int, float, tuple[_Page, ...]]],
+    walked: dict[tuple[int, ...], _Chunk],
 ) -> _Chunk:
     try:
         column = told[1][leaf.number][3]
-        start, size, codec = int(column[9]), int(column[7]), int(column[4])
+        start, size, codec, values = int(column[9]), int(column[7]), int(column[4]), int(column[5])
         if 0 < column.get(11, 0) < start:
             start = int(column[11])
     except (LookupError, TypeError, ValueError, AttributeError):
         # Arrow makes nothing of such a column either.
-        return _Chunk(group, 0, 0.0, ())
-    if (start, size) not in walked:
-        # Many row groups may share the same pages in a file that no writer wrote.
-        pages, width = [], float(leaf.value_bytes)
-        for header, position in _headers(file, start, start + size):
-            if header.get(1) == _DICTIONARY:
-                texts = max(1, _number(header, 7, 1))
-                width = max(width, _number(header, 2) / texts)
-            elif header.get(1) in (_DATA, _DATA_V2):
-                pages.append(_page(header, position))
-        walked[start, size] = (codec, width, tuple(pages))
-    return _Chunk(group, *walked[start, size])
-
-
-def _headers(file: BinaryIO, start: int, end: int) -> Iterator[tuple[dict[int, Any], int]]:
-    """Yield each page's header and where the page begins; nothing more where one cannot be made out."""
-    position = start
-    while 0 <= position < end:
+        return _Chunk(0, 0, ())
+    # Many row groups may share the same pages in a file that no writer wrote.
+    place = start, size, codec, values, leaf.value_bytes, int(leaf.is_text)
+    if place not in walked:
+        pages, width = [], leaf.value_bytes
         try:
-            header, length = _header_at(file, position)
-            size = int(header[3])
-        except (ValueError, TypeError, LookupError, RecursionError, OSError):
-            return
+            for header, position in _headers(file, start, start + size + _BEHIND_BYTES, values):
+                if header.get(1) == _DICTIONARY and leaf.is_text:
+                    width = max(width, _longest_text(file, header, position, codec))
+                elif header.get(1) in (_DATA, _DATA_V2):
+                    pages.append(_page(header, position))
+        except (ValueError, TypeError, LookupError, RecursionError) as e:
+            # Arrow might make something of what is not made out here.
+            raise ShardError(
+                f"{path}: column {leaf.path}, row group {group}: a page's header cannot be made out; write "
+                f"the shard again"
+            ) from e
+        walked[place] = _Chunk(codec, width, tuple(pages))
+    return walked[place]
+
+
+def _headers(file: BinaryIO, start: int, end: int, values: int) -> Iterator[tuple[dict[int, Any], int]]:
+    """Yield the headers that Arrow reads until it has as many ``values``, and where each page begins.
+
+    Raises:
+        ValueError: one cannot be made out; ``TypeError`` and ``LookupError`` say the same.
+    """
+    position, seen = start, 0
+    while 0 <= position < end and seen < values:
+        header, length = _header_at(file, position)
+        size = int(header[3])
+        if size < 0:
+            raise ValueError(f"a page of {size} bytes")
         position += length
         yield header, position
-        if size < 0:
-            return
+        seen += _number(header, 5, 1) + _number(header, 8, 1)
         position += size
+
+
+def _longest_text(file: BinaryIO, header: dict[int, Any], start: int, codec: int) -> int:
+    """Return the bytes of a dictionary's longest text; of one that is not looked into, all of them."""
+    file_bytes, claimed_bytes = _number(header, 3), _number(header, 2)
+    if max(file_bytes, claimed_bytes) > _MOST_DICTIONARY_BYTES:
+        return claimed_bytes
+    file.seek(start)
+    try:
+        content = _decompressed(file.read(file_bytes), codec, claimed_bytes)
+    except (pa.ArrowException, OSError, LookupError, ValueError):
+        return claimed_bytes
+    position = longest = 0
+    while position + 4 <= len(content):
+        length = int.from_bytes(content[position : position + 4], "little")
+        longest = max(longest, length)
+        position += 4 + length
+    return min(longest, len(content))
+
+
+def _decompressed(content: bytes, codec: int, size: int) -> bytes:
+    name = _CODECS[codec]
+    return content if name is None else bytes(pa.Codec(name).decompress(content, size, asbytes=True))
 
 
 def _header_at(file: BinaryIO, position: int) -> tuple[dict[int, Any], int]:
@@ -212,7 +265,30 @@ def _page(header: dict[int, Any], start: int) -> _Page:
     )
 
 
-def _check_rows(path: str, file: BinaryIO, leaf: _Leaf, chunk: _Chunk) -> None:
+def _row_bytes(path: str, file: BinaryIO, group: int, much: Sequence[tuple[_Leaf, _Chunk]]) -> int:
+    """Return what the largest row of these columns takes up, as if each had its largest in the same one."""
+    row_bytes = 0
+    largest: tuple[int, int, _Leaf] | None = None
+    for leaf, chunk in much:
+        longest = _longest_of(file, leaf, chunk)
+        row_bytes += longest * chunk.value_bytes
+        if largest is None or longest * chunk.value_bytes > largest[0]:
+            largest = longest * chunk.value_bytes, longest, leaf
+    if largest and row_bytes > MOST_ROW_BYTES:
+        _, longest, leaf = largest
+        others = f" with {len(much) - 1} more column(s)" if len(much) > 1 else ""
+        file_bytes = sum(chunk.file_bytes for _, chunk in much)
+        raise ShardError(
+            f"{path}: column {leaf.path}, row group {group}: one row has {longest:,} values, "
+            f"about {row_bytes / (1 << 20):,.0f} MiB{others}, of "
+            f"{file_bytes:,} bytes in the file; what takes up {MOST_EXPANSION:,} times its bytes there may "
+            f"take up {MOST_ROW_BYTES >> 20} MiB a row: write it in several rows"
+        )
+    return row_bytes
+
+
+def _longest_of(file: BinaryIO, leaf: _Leaf, chunk: _Chunk) -> int:
+    """Return how many values the longest row of a column has, a few more at most."""
     longest = last = 0
     for page in chunk.pages:
         levels = _levels(file, page, chunk.codec)
@@ -222,13 +298,7 @@ def _check_rows(path: str, file: BinaryIO, leaf: _Leaf, chunk: _Chunk) -> None:
             # What cannot be looked at may be anything.
             found, last = last + page.values, last + page.values
         longest = max(longest, found)
-    if longest * chunk.value_bytes > MOST_ROW_BYTES:
-        raise ShardError(
-            f"{path}: column {leaf.path}, row group {chunk.group}: one row has {longest:,} values, about "
-            f"{longest * chunk.value_bytes / (1 << 20):,.0f} MiB, of {chunk.file_bytes:,} bytes in the file; "
-            f"what takes up {MOST_EXPANSION:,} times its bytes there may take up {MOST_ROW_BYTES >> 20} MiB "
-            f"a row: write it in several rows"
-        )
+    return longest
 
 
 def _levels(file: BinaryIO, page: _Page, codec: int) -> bytes:
@@ -239,10 +309,8 @@ def _levels(file: BinaryIO, page: _Page, codec: int) -> bytes:
     if page.kind == _DATA_V2:
         return file.read(page.level_bytes)
     content = file.read(page.file_bytes)
-    name = _CODECS[codec]
     try:
-        if name is not None:
-            content = pa.Codec(name).decompress(content, page.claimed_bytes, asbytes=True)
+        content = _decompressed(content, codec, page.claimed_bytes)
         (length,) = struct.unpack_from("<I", content)
     except (pa.ArrowException, OSError, ValueError, struct.error):
         return b""

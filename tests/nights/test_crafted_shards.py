@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from job.errors import SchemaError
 from job.shards import inputs
 from job.spec import ScoringSpec
 from tests.support.crafted_parquet import (
+    BYTES,
+    FIXED,
     FLOAT,
     INT32,
     INT64,
@@ -27,10 +30,12 @@ from tests.support.crafted_parquet import (
     Chunk,
     element,
     floats,
+    list_column,
     lists_of_ones,
     one_text,
     page,
     parquet,
+    repeated_value,
     run,
 )
 from tests.support.nights import Night, dense, features, matrix, saved
@@ -157,12 +162,37 @@ def test_a_small_file_that_claims_rows_without_end_costs_no_time(night: Night, m
 
 
 HUGE = 2**31 - 1
+MIB = 1 << 20
+LIST = ("odd", "list", "element")
+ONE = floats(1.0)
+TEXTS = struct.pack("<I", MIB) + b"x" * MIB + struct.pack("<I", 0) * 200
+EACH = 18
 # Whoever reads these as they stand takes 14 GB for the first one alone, and 2 GB for the text.
 BOMBS: dict[str, tuple[list[dict[int, Any]], Chunk]] = {
     "a list of 10^9": lists_of_ones("odd", ROWS, 10**9),
     "a list of 10^8": lists_of_ones("odd", ROWS, 10**8),
     "a list that the footer hides": lists_of_ones("odd", ROWS, 10**9, told=ROWS),
     "a list of 10^6": lists_of_ones("odd", ROWS, 10**6),
+    "a list of 10^9 in a page of version 2": (
+        list_column("odd", FLOAT),
+        repeated_value(LIST, FLOAT, [10**9, 1, 1], ONE, version=2),
+    ),
+    "a list of 10^8 in a page that is filled up": (
+        list_column("odd", FLOAT),
+        repeated_value(LIST, FLOAT, [10**8, 1, 1], ONE, padding=400_000),
+    ),
+    "a list of 10^8 in a struct": (
+        list_column("odd", FLOAT, within="b"),
+        repeated_value(("odd", "b", "list", "element"), FLOAT, [10**8, 1, 1], ONE),
+    ),
+    "a list of one text of 1 MiB": (
+        list_column("odd", BYTES),
+        repeated_value(LIST, BYTES, [3000, 1, 1], TEXTS, entries=201),
+    ),
+    "a list of one value of 1 MiB": (
+        list_column("odd", FIXED, fixed_bytes=MIB),
+        repeated_value(LIST, FIXED, [4000, 1, 1], b"x" * MIB),
+    ),
     "a page of 2 GB": (
         [element("odd", REQUIRED, FLOAT)],
         Chunk(["odd"], FLOAT, ROWS, page(ROWS, floats(1, 2, 3), claims=HUGE), codec=6),
@@ -190,8 +220,8 @@ print(json.dumps([report.rows_scored, report.rows_rejected, report.shards_reject
 
 @pytest.mark.slow
 def test_a_night_of_many_bombs_keeps_within_the_memory_of_any_night(night: Night, model: Path) -> None:
-    """Thirty shards of a few hundred bytes each that stand for gigabytes, and one of 4 MB."""
-    for i in range(10):
+    """198 shards that stand for gigabytes, and one of 4 MB; each is told with its reason."""
+    for i in range(EACH):
         for name, (schema, chunk) in BOMBS.items():
             more = [(one, None) for one in schema[:-1]] + [(schema[-1], chunk)]
             # Some do not fit the model, and the others have a row that it does not take.
@@ -211,8 +241,20 @@ def test_a_night_of_many_bombs_keeps_within_the_memory_of_any_night(night: Night
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     scored, rejected, shards, peak_kib = json.loads(done.stdout.splitlines()[-1])
-    assert scored + rejected == 3 * 50 + len(BOMBS) * 10 * ROWS + 500
-    assert shards >= len(BOMBS) * 5
+    assert scored + rejected == 3 * 50 + len(BOMBS) * EACH * ROWS + 500
+    told = {Path(one["shard"]).stem: one["error"] for one in night.manifest()["rejected_shards"]}
+    assert len(told) == shards >= (len(BOMBS) - 1) * EACH
+    for name in (name for name in BOMBS if name != "a list of 10^6"):
+        for i in range(EACH):
+            reason = told[f"{name}-{i}"]
+            if not i % 2:
+                assert "f3" in reason
+            elif "list" in name:
+                assert "column odd." in reason
+                assert "one row has" in reason
+                assert "32 MiB a row" in reason
+            else:
+                assert "cannot be read" in reason
     for i, table in enumerate(tables):
         found = pq.read_table(night.output / f"good-{i}.parquet")["prediction"].to_numpy()
         np.testing.assert_allclose(found, dense().predict(matrix(table), verbose=0)[:, 0], rtol=1e-6)

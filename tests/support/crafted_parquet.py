@@ -152,3 +152,44 @@ def one_text(name: str, rows: int, size_bytes: int) -> tuple[list[dict[int, Any]
     pages = page(1, struct.pack("<I", size_bytes) + b"x" * size_bytes, kind=2)
     pages += page(rows, b"\1" + run(0, rows), encoding=RLE_DICTIONARY)
     return [element(name, REQUIRED, BYTES)], Chunk((name,), BYTES, rows, pages, has_dictionary=True)
+
+
+# Parquet's FIXED_LEN_BYTE_ARRAY.
+FIXED = 7
+
+
+def list_column(name: str, kind: int, *, fixed_bytes: int = 0, within: str = "") -> list[dict[int, Any]]:
+    """The schema of a list column, or of a struct's one field ``within``, which is a list."""
+    inner = {**element("element", REQUIRED, kind), 9: b"inner"}
+    inner |= {2: I32(fixed_bytes)} if fixed_bytes else {}
+    lists = [
+        {**element(within or name, OPTIONAL, children=1), 6: I32(3)},
+        {**element("list", REPEATED, children=1), 9: b"inner"},
+        inner,
+    ]
+    return [element(name, REQUIRED, children=1), {**lists[0], 9: b"inner"}, *lists[1:]] if within else lists
+
+
+def repeated_value(
+    path: Sequence[str],
+    kind: int,
+    lengths: Sequence[int],
+    dictionary: bytes,
+    *,
+    entries: int = 1,
+    padding: int = 0,
+    version: int = 1,
+) -> Chunk:
+    """Lists of so many values each, all of them a dictionary's first; the page ends in ``padding`` zeros."""
+    values = sum(lengths)
+    repetitions = b"".join(run(0, 1) + (run(1, length - 1) if length > 1 else b"") for length in lengths)
+    definitions, codes = run(2, values), b"\1" + run(0, values)
+    if version == 2:
+        body = repetitions + definitions + codes
+        inner = {1: I32(values), 2: I32(0), 3: I32(len(lengths)), 4: I32(RLE_DICTIONARY)}
+        inner |= {5: I32(len(definitions)), 6: I32(len(repetitions))}
+        data = thrift({1: I32(3), 2: I32(len(body)), 3: I32(len(body)), 8: inner}) + body
+    else:
+        parts = (struct.pack("<I", len(repetitions)) + repetitions, levels((2, values)), codes)
+        data = page(values, b"".join(parts) + bytes(padding), encoding=RLE_DICTIONARY)
+    return Chunk(path, kind, values, page(entries, dictionary, kind=2) + data, has_dictionary=True)

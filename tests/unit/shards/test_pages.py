@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.errors import ShardError
-from job.shards import pages
+from job.scoring.reader import SplitReader
+from job.shards import pages, planner
+from job.spec import Shard
+from tests.support.crafted_parquet import (
+    BYTES,
+    FIXED,
+    FLOAT,
+    Chunk,
+    floats,
+    list_column,
+    parquet,
+    repeated_value,
+)
 
 MIB = 1 << 20
 FLOATS = pa.list_(pa.float32())
@@ -27,10 +41,10 @@ FORMS = [
 ]
 
 
-def check(path: Path, columns: tuple[str, ...] = ("x",)) -> None:
+def check(path: Path, columns: tuple[str, ...] = ("x",)) -> int:
     metadata = pq.read_metadata(path)
     with path.open("rb") as file:
-        pages.check_lists(str(path), metadata, file, range(metadata.num_row_groups), columns)
+        return pages.check_lists(str(path), metadata, file, range(metadata.num_row_groups), columns)
 
 
 def longest(path: Path) -> int:
@@ -40,7 +54,7 @@ def longest(path: Path) -> int:
     found = last = 0
     with path.open("rb") as file:
         (told,) = pages._groups_of(str(path), metadata)
-        chunk = pages._chunk(file, told, 0, leaf, {})
+        chunk = pages._chunk(str(path), file, told, 0, leaf, {})
         assert chunk.values == metadata.row_group(0).column(0).num_values
         for page in chunk.pages:
             levels = pages._levels(file, page, chunk.codec)
@@ -129,6 +143,80 @@ def test_lists_in_structs_and_maps_are_looked_at(folder: Path) -> None:
     pq.write_table(pa.table({"x": pa.array(rows, pa.struct([("a", pa.int8()), ("b", FLOATS)]))}), path)
     with pytest.raises(ShardError, match=r"x\.b\.list\.element"):
         check(path)
+
+
+PATH = ("x", "list", "element")
+ONE = floats(1.0)
+# 1 MiB of text, and two hundred empty ones that make the average a small one.
+TEXTS = struct.pack("<I", MIB) + b"x" * MIB + struct.pack("<I", 0) * 200
+# What each stands for takes up 100 MiB to 4 GiB.
+HOSTILE = {
+    "version 2": (list_column("x", FLOAT), [repeated_value(PATH, FLOAT, [10**9], ONE, version=2)]),
+    "one long text among short ones": (
+        list_column("x", BYTES),
+        [repeated_value(PATH, BYTES, [3000], TEXTS, entries=201)],
+    ),
+    "long values of fixed size": (
+        list_column("x", FIXED, fixed_bytes=MIB),
+        [repeated_value(PATH, FIXED, [4000], b"x" * MIB)],
+    ),
+    "a page that is filled up": (
+        list_column("x", FLOAT),
+        [repeated_value(PATH, FLOAT, [10**8], ONE, padding=400_000)],
+    ),
+    "a list in a struct": (
+        list_column("x", FLOAT, within="b"),
+        [repeated_value(("x", "b", "list", "element"), FLOAT, [10**8], ONE)],
+    ),
+}
+
+
+def crafted(path: Path, schema: list[dict[int, Any]], chunks: list[Chunk], rows: int = 1) -> Path:
+    path.write_bytes(parquet(schema, chunks, rows=rows, group_rows=rows))
+    return path
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_whatever_form_a_large_row_has_it_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(ShardError, match=r"one row has [\d,]+ values, about [\d,]+ MiB"):
+        check(crafted(folder / "hostile.parquet", *HOSTILE[name]))
+
+
+def test_columns_count_together(folder: Path) -> None:
+    """Of twelve with 31 MiB each none is too large alone."""
+    names = [f"x{i}" for i in range(12)]
+    schema = [one for name in names for one in list_column(name, FLOAT)]
+    chunks = [repeated_value((n, "list", "element"), FLOAT, [31 * MIB // 4], ONE) for n in names]
+    path = crafted(folder / "together.parquet", schema, chunks)
+    assert check(path, ("x0",)) == 0
+    with pytest.raises(ShardError, match="about 372 MiB with 11 more column"):
+        check(path, tuple(names))
+
+
+def test_rows_that_grow_behind_the_sample_are_read_a_few_at_a_time(folder: Path) -> None:
+    """1,100 rows of one value, and 12 of 28 MB, which no row may not have: 336 MB."""
+    lengths = [1] * 1100 + [7_000_000] * 12
+    chunk = repeated_value(PATH, FLOAT, lengths, ONE)
+    path = crafted(folder / "late.parquet", list_column("x", FLOAT), [chunk], len(lengths))
+    assert check(path) == 4
+    found = path.stat()
+    shard = Shard(str(path), found.st_size, str(found.st_mtime_ns))
+    (split,) = planner.splits_of(shard, "late", (len(lengths),), 10_000)
+    with SplitReader(split) as reader:
+        batches = [(batch.num_rows, batch.nbytes) for batch in reader.everything()]
+    assert sum(rows for rows, _ in batches) == len(lengths)
+    assert max(size_bytes for _, size_bytes in batches) <= pages.MOST_READ_BYTES + MIB
+
+
+def test_a_header_that_only_arrow_could_make_out_is_refused(folder: Path) -> None:
+    """A field of a type that is not known here stands before the page that claims 10^9 values."""
+    whole = repeated_value(PATH, FLOAT, [10**9], ONE)
+    unknown = bytes([0x15, 18, 0x15, 0, 0x15, 0, 0x0E, 18, 0, 0])
+    chunk = replace(whole, pages=unknown + whole.pages)
+    with pytest.raises(
+        ShardError, match=r"x\.list\.element, row group 0: a page's header cannot be made out"
+    ):
+        check(crafted(folder / "header.parquet", list_column("x", FLOAT), [chunk]))
 
 
 @settings(deadline=None, max_examples=200)
