@@ -18,7 +18,7 @@ from job.cli import config, parser, usage
 from job.cli.parser import CommandOptions
 from job.errors import UsageError, as_flag
 from job.flags import declared, values
-from job.model import artifact, challenger_spec
+from job.model import artifact, builder, challenger_spec
 from job.report import json_line
 from job.shards import dates
 from job.spec import ScoringSpec
@@ -108,7 +108,7 @@ def _spec(given: argparse.Namespace) -> ScoringSpec:
                 dates.check(flag.name, text)
     spec = ScoringSpec(**values(ScoringSpec, vars(given)))
     spec = replace(spec, output_template=spec.output)
-    if spec.weights is not None and not artifact.BUILDER.fullmatch(spec.model):
+    if spec.weights is not None and not builder.BUILDER.fullmatch(spec.model):
         raise artifact.misplaced_weights(spec.model, spec.weights)
     if spec.on_null == "nan":
         spec = _keeping_nan(spec, is_asked=bool(given.on_nonfinite))

@@ -16,7 +16,6 @@ from typing import Final
 from job import storage
 from job.errors import ModelError, UsageError
 from job.model import builder, copies
-from job.model.builder import BUILDER as BUILDER
 from job.model.builder import Builder
 from job.model.keras_files import KerasArchive, KerasFolder, KerasH5
 from job.model.kind import MODEL, Held, Kind, name_of

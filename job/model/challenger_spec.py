@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from job.errors import JobError, UsageError
-from job.model import artifact
+from job.model import artifact, builder
 from job.spec import ScoringSpec
 
 # What a flag of the model is called for the challenger.
@@ -37,7 +37,7 @@ def check(spec: ScoringSpec) -> None:
         for name in _OTHERS:
             if getattr(spec, name):
                 raise UsageError(f"--{name}: there is no --challenger; give one, or leave it out")
-    elif spec.challenger_weights is not None and not artifact.BUILDER.fullmatch(spec.challenger):
+    elif spec.challenger_weights is not None and not builder.BUILDER.fullmatch(spec.challenger):
         with told(spec):
             raise artifact.misplaced_weights(spec.challenger, spec.challenger_weights)
 

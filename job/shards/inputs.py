@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from job import storage
 from job.errors import NoInputError, ShardChangedError, ShardError, UsageError
-from job.model import artifact, challenger_spec, versions
+from job.model import artifact, builder, challenger_spec, versions
 from job.shards import listing, planner, tables
 from job.spec import ScoringSpec, Shard
 from job.storage.parallel import parallel
@@ -58,7 +58,7 @@ def anchored(spec: ScoringSpec) -> ScoringSpec:
     _check_readable(spec)
 
     def path(model: str) -> str:
-        return model if artifact.BUILDER.fullmatch(model) else storage.absolute(model)
+        return model if builder.BUILDER.fullmatch(model) else storage.absolute(model)
 
     challenger = spec.challenger and path(spec.challenger)
     return replace(_with_absolute_files(spec), model=path(spec.model), challenger=challenger)
