@@ -24,7 +24,7 @@ from job.scoring import memory
 from job.scoring.memory import CHUNK_BYTES, data_bytes
 from job.shards import pages, planner
 from job.spec import Split
-from job.storage import ranges
+from job.storage import objects
 
 Unit = Literal["ns", "us", "s"]
 
@@ -60,7 +60,7 @@ class SplitReader:
 
     def __enter__(self) -> SplitReader:
         self._samples: dict[tuple[str, ...], memory.Sample] = {}
-        self._kept: ranges.RangeFile | None = None
+        self._kept: objects.RangeFile | None = None
         # How many rows with these columns may be read at once, where not any number.
         self._most_rows: dict[tuple[str, ...], int] = {}
         self._file = self._open()
