@@ -31,7 +31,6 @@ from job import storage
 from job.shards import inputs, planner
 from job.spec import ScoringSpec
 from job.storage import objects
-from job.storage.parallel import parallel
 from tests.support.servers import stores
 from tests.support.servers.proxy import Proxy, proxy
 
@@ -114,7 +113,7 @@ def _plan(count: int, way: Proxy) -> bool:
     tops = [f"gs://bench-{number}" for number in range(_BUCKETS)]
     paths = [f"{tops[number % _BUCKETS]}/{number:06d}.parquet" for number in range(count)]
     way.set(delay_s=0.0)
-    parallel(lambda path: storage.write_atomic(path, shard), paths, name="fill")
+    storage.parallel(lambda path: storage.write_atomic(path, shard), paths, name="fill")
     way.set(delay_s=DELAY_S)
     begin = time.perf_counter()
     shards = inputs.list_shards(ScoringSpec(tuple(tops), "m", "/tmp"))

@@ -23,7 +23,6 @@ from job.gates.comparison import Compared
 from job.gates.gate import Nights
 from job.shards import dates
 from job.spec import Receipt, Run, ScoringSpec
-from job.storage.parallel import parallel
 
 NIGHTS_BACK: Final = 35
 
@@ -105,7 +104,7 @@ def last_good(
 
     # Mostly it is the night before, and a bucket asks a price for each look.
     for some in (baselines[:1], baselines[1:]):
-        for folder, found in zip(some, parallel(is_whole, some, name="baseline"), strict=True):
+        for folder, found in zip(some, storage.parallel(is_whole, some, name="baseline"), strict=True):
             night = _manifest(folder) if found else None
             if night is not None:
                 return folder, night

@@ -41,7 +41,7 @@ from job import storage
 from job.commit import handover
 from job.errors import JobError, OutputConflictError, StateUnknownError
 from job.storage import disk
-from job.storage.retries import guarded
+from job.storage.buckets import guarded
 
 if TYPE_CHECKING:
     from job.storage.sinks import Conditional

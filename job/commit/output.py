@@ -19,7 +19,6 @@ from job.commit.manifest import check_inside, entries, parse
 from job.commit.staging import STAGING
 from job.errors import OutputConflictError, of_place
 from job.report.run_report import RunReport
-from job.storage.parallel import together
 
 MANIFEST, SUCCESS, LEASE = "_manifest.json", "_SUCCESS", "lease"
 REPORT_JSON, REPORT_HTML = "_report.json", "_report.html"
@@ -57,7 +56,7 @@ def look(output: str, run: str) -> Seen:
     return Seen(
         output,
         run,
-        *together(
+        *storage.together(
             output,
             lambda: storage.size_bytes(storage.join(output, SUCCESS)) is not None,
             lambda: storage.read_bytes(storage.join(output, MANIFEST)),
@@ -70,7 +69,7 @@ def look(output: str, run: str) -> Seen:
 
 def published(output: str) -> dict[str, Any] | None:
     """Return the manifest of the night that the output holds, or ``None`` if it holds no finished one."""
-    has_success, content = together(
+    has_success, content = storage.together(
         output,
         lambda: storage.size_bytes(storage.join(output, SUCCESS)) is not None,
         lambda: storage.read_bytes(storage.join(output, MANIFEST)),
@@ -95,7 +94,7 @@ def damaged(output: str, manifest: dict[str, Any]) -> list[str]:
 def report_of(output: str, run: str) -> RunReport | None:
     """Return the report of a run if the output holds it, finished."""
     path = storage.join(output, REPORT_JSON)
-    done, content = together(output, lambda: published(output), lambda: storage.read_bytes(path))
+    done, content = storage.together(output, lambda: published(output), lambda: storage.read_bytes(path))
     if done is None or done["run_id"] != run:
         return None
     return RunReport.from_json((content or b"").decode(), path)
@@ -305,7 +304,7 @@ def remove_staging(
     """
     folder = staging.folder_of(output, run)
     if storage.is_remote(output):
-        _, found = together(output, first, lambda: storage.tree(folder))
+        _, found = storage.together(output, first, lambda: storage.tree(folder))
         check_lease(output, token)
         storage.remove_all([info.path for info in found])
         return

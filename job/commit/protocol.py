@@ -107,7 +107,6 @@ from job.errors import StateUnknownError
 from job.gates.comparison import Compared
 from job.report.run_report import RunReport
 from job.spec import Receipt, Run, Shard, Split
-from job.storage.parallel import parallel, together
 
 _TOLD: Final = (output.REPORT_JSON, output.REPORT_HTML, output.MANIFEST)
 
@@ -166,7 +165,7 @@ def _publish(
     counted = sorted(every, key=lambda receipt: (receipt.split.shard.path, receipt.split.first_row))
     reconciliation.reconcile(run, counted)
     parts = [part for receipt in counted for part in staging.parts(receipt)]
-    together(
+    storage.together(
         run.output,
         lambda: output.check_lease(run.output, run.lease),
         lambda: reconciliation.check_parts(run, counted),
@@ -215,7 +214,7 @@ def _finish(run: Run, receipts: Sequence[Receipt], report: RunReport) -> RunRepo
         storage.write_atomic(path, content.encode(), durable=name == output.SUCCESS, aside=aside)
 
     _check_still(run)
-    together(
+    storage.together(
         run.output,
         lambda: write(output.REPORT_JSON, report.to_json()),
         lambda: write(output.REPORT_HTML, report.to_html()),
@@ -260,7 +259,7 @@ def _one_of_each_split(run: Run, receipts: Iterable[Receipt]) -> list[Receipt]:
 
     # On a disk threads would only be in each other's way.
     far = storage.is_remote(run.output)
-    on_disk = parallel(read, looked_for, name="receipts") if far else map(read, looked_for)
+    on_disk = storage.parallel(read, looked_for, name="receipts") if far else map(read, looked_for)
     found.update({receipt.split.name: receipt for receipt in on_disk if receipt is not None})
     return list(found.values())
 
@@ -303,7 +302,7 @@ def _move_all(run: Run, parts: Sequence[staging.PartFile]) -> None:
     """Give every file its final name."""
     if storage.is_remote(run.output):
         # Each waits for an answer; where they are renamed, threads would only be in each other's way.
-        parallel(lambda part: _move(run, part), parts, name="move")
+        storage.parallel(lambda part: _move(run, part), parts, name="move")
         return
     for part in parts:
         _move(run, part)
@@ -336,7 +335,7 @@ def _check_still(run: Run) -> None:
 
     The machine may have stood still since the last one, and nobody has told it.
     """
-    together(
+    storage.together(
         run.output,
         lambda: output.check_lease(run.output, run.lease),
         lambda: _check_not_replaced(run),

@@ -11,7 +11,6 @@ from job.commit import staging
 from job.errors import DataError, StateUnknownError, check_not_passing, one_line
 from job.report.run_report import reasons_of
 from job.spec import Receipt, Run
-from job.storage.parallel import parallel
 
 
 def check_parts(run: Run, receipts: Sequence[Receipt]) -> None:
@@ -25,7 +24,7 @@ def check_parts(run: Run, receipts: Sequence[Receipt]) -> None:
     def is_there(pair: tuple[Receipt, staging.PartFile]) -> bool:
         return pair[1].is_staged(trusted=True) or pair[1].is_published(run.output)
 
-    there = parallel(is_there, pairs, name="look")
+    there = storage.parallel(is_there, pairs, name="look")
     missing = [pair for pair, found in zip(pairs, there, strict=True) if not found]
     if missing:
         if storage.is_remote(run.output):
@@ -59,7 +58,7 @@ def recount(folder: str, parts: Sequence[staging.PartFile]) -> None:
         return -1
 
     try:
-        for part, rows in zip(parts, parallel(counted, parts, name="recount"), strict=True):
+        for part, rows in zip(parts, storage.parallel(counted, parts, name="recount"), strict=True):
             if rows != part.rows:
                 raise DataError(
                     f"{part.staged}: it holds {rows} rows, its receipt says {part.rows}; "

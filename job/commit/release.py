@@ -15,7 +15,6 @@ from job.commit import handover, output, protocol, refusal, staging
 from job.errors import UsageError
 from job.report.run_report import RunReport
 from job.spec import Receipt, Run
-from job.storage.parallel import parallel
 
 
 def release(
@@ -89,7 +88,7 @@ def _has_said_no(folder: str, run_id: str, job: handover.Job) -> bool:
 def _receipts(run: Run) -> list[Receipt]:
     """Return the receipts of a run's splits, as far as they are there."""
     plan = storage.join(staging.folder_of(run.output, run.run_id), staging.PLAN)
-    found = parallel(
+    found = storage.parallel(
         partial(staging.read_receipt, run.output, run.run_id), staging.read_plan(plan), name="receipts"
     )
     return [replace(receipt, reused=True) for receipt in found if receipt is not None]

@@ -17,7 +17,6 @@ from typing import Any
 from job import secrets, storage
 from job.errors import JobError, StateUnknownError, by_name
 from job.spec import ChallengerWork, Receipt, Shard, Split
-from job.storage.parallel import parallel
 
 STAGING, REJECTED, PLAN = "_staging", "_rejected", "plan.jsonl"
 # Parquet by content. Readers that take every ``**/*.parquet`` for a prediction must not find them.
@@ -205,7 +204,7 @@ def handles_of(output: str, runs: Iterable[str]) -> set[str]:
     folders = [storage.join(folder_of(output, run), "receipts") for run in runs]
     paths = [info.path for folder in folders for info in storage.tree(folder)]
     found: set[str] = set()
-    for content in parallel(storage.read_bytes, paths, name="receipts"):
+    for content in storage.parallel(storage.read_bytes, paths, name="receipts"):
         with suppress(ValueError, TypeError, AttributeError):
             fields = json.loads(content or b"{}")
             found.update((fields.get("attempt", ""), fields.get("rejects", "")))

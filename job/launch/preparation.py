@@ -27,7 +27,6 @@ from job.report import json_line
 from job.report.run_report import RunReport
 from job.shards import inputs, planner
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
-from job.storage.parallel import together
 
 if TYPE_CHECKING:
     from job.binding.binding import Binding
@@ -177,7 +176,7 @@ def claimed(
     """
     asked, spec = spec, submission.checked(inputs.absolute(spec), beam_args)
     identity.announce_chosen(asked, spec, announce)
-    shards, models, held = together(
+    shards, models, held = storage.together(
         spec.output,
         lambda: inputs.shards(spec, announce),
         lambda: identity.Models.of(spec, resolve),
@@ -258,7 +257,7 @@ def read_footers(
     claim: Claim, beam_args: Sequence[str], loaded: Callable[[], object]
 ) -> list[planner.Footer]:
     """Return the footer of every shard, in order. ``loaded`` is that of :func:`claimed`."""
-    found: list[planner.Footer] = together(
+    found: list[planner.Footer] = storage.together(
         claim.shards[0].path,
         loaded,
         lambda: _read_footers(claim.spec, claim.shards, claim.run_id, beam_args),
@@ -276,7 +275,7 @@ def prepared(
     """
     folder, run_id = claim.spec.output, claim.run_id
     task, splits = task_of(claim, footers, fit, announce)
-    _, plan, finished = together(
+    _, plan, finished = storage.together(
         folder,
         lambda: staging.clear_failures(folder, run_id),
         lambda: staging.write_plan(folder, run_id, splits),

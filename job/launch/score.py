@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from job import environment
+from job import environment, storage
 from job.commit import output
 from job.engines import choice
 from job.engines.engine import Fit
@@ -20,7 +20,6 @@ from job.launch.preparation import Claim, Prepared
 from job.launch.preparation import Outcome as Outcome
 from job.spec import ScoringSpec
 from job.storage import objects
-from job.storage.parallel import ahead
 from job.terminal import progress
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def score(
     """
     objects.configure(spec.stores)
     # While a bucket is asked for this and that.
-    transform = ahead(spec.output, _load_transform)
+    transform = storage.ahead(spec.output, _load_transform)
     began_s = started_unix_s or environment.process_start_unix_s()
     with preflight.shared(spec) as key:
         fit = functools.cache(lambda: choice.engine(choice.beam_options(beam_args)).fit(key))

@@ -22,7 +22,6 @@ from job.errors import NoInputError, ShardChangedError, ShardError, UsageError
 from job.model import artifact, builder, challenger_spec, versions
 from job.shards import listing, planner, tables
 from job.spec import ScoringSpec, Shard
-from job.storage.parallel import parallel
 from job.terminal import progress
 
 # In a bucket, reading a footer is one request.
@@ -348,7 +347,7 @@ def _check_markers(name: str, folders: Sequence[str]) -> None:
     def is_there(folder: str) -> bool:
         return storage.describe(storage.join(folder, name)) is not None
 
-    found = parallel(is_there, folders, name="marker")
+    found = storage.parallel(is_there, folders, name="marker")
     missing = [folder for folder, there in zip(folders, found, strict=True) if not there]
     if missing:
         others = f", nor have {len(missing) - 1:,} other folders" if missing[1:] else ""

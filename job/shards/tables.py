@@ -12,7 +12,6 @@ from typing import Final
 from job import storage
 from job.errors import DeniedError, UsageError
 from job.storage.disk import FileInfo
-from job.storage.parallel import parallel
 
 _ICEBERG: Final = "metadata"
 # What a table of each kind has in its folder. An Iceberg table's is a common word: see ``_is_iceberg``.
@@ -70,7 +69,7 @@ def check(files: Iterable[FileInfo], real: Mapping[str, str], seen: SeenFolders)
     unknown = [folder for folder in folders if seen.kind(folder) is None]
     kinds = {folder: seen.kind(folder) or "" for folder in folders}
     far = [folder for folder in unknown if storage.is_remote(folder)]
-    kinds |= zip(far, parallel(_kind, far, name="tables"), strict=True)
+    kinds |= zip(far, storage.parallel(_kind, far, name="tables"), strict=True)
     kinds |= {folder: _kind(folder) for folder in {*unknown}.difference(far)}
     table = next((folder for folder in folders if kinds[folder]), None)
     if table is not None:

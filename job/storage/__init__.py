@@ -2,8 +2,8 @@
 
 Owns: paths, which are plain strings with ``/`` between the parts; reading and writing; ranges of objects,
 retries, and requests sent in parallel. What each kind of storage does is told in ``disk`` and ``objects``.
-Public: the functions below, as in ``storage.join(a, b)`` or ``storage.write_atomic(path, data)``, and
-``parallel.parallel``, which asks several files at the same time.
+Public: the functions below, as in ``storage.join(a, b)`` or ``storage.write_atomic(path, data)``;
+``parallel``, ``ahead`` and ``together`` make calls about several files at the same time.
 May import: ``errors``, ``spec``, ``secrets``. No Beam, no Keras.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from job.errors import UsageError
 from job.storage import buckets, disk, objects
@@ -23,6 +24,9 @@ from job.storage.disk import reason as reason
 if TYPE_CHECKING:
     from job.storage.objects import ObjectStore
     from job.storage.sinks import Conditional, Sink
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def is_remote(path: str) -> bool:
@@ -343,3 +347,43 @@ def remove_empty_parents(path: str, top: str) -> None:
     """Remove the empty folders above ``path``, up to ``top``, which stays."""
     if not is_remote(path):
         disk.remove_empty_parents(path, top)
+
+
+# Calls about several files are made at the same time, since each waits for its answer.
+
+REQUESTS_AT_ONCE: Final = 32
+
+
+def parallel(function: Callable[[T], R], items: Iterable[T], *, name: str) -> list[R]:
+    """Call ``function`` for many files, several at a time, and return the results in order."""
+    every = list(items)
+    if len(every) < 2:
+        # A thread takes longer to start than a small file to be read.
+        return [function(one) for one in every]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix=name) as pool:
+        return list(pool.map(function, every))
+
+
+def ahead(path: str, call: Callable[[], T]) -> Callable[[], T]:
+    """Begin a call in a thread if ``path`` is in a bucket; return a function that waits for its result.
+
+    On a disk the call is made when that function is called.
+    """
+    if not is_remote(path):
+        return call
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    result = pool.submit(call)
+    pool.shutdown(wait=False)
+    return result.result
+
+
+def together(path: str, *calls: Callable[[], Any]) -> list[Any]:
+    """Make all calls and return their results in order; in threads if ``path`` is in a bucket.
+
+    On a disk the calls are made one after the other, and the first error ends them. In a bucket all are made,
+    and the error of the first one that failed, in their order, is raised.
+    """
+    if not is_remote(path):
+        return [call() for call in calls]
+    with ThreadPoolExecutor(len(calls), thread_name_prefix="together") as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]

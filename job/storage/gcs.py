@@ -25,10 +25,9 @@ from urllib3.exceptions import HTTPError
 
 from job.errors import DeniedError, StorageError, one_line
 from job.spec import StoreOptions
-from job.storage import retries
-from job.storage.buckets import Found, Page, no_client
+from job.storage import buckets
+from job.storage.buckets import Found, Page, RefusedError, TransientError, no_client, patiently
 from job.storage.objects import PART_BYTES
-from job.storage.retries import RefusedError, TransientError, patiently
 
 T = TypeVar("T")
 
@@ -242,9 +241,9 @@ class CloudUpload:
         self._store, self._where = store, (bucket, key)
         patient = Retry(
             predicate=lambda e: isinstance(store._told("", e), TransientError),
-            initial=retries.FIRST_PAUSE_S,
-            maximum=retries.LONGEST_PAUSE_S,
-            timeout=retries.BUDGET_S,
+            initial=buckets.FIRST_PAUSE_S,
+            maximum=buckets.LONGEST_PAUSE_S,
+            timeout=buckets.BUDGET_S,
         )
         blob = store._blob(bucket, key)
         self._writer: Any = blob.open(

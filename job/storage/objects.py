@@ -27,6 +27,7 @@ from job.spec import StoreOptions
 from job.storage.buckets import (
     Client,
     Found,
+    RefusedError,
     Upload,
     bucket_and_key,
     folder_prefix,
@@ -35,7 +36,6 @@ from job.storage.buckets import (
     token_of,
 )
 from job.storage.disk import Copied, FileInfo, copy_to, reason
-from job.storage.retries import RefusedError
 
 SCHEMES: Final = ("gs", "s3")
 _lock = threading.RLock()

@@ -29,8 +29,7 @@ from botocore.session import Session
 
 from job.errors import DeniedError, StateUnknownError, StorageError, one_line
 from job.spec import StoreOptions
-from job.storage.buckets import Found, Page, no_client
-from job.storage.retries import RefusedError, TransientError, patiently
+from job.storage.buckets import Found, Page, RefusedError, TransientError, no_client, patiently
 
 T = TypeVar("T")
 

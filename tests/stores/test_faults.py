@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 from job import storage
-from job.storage import gcs, objects, retries, s3
+from job.storage import buckets, gcs, objects, s3
 from tests.support.nights import run_cli
 from tests.support.servers.proxy import Fault
 from tests.support.store_nights import SPLITS, StoreNight, own_clients
@@ -83,8 +83,8 @@ _outputs = (f"out{number}" for number in itertools.count())
 def night(night_in_store: StoreNight, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreNight]:
     """A night whose requests are repeated in milliseconds, by a client that has no copy of the model yet."""
     night_in_store.way.proxy.reset()
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(retries, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(buckets, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(buckets, "LONGEST_PAUSE_S", 0.05)
     with own_clients():
         yield night_in_store
 
@@ -92,7 +92,7 @@ def night(night_in_store: StoreNight, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.fixture
 def impatient(night: StoreNight, monkeypatch: pytest.MonkeyPatch) -> StoreNight:
     """The same with a short budget."""
-    monkeypatch.setattr(retries, "BUDGET_S", 0.15)
+    monkeypatch.setattr(buckets, "BUDGET_S", 0.15)
     return night
 
 
@@ -118,7 +118,7 @@ def check_afterwards(night: StoreNight, capfd: pytest.CaptureFixture[str], name:
     """With the store well again, the same command completes the night."""
     night.way.proxy.reset()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retries, "BUDGET_S", 60.0)
+        patch.setattr(buckets, "BUDGET_S", 60.0)
         code, err = score(night, capfd, name)
     assert code == 0, err
     night.check(name)
@@ -226,7 +226,7 @@ def test_what_is_not_allowed_is_told_at_once(night: StoreNight, capfd: pytest.Ca
     night.way.proxy.set(faults=[Fault("403", "^GET .*in/part-1", times=-1)])
     start_s = time.monotonic()
     code, err = score(night, capfd, name)
-    assert time.monotonic() - start_s < retries.BUDGET_S / 10
+    assert time.monotonic() - start_s < buckets.BUDGET_S / 10
     assert code == 1
     check_told(night, err)
     assert f"{night.scheme}://bucket/in/part-1.parquet" in err

@@ -25,7 +25,7 @@ from google.auth.exceptions import RefreshError
 from job import storage
 from job.errors import StorageError
 from job.storage import objects
-from job.storage.retries import TransientError
+from job.storage.buckets import TransientError
 from tests.support.permissions import ROOT, failed, in_this_process
 from tests.support.servers import stores
 from tests.support.servers.clients import BUCKET, Way, gcs_way

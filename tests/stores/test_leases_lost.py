@@ -14,7 +14,7 @@ import pytest
 from job import storage
 from job.commit import lease
 from job.errors import OutputConflictError, StateUnknownError, StorageError
-from job.storage import objects, retries
+from job.storage import buckets, objects
 from tests.support.leases import OTHER, Clock, Place
 from tests.support.servers.proxy import Fault
 from tests.support.store_nights import until
@@ -47,12 +47,12 @@ def test_renewals_that_fail_for_a_while_lose_nothing(
     place: Place, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within one renewal's budget or beyond it; carried out without an answer, or not at all."""
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(buckets, "FIRST_PAUSE_S", 0.001)
     writes = r"^(PUT|POST) .*(_staging/lease|ifGenerationMatch)"
     for fault, budget_s in (("503", 60.0), ("lost", 60.0), ("503", 0.0), ("lost", 0.0)):
-        monkeypatch.setattr(retries, "BUDGET_S", 60.0)
+        monkeypatch.setattr(buckets, "BUDGET_S", 60.0)
         with place.held() as token:
-            monkeypatch.setattr(retries, "BUDGET_S", budget_s)
+            monkeypatch.setattr(buckets, "BUDGET_S", budget_s)
             place.proxy.set(faults=[Fault(fault, writes, times=3)])
             until(partial(failed, place, fault, 3))
             until(partial(renewed, place, renewals(place) + 2))
@@ -158,7 +158,7 @@ def test_an_owner_that_cannot_make_sure_does_not_go_on(
     place: Place, still: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with place.held():
-        monkeypatch.setattr(retries, "BUDGET_S", 0.0)
+        monkeypatch.setattr(buckets, "BUDGET_S", 0.0)
         still.now_s += EXPIRES_S / 2
         place.proxy.set(faults=[Fault("503", "lease|ifGenerationMatch", times=-1)])
         with pytest.raises(StorageError, match=f"^{place.path}: no good answer in 1 tries"):
@@ -177,7 +177,7 @@ def test_a_request_that_is_sent_again_is_looked_at_again(
         still.now_s += EXPIRES_S
         place.owned()
 
-    monkeypatch.setattr(retries.patiently, "__kwdefaults__", {"clock": time.monotonic, "sleep": pause})
+    monkeypatch.setattr(buckets.patiently, "__kwdefaults__", {"clock": time.monotonic, "sleep": pause})
     with place.held():
         place.proxy.set(faults=[Fault("reset", "^(PUT|POST) ", at=0)])
         with lost(place, f"{OTHER} has it now"):
@@ -275,7 +275,7 @@ def test_a_request_that_is_sent_again_is_looked_at_whatever_the_clocks_say(
     def another_publishes(here: Place) -> Iterator[None]:
         """The request that comes next is sent again, and meanwhile another has taken the lease."""
         told = {"clock": time.monotonic, "sleep": lambda seconds: here.owned()}
-        monkeypatch.setattr(retries.patiently, "__kwdefaults__", told)
+        monkeypatch.setattr(buckets.patiently, "__kwdefaults__", told)
         storage.write_atomic(f"{here.output}/x", b"")
         here.proxy.set(faults=[Fault("reset", "^(PUT|POST) ", at=0)])
         with lost(here, f"{OTHER} has it now"):

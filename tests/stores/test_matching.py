@@ -17,7 +17,6 @@ from job.errors import NoInputError, ShardError, StorageError, UsageError
 from job.shards.listing import listing
 from job.storage import objects
 from job.storage.buckets import Client, Found, Page
-from job.storage.parallel import parallel
 from tests.support.servers import stores
 from tests.support.servers.clients import BUCKET, gcs_way, s3_way
 
@@ -93,7 +92,7 @@ def top(request: pytest.FixtureRequest) -> Iterator[str]:
         patch.setattr(objects, "_stores", {})
         folder = f"{scheme}://{BUCKET}/top"
         names = [f"{folder}/{name}" for name in TREE]
-        parallel(lambda path: storage.write_atomic(path, path.encode()), names, name="write")
+        storage.parallel(lambda path: storage.write_atomic(path, path.encode()), names, name="write")
         # Made by consoles in the place of a folder, and no files.
         storage.write_atomic(f"{folder}/deep/", b"")
         storage.write_atomic(f"{folder}/empty/", b"")

@@ -9,7 +9,6 @@ import pytest
 
 from job import storage
 from job.errors import ShardChangedError, StorageError
-from job.storage.parallel import parallel
 from tests.support.remote_store import Remote
 from tests.support.servers.clients import BUCKET
 from tests.support.servers.proxy import Fault
@@ -18,7 +17,7 @@ WRITERS, ROUNDS = 6, 8
 
 
 def at_once(act: Callable[[int], bool]) -> list[bool]:
-    return parallel(act, range(WRITERS), name="race")
+    return storage.parallel(act, range(WRITERS), name="race")
 
 
 def test_of_many_that_write_first_one_has_written(bucket: Remote, top: str) -> None:

@@ -14,7 +14,6 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from job.storage import retries
 from tests.support.permissions import (
     KMS_KEYS,
     OUTPUT,
@@ -179,7 +178,7 @@ def test_secrets_are_not_logged_even_where_everything_is(
 def test_the_address_of_a_store_that_does_not_answer_is_told_without_its_secret(
     buckets: Buckets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retries, "BUDGET_S", 0.1)
+    monkeypatch.setattr("job.storage.buckets.BUDGET_S", 0.1)
     with in_this_process(environment(buckets.scheme, f"http://me:{USERINFO}@127.0.0.1:9")):
         line = failed("report", f"{buckets.scheme}://{OUTPUT}/out")
     assert hold(line.encode(), [USERINFO.encode()]) == []

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from job.report.run_report import RunReport
-from job.storage import gcs, parallel
+from job.storage import gcs
 from tests.support.servers.proxy import Fault
 from tests.support.store_nights import MUTATES, StoreNight, held, until_held
 
@@ -74,7 +74,7 @@ def looks(history: Sequence[Mapping[str, bytes]], when: Sequence[int]) -> Look:
 
 def test_no_reader_accepts_a_mix_of_two_nights(night: StoreNight, monkeypatch: pytest.MonkeyPatch) -> None:
     # One after the other, so that every state between is seen.
-    monkeypatch.setattr(parallel, "REQUESTS_AT_ONCE", 1)
+    monkeypatch.setattr("job.storage.REQUESTS_AT_ONCE", 1)
     monkeypatch.setattr(gcs, "_DELETES_AT_ONCE", 1)
     name = "out"
     first = night.score(name, *OTHER).run_id

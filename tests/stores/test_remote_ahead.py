@@ -24,7 +24,7 @@ from job.launch import score
 from job.scoring import reader as scoring_reader
 from job.scoring.reader import SplitReader
 from job.spec import Shard, Split
-from job.storage import objects, retries
+from job.storage import buckets, objects
 from job.storage.buckets import Client
 from tests.support.nights import dense, features, saved
 from tests.support.parquet_bytes import Needed, Placed, joined, length, overlaps, place, read, within
@@ -41,7 +41,7 @@ COLUMNS = ("f0", "f1", "f2", "f3")
 def bucket(bucket: Remote, monkeypatch: pytest.MonkeyPatch) -> Remote:
     """A store of whose row groups each is fetched by itself, and which is asked again at once."""
     monkeypatch.setattr(scoring_reader, "FETCHED_BYTES", 64 << 10)
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(buckets, "FIRST_PAUSE_S", 0.01)
     return bucket
 
 

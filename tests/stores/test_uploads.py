@@ -13,7 +13,6 @@ from job import storage
 from job.errors import StateUnknownError, StorageError
 from job.storage import gcs, objects, s3
 from job.storage import objects as storage_objects
-from job.storage.parallel import parallel
 from tests.support.remote_store import Remote
 from tests.support.servers.clients import BUCKET, s3_client
 from tests.support.servers.proxy import Fault
@@ -177,7 +176,7 @@ def test_many_are_written_at_once_and_none_has_a_part_of_another(bucket: Remote)
             sink.write(wholes[number][start : start + 100_000])
         return sink.seal()
 
-    handles = parallel(write, range(4), name="write")
+    handles = storage.parallel(write, range(4), name="write")
     for number, handle in enumerate(handles):
         storage.release(handle, bucket.path(f"{name}-final/{number}"))
     found = bucket.bucket.files(f"{name}-final/")

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.errors import ShardChangedError, StorageError, UsageError
-from job.storage import retries
-from job.storage.retries import RefusedError, TransientError, patiently
+from job.storage import buckets
+from job.storage.buckets import RefusedError, TransientError, patiently
 
 # As the documentation of object stores has them.
 BUDGET_S, FIRST_S, LONGEST_S = 90.0, 0.2, 8.0
@@ -76,7 +76,7 @@ def test_a_request_is_repeated_until_it_is_answered_or_the_budget_is_spent(
     """Each failure takes its seconds; the pause after it is a part of the longest that it may be."""
     store, began_s, told = Store([took_s for took_s, _ in failures]), 1e6, ""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retries, "_RANDOM", Drawn([part for _, part in failures]))
+        patch.setattr(buckets, "_RANDOM", Drawn([part for _, part in failures]))
         try:
             assert store.patiently() == "answer"
         except StorageError as e:
@@ -192,5 +192,5 @@ def test_the_error_names_the_object_and_what_the_store_said_in_one_line(
 
 
 def test_the_numbers_are_those_that_are_told() -> None:
-    numbers = (retries.BUDGET_S, retries.FIRST_PAUSE_S, retries.LONGEST_PAUSE_S)
+    numbers = (buckets.BUDGET_S, buckets.FIRST_PAUSE_S, buckets.LONGEST_PAUSE_S)
     assert numbers == (BUDGET_S, FIRST_S, LONGEST_S)
