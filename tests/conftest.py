@@ -19,6 +19,8 @@ import pytest
 from tests.support.nights import Night
 
 UNIT = Path(__file__).parent / "unit"
+# Fixtures that start processes.
+PROCESSES = {"warm", "empty_store", "night_in_store", "lease_place"}
 
 if TYPE_CHECKING:
     from tests.support.jobs import Zygote
@@ -37,8 +39,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", ignored)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first, so that of several processes none is left with one at the end."""
+    """Long files come first, so that of several processes none is left with one at the end.
+
+    A unit test that needs a server or another process is slow, as it says by its fixtures.
+    """
+    for item in items:
+        if UNIT in item.path.parents and PROCESSES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (UNIT in item.path.parents, item.path not in slow))
 

@@ -138,6 +138,7 @@ def test_every_error_is_public() -> None:
         _ = job.scoer  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_what_is_asked_for() -> None:
     program = """
 import sys

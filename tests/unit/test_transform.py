@@ -82,6 +82,7 @@ def test_the_steps_are_those_that_the_page_draws(night: Night) -> None:
     assert not night.output.exists()
 
 
+@pytest.mark.slow
 def test_the_night_is_the_commands_and_a_step_may_follow(night: Night, model: Path) -> None:
     (report,) = reports(night.folder, "--direct_num_workers=2", **flags(night, model))
     assert report == json.loads((night.output / "_report.json").read_text())
@@ -96,6 +97,7 @@ def test_the_night_is_the_commands_and_a_step_may_follow(night: Night, model: Pa
     assert {path: path.stat() for path in night.output.rglob("*")} == files
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_fails_holds_nothing_and_another_goes_on(night: Night, model: Path) -> None:
     table = pq.read_table(night.input / "part-1.parquet")
     night.shard("part-1", table.drop_columns("f3"), group_rows=100)

@@ -247,6 +247,7 @@ def test_receipts_are_all_read_or_that_is_told(
         assert 0 < float(seconds) < RECEIPTS_S
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_files_that_a_run_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_without_a_sample_neither_shards_nor_model_are_needed(night_of_three: Ni
     assert any("the model is not to be had" in line for line in found.findings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_wrong_is_found_and_told_with_exit_code_5(
     night_of_three: Night, fault: str, capfd: pytest.CaptureFixture[str]

@@ -111,7 +111,9 @@ def test_what_is_wrong_is_told_line_by_line_with_what_to_do(night: Night) -> Non
     assert sorted(os.listdir(night.folder)) == ["file"]
 
 
-@pytest.mark.parametrize("flag", ["--batch_size=0", "--runner=FlnkRunner"])
+@pytest.mark.parametrize(
+    "flag", ["--batch_size=0", pytest.param("--runner=FlnkRunner", marks=pytest.mark.slow)]
+)
 def test_wrong_usage_ends_with_2(night: Night, flag: str) -> None:
     done = command("--input=a", "--model=m.keras", "--output=o", flag)
     assert (done.returncode, done.stdout) == (2, "")

@@ -36,6 +36,7 @@ def again(night: Night, path: str | Path, *flags: str) -> score.Outcome:
     return score.score(spec, beam_args, announce=lambda line: None)
 
 
+@pytest.mark.slow
 def test_a_published_night_whose_files_are_gone_is_not_called_done(night: Night, path: Path) -> None:
     night.score(path, "--keys=id")
     assert again(night, path).already_published
@@ -69,6 +70,7 @@ def build():
 """
 
 
+@pytest.mark.slow
 def test_what_an_unseeded_builder_scored_is_scored_again_with_its_next_model(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +87,7 @@ def test_what_an_unseeded_builder_scored_is_scored_again_with_its_next_model(
     assert len(report.loads) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_one_line_and_the_next_try_goes_on(
     night: Night, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_repeating_text_features_come_as_codes_and_are_rejected_as_the_shard_has
     assert everything.equals(table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeating", [False, True])
 def test_long_keys_do_not_make_large_chunks(tmp_path: Path, repeating: bool) -> None:
     rows = 20_000

@@ -120,6 +120,7 @@ def test_the_same_values_in_many_rows_are_taken(folder: Path) -> None:
     check(path)
 
 
+@pytest.mark.slow
 def test_values_that_take_up_their_bytes_are_taken_however_long_a_row_is(folder: Path) -> None:
     path = folder / "honest.parquet"
     values = np.random.default_rng(0).random(10_000_000, np.float32)

@@ -149,6 +149,7 @@ def test_what_fails_there_is_raised_here(step: SharedStep, key: str) -> None:
         SharedStep(model_steps.unloadable, key, "m")
 
 
+@pytest.mark.slow
 def test_another_process_follows_one_that_was_killed(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MOST_DEATHS", 1)
     step = SharedStep(model_steps.Doubling, key, "m")
