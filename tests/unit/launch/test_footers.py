@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from job.cli import options
@@ -25,6 +26,10 @@ def shards_of(night: Night, count: int) -> list[Shard]:
             table = table.append_column("word", pa.array(["x"] * table.num_rows).dictionary_encode())
         night.shard(f"ds={i % 2}/part-{i:04d}", table, group_rows=2)
     (night.input / "ds=1/part-0003.parquet").write_bytes(b"nothing")
+    times = pa.StructArray.from_arrays([pa.array([1], pa.timestamp("us"))], ["at"])
+    int96 = night.input / "ds=0/part-0002.parquet"
+    table = features(1).append_column("t", times)
+    pq.write_table(table, int96, use_deprecated_int96_timestamps=True, store_schema=False)
     return inputs.list_shards(ScoringSpec((str(night.input),), "m", str(night.output)))
 
 
@@ -34,7 +39,10 @@ def test_workers_find_what_the_launcher_finds(night: Night) -> None:
     here = inputs.read_footers(shards)
     assert [(f.group_rows, f.error) for f in found] == [(f.group_rows, f.error) for f in here]
     assert all(one.schema.equals(other.schema) for one, other in zip(found, here, strict=True))
-    assert len({id(footer.schema) for footer in found}) == 3
+    assert [f.int96 for f in found] == [f.int96 for f in here]
+    ((field,),) = (footer.int96 for footer in found if footer.int96)
+    assert (field.name, field.type) == ("t", pa.struct([("at", pa.timestamp("us"))]))
+    assert len({id(footer.schema) for footer in found}) == 4
     assert sum(bool(footer.error) for footer in found) == 1
 
 
