@@ -4,7 +4,7 @@ It is the newest night before this one whose output has a ``_SUCCESS``. It is lo
 published, since in a backfill it may have been published only just now. Where nights follow each other in one
 output, it is the night that is to be replaced.
 
-What a gate refuses stays in staging with a note (``job.commit.refusal``): the same command with another
+What a gate refuses stays in staging with a note (``staging.write_refusal``): the same command with another
 threshold goes on from the receipts, and ``job publish`` releases it as it is.
 """
 
@@ -16,11 +16,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from job import environment, forms, storage
-from job.commit import output, refusal
+from job.commit import output, staging
 from job.errors import GateError, OutputConflictError, StorageError
 from job.gates import gates
-from job.gates.comparison import Compared
-from job.gates.gate import Nights
+from job.gates.gate import Compared, Nights
 from job.shards import dates
 from job.spec import Receipt, Run, ScoringSpec
 
@@ -62,7 +61,7 @@ def passed(run: Run, receipts: Sequence[Receipt], seen: output.Seen) -> Compared
     told = tuple(gates.refusals(run.gates, rows, compared))
     if told:
         compared = replace(compared, refused=told)
-        refusal.write(run, compared)
+        staging.write_refusal(run, compared)
         flag = " --if_exists=replace" if run.replace else ""
         raise GateError(
             f"{run.output}: {'; '.join(told)}; nothing was published and all is kept in staging: look at it, "

@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from job import environment, storage
-from job.commit import handover, output, refusal, staging
+from job.commit import handover, output, staging
 from job.errors import OutputConflictError, StateUnknownError, StorageError, UsageError
 
 
@@ -127,7 +127,7 @@ def _look_at(
 def _refusal(folder: str, run_id: str) -> str:
     """Return why a refused run stays, empty where no gate has refused it."""
     try:
-        note = refusal.read(folder, run_id)
+        note = staging.read_refusal(folder, run_id)
     except StateUnknownError as e:
         return f"refused, though {e}; --older_than=0h removes it"
     if note is None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from job.commit import staging
 from job.errors import OutputConflictError
 from job.gates import histograms
-from job.gates.comparison import Compared
+from job.gates.gate import Compared
 from job.report import run_report
 from job.spec import Receipt, Run
 

@@ -104,7 +104,7 @@ from typing import Any, Final
 from job import environment, storage
 from job.commit import baseline, manifest, output, reconciliation, staging
 from job.errors import StateUnknownError
-from job.gates.comparison import Compared
+from job.gates.gate import Compared
 from job.report.run_report import RunReport
 from job.spec import Receipt, Run, Shard, Split
 

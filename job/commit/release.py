@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from job import environment, storage
-from job.commit import handover, output, protocol, refusal, staging
+from job.commit import handover, output, protocol, staging
 from job.errors import UsageError
 from job.report.run_report import RunReport
 from job.spec import Receipt, Run
@@ -44,7 +44,7 @@ def release(
         if (there := output.report_of(folder, whole_id)) is not None:
             output.remove_staging(folder, whole_id, lease)
             return there, True
-        note = refusal.read(folder, whole_id)
+        note = staging.read_refusal(folder, whole_id)
         if note is None:
             done = len(staging.finished(folder, whole_id))
             raise UsageError(
@@ -82,7 +82,7 @@ def _found(folder: str, run_id: str) -> str:
 
 def _has_said_no(folder: str, run_id: str, job: handover.Job) -> bool:
     """Say whether a job that nobody waited for has come to its end: a gate has refused its night."""
-    return job.run == run_id and refusal.read(folder, run_id) is not None
+    return job.run == run_id and staging.read_refusal(folder, run_id) is not None
 
 
 def _receipts(run: Run) -> list[Receipt]:

@@ -1,4 +1,4 @@
-"""What a run leaves in staging while it is under way: the plan, attempts, receipts, failures.
+"""What a run has in staging until it is published: plan, attempts, receipts, failures, a refusal by gates.
 
 The protocol they serve is told in ``job.commit.protocol``.
 """
@@ -16,9 +16,20 @@ from typing import Any
 
 from job import secrets, storage
 from job.errors import JobError, StateUnknownError, by_name
-from job.spec import ChallengerWork, Receipt, Shard, Split
+from job.gates.gate import Compared, as_tuples
+from job.spec import (
+    ChallengerRun,
+    ChallengerWork,
+    Gates,
+    ModelReference,
+    Receipt,
+    Run,
+    Shard,
+    Split,
+    StoreOptions,
+)
 
-STAGING, REJECTED, PLAN = "_staging", "_rejected", "plan.jsonl"
+STAGING, REJECTED, PLAN, REFUSAL = "_staging", "_rejected", "plan.jsonl", "refused.json"
 # Parquet by content. Readers that take every ``**/*.parquet`` for a prediction must not find them.
 REJECTED_SUFFIX, ATTEMPT_SUFFIX = ".rejected", ".attempt"
 
@@ -248,6 +259,34 @@ def clear_failures(output: str, run: str) -> None:
     storage.remove_tree(storage.join(folder_of(output, run), "failures"))
 
 
+def write_refusal(run: Run, compared: Compared) -> None:
+    """Note that the gates have refused a run, and keep the run itself beside it.
+
+    With this note, another process can publish the night without its model, its shards or its command.
+    """
+    limits = {**dict(run.gates.limits), "baselines": run.gates.baselines}
+    content = {"run": {**dataclasses.asdict(run), "gates": limits}, "compared": compared.to_fields()}
+    storage.write_atomic(_refusal_path(run.output, run.run_id), json.dumps(content).encode())
+
+
+def read_refusal(output: str, run: str) -> tuple[Run, Compared] | None:
+    """Return a refused run and why it was; ``None`` where no gate has refused it.
+
+    Raises:
+        StateUnknownError: the note cannot be made out.
+    """
+    content = storage.read_bytes(_refusal_path(output, run))
+    if content is None:
+        return None
+    try:
+        told = json.loads(content)
+        return _run(told["run"]), Compared.of_fields(told["compared"])
+    except (ValueError, TypeError, KeyError) as e:
+        raise StateUnknownError(
+            f"{_refusal_path(output, run)}: cannot be made out; the command of its run writes it again"
+        ) from e
+
+
 def stop_mark(output: str, run: str) -> str:
     """Return the path of a new mark: one that stops this try's workers stops no later one's."""
     return storage.join(folder_of(output, run), f"stopped-{os.urandom(8).hex()}")
@@ -261,6 +300,29 @@ def stop(output: str, run: str, mark: str) -> None:
     """
     _check_under_way(output, run)
     storage.write_atomic(mark, b"", durable=False)
+
+
+def _refusal_path(output: str, run: str) -> str:
+    return storage.join(folder_of(output, run), REFUSAL)
+
+
+def _run(told: dict[str, Any]) -> Run:
+    # What a later version added is of no use here.
+    known = {field.name: told[field.name] for field in dataclasses.fields(Run) if field.name in told}
+    limits = {name: as_tuples(value) for name, value in known.pop("gates").items()}
+    baselines = limits.pop("baselines")
+    if (challenger := known.pop("challenger", None)) is not None:
+        challenger = ChallengerRun(**{**challenger, "model": ModelReference(**challenger["model"])})
+    return Run(
+        **{
+            **known,
+            "challenger": challenger,
+            "model": ModelReference(**known["model"]),
+            "versions": tuple((name, version) for name, version in known["versions"]),
+            "stores": StoreOptions(**known["stores"]),
+            "gates": Gates(tuple(limits.items()), baselines),
+        }
+    )
 
 
 def _receipt_path(output: str, run: str, split: Split) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
-from job.gates.comparison import Compared
-from job.gates.gate import Gate, Nights
+from job.gates.gate import Compared, Gate, Nights
 from job.model.signature import listed
 from job.spec import Run
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from job.errors import UsageError
-from job.gates.comparison import Compared
-from job.gates.gate import Gate, Nights, is_limited
+from job.gates.gate import Compared, Gate, Nights, is_limited
 from job.spec import ScoringSpec
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from job import spec as values
 from job.gates.columns import ChallengersColumnsByPosition, ColumnsByPosition
-from job.gates.comparison import Compared
 from job.gates.drift import Drift
-from job.gates.gate import Gate, Nights
+from job.gates.gate import Compared, Gate, Nights
 from job.gates.rows import MinRows, RowsChange
 from job.shards import dates
 from job.spec import Run, ScoringSpec

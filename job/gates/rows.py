@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from job.gates.comparison import Compared
-from job.gates.gate import Gate, Nights
+from job.gates.gate import Compared, Gate, Nights
 
 
 class MinRows(Gate):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from job.errors import UsageError
 from job.gates import gates
-from job.gates.comparison import Compared
+from job.gates.gate import Compared
 from job.model.signature import Feed, InputSpec, feeds_text
 from job.report import page
 from job.spec import Receipt, Run

@@ -14,11 +14,10 @@ import pyarrow as pa
 import pytest
 
 from job.cli import options
-from job.commit import baseline, output, refusal, staging
+from job.commit import baseline, output, staging
 from job.errors import UsageError
 from job.gates import gates
-from job.gates.comparison import Compared
-from job.gates.gate import Gate, Nights
+from job.gates.gate import Compared, Gate, Nights
 from job.spec import ScoringSpec
 from tests.support.gate_nights import ROWS, moved, published, report, run_of, score, staged
 from tests.support.nights import Night, dense, features, matrix, put_back, run_cli, saved
@@ -243,7 +242,7 @@ def test_a_gate_is_one_class_and_one_entry(
     assert "2407 rows are no full dozens (a dozen is 12)" in err
     (run_id,) = staged(night)
     # The note from which a refused night is released brings limit and measure back as they were.
-    run, compared = refusal.read(str(night.output), run_id) or pytest.fail("no note")
+    run, compared = staging.read_refusal(str(night.output), run_id) or pytest.fail("no note")
     assert run.gates.limit("dozens") == (("a dozen", 12),)
     assert compared.value("dozens_more") == (0, "dozens")
     publish = ("publish", str(night.output), f"--run_id={run_id}", "--if_exists=replace")
@@ -258,7 +257,7 @@ def test_a_note_of_an_older_version_is_released(night: Night, capfd: pytest.Capt
     night.shard("a", features(50))
     assert score(night, capfd, "--min_rows=51")[0] == 5
     (run_id,) = staged(night)
-    (path,) = (night.output / "_staging").rglob(refusal.NOTE)
+    (path,) = (night.output / "_staging").rglob(staging.REFUSAL)
     note = json.loads(path.read_text())
     # What gates were before each of them kept its own limit.
     note["run"]["gates"] = {"min_rows": 51, "max_rows_change": None, "max_psi": [], "baselines": []}

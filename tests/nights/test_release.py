@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job.commit import baseline, output, refusal, staging
-from job.gates.comparison import Compared
+from job.commit import baseline, output, staging
+from job.gates.gate import Compared
 from job.spec import Gates
 from tests.support.gate_nights import FLAGS, moved, published, report, score, staged
 from tests.support.jobs import Job, Zygote
@@ -111,13 +111,13 @@ def test_what_publish_refuses(night: Night, capfd: pytest.CaptureFixture[str]) -
     code, _, err = run_cli(capfd, *args)
     assert (code, "5 of 6 splits have a receipt" in err) == (1, True)
     (night.folder / "receipt").rename(receipt)
-    note = (place / refusal.NOTE).read_text()
-    (place / refusal.NOTE).write_text(note[:50])
+    note = (place / staging.REFUSAL).read_text()
+    (place / staging.REFUSAL).write_text(note[:50])
     code, _, err = run_cli(capfd, *args)
     assert (code, "cannot be made out" in err) == (1, True)
     code, out, _ = run_cli(capfd, "clean", folder)
     assert (code, "kept, refused, though" in out) == (0, True)
-    (place / refusal.NOTE).unlink()
+    (place / staging.REFUSAL).unlink()
     code, _, err = run_cli(capfd, *args)
     assert (code, "no gate has refused run" in err) == (2, True)
     shutil.copytree(place, place.with_name(f"{run_id[:1]}{'0' * 63}"))
@@ -176,8 +176,8 @@ def test_a_note_tells_the_run_as_it_was(night: Night) -> None:
     asked = Gates(limits, ("/x", "/y"))
     run = replace(planned.task.run, gates=asked, versions=(("python", "3"),), lease="t", handed=True)
     compared = Compared("/x", "ab", 5, (("rows_change", 0.5), ("psi", (("p", 0.25),))), "note", ("no",))
-    refusal.write(run, compared)
-    assert refusal.read(run.output, run.run_id) == (run, compared)
+    staging.write_refusal(run, compared)
+    assert staging.read_refusal(run.output, run.run_id) == (run, compared)
     assert baseline.NIGHTS_BACK == 35
 
 
@@ -192,7 +192,7 @@ def test_a_job_on_its_own_refuses_itself_and_its_output_is_free_for_the_release(
         assert code == 0, err
         (run_id,) = staged(night)
         folder = str(night.output)
-        until(lambda: refusal.read(folder, run_id), within_s=100)
+        until(lambda: staging.read_refusal(folder, run_id), within_s=100)
         until(lambda: staging.failure(folder, run_id))
         assert "-75.0% against" in str(staging.failure(folder, run_id))
         assert night.manifest()["run_id"] != run_id
