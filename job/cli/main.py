@@ -5,6 +5,7 @@ Results go to standard output, all else to standard error. What a command does i
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import time
@@ -13,7 +14,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from job import environment, secrets
-from job.cli import usage
 from job.cli.commands import COMMANDS
 from job.errors import JobError, UsageError
 from job.report import json_line
@@ -79,13 +79,22 @@ def _run(args: Sequence[str], *, debug: bool) -> int:
         console.show(*(f"{package} {version}" for package, version in _versions().items()), needed=True)
         return 0
     if name not in COMMANDS:
-        raise usage.unknown_command(name, COMMANDS)
+        raise _unknown_command(name)
     command = COMMANDS[name]
     if _HELP & set(rest):
         console.show(*command.parser().format_help().splitlines(), needed=True)
         return 0
     library_output.hush(debug=debug)
     return command.run(rest)
+
+
+def _unknown_command(name: str) -> UsageError:
+    program = environment.program()
+    if name.startswith("-"):
+        return UsageError(f"{name}: a command comes before its flags; see {program} --help")
+    if near := difflib.get_close_matches(name, COMMANDS, n=1):
+        return UsageError(f"unknown command {name!r}; did you mean {near[0]}? See {program} --help")
+    return UsageError(f"unknown command {name!r}; use one of {', '.join(COMMANDS)}, or {program} --help")
 
 
 def _overview() -> str:

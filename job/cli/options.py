@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from job.cli import config, parser, usage
+from job.cli import config, parser
 from job.cli.parser import CommandOptions
 from job.errors import UsageError, as_flag
 from job.flags import declared, values
@@ -160,7 +160,7 @@ def _check_beam_args(own: argparse.ArgumentParser, given: Sequence[str], args: l
         choice.learn_flags(args)
     beam = _beam_parser()
     unknown = beam.parse_known_args(args)[1]
-    usage.check_lists(own, given, unknown)
+    parser.check_lists(own, given, unknown)
     flag = next((arg for arg in unknown if arg.startswith("-")), None)
     if unknown and flag is None:
         raise UsageError(
@@ -172,7 +172,7 @@ def _check_beam_args(own: argparse.ArgumentParser, given: Sequence[str], args: l
     # The job's flags come first: they win if one of Beam's is equally near.
     known = [*own._option_string_actions, *beam._option_string_actions]
     hint = f"see {own.prog} --help, or pass it unchecked after a bare --"
-    raise usage.unknown_flag(flag, known, hint)
+    raise parser.unknown_flag(flag, known, hint)
 
 
 def _beam_parser() -> argparse.ArgumentParser:

@@ -1,23 +1,29 @@
-"""The commands that take the flags of ``score``: which flags each of them has, and its parser.
+"""The flags of commands, as parsers: of those that take the flags of ``score``, and of those about an output.
 
-The flags themselves are declared in ``job.spec.ScoringSpec``, and here those that belong to a command line
-alone. Their values are read in ``job.cli.options``.
+The flags of ``score`` are declared in ``job.spec.ScoringSpec``, and here those that belong to a command line
+alone. Their values are read in ``job.cli.options``. A word that no flag knows is an error with the fix: a
+name gets the nearest one that exists, and a list with blanks the same list with commas.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import difflib
 import itertools
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, NoReturn
 
 from job import environment, forms
-from job.cli import usage
-from job.errors import UsageError
+from job.errors import UsageError, as_flag
 from job.flags import Flag, Group, declared
 from job.report import json_line
 from job.spec import ScoringSpec
+
+# A flag that lists things shows so in its form, as in COL,….
+_LISTS: Final = ",…"
 
 _EPILOG: Final = """\
 examples:
@@ -141,11 +147,11 @@ class Parser(argparse.ArgumentParser):
         given, rest = self.parse_known_args(args, namespace)
         if not rest:
             return given
-        usage.check_lists(self, args, rest)
+        check_lists(self, args, rest)
         flag = next((arg for arg in rest if arg.startswith("-")), None)
         if flag is None:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
-        raise usage.unknown_flag(flag, self._option_string_actions, f"see {self.prog} --help")
+        raise unknown_flag(flag, self._option_string_actions, f"see {self.prog} --help")
 
     def error(self, message: str) -> NoReturn:
         """Raise ``message`` with the command that tells more."""
@@ -166,3 +172,85 @@ def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:
 def _literal(text: str) -> str:
     """Return a text as argparse wants it, which fills in what follows a percent sign."""
     return text.replace("%", "%%")
+
+
+# A word that no flag knows.
+
+
+def unknown_flag(arg: str, known: Iterable[str], otherwise: str) -> UsageError:
+    """Return the error of a flag that does not exist, given as ``--name`` or ``--name=value``.
+
+    ``known`` are flags with their dashes. The first of those that are equally near is named; where none is
+    near, the message ends with ``otherwise``.
+    """
+    name = arg.partition("=")[0]
+    # Dashes, which all have, would make short names look alike.
+    flags = {flag.lstrip("-"): flag for flag in reversed(list(known))}
+    near = difflib.get_close_matches(name.lstrip("-"), [*reversed(flags)], n=1)
+    return UsageError(f"unknown flag {name}; {f'did you mean {flags[near[0]]}?' if near else otherwise}")
+
+
+def check_lists(parser: argparse.ArgumentParser, args: Sequence[str], unknown: Collection[str]) -> None:
+    """Refuse items of a list with blanks between them.
+
+    ``unknown`` are the arguments of ``args`` that belong to nothing.
+
+    Raises:
+        UsageError: some of these follow the value of a flag that takes a list; the message has it right.
+    """
+    lists = {
+        name
+        for action in parser._actions
+        if isinstance(action.metavar, str) and _LISTS in action.metavar
+        for name in action.option_strings
+    }
+    for at, arg in enumerate(args):
+        name, is_whole, value = arg.partition("=")
+        if name not in lists:
+            continue
+        words = [value] if is_whole else []
+        for word in args[at + 1 :]:
+            if word.startswith("-"):
+                break
+            words.append(word)
+        if words[1:] and set(words[1:]) <= set(unknown):
+            items = [item for row in csv.reader(words, skipinitialspace=True) for item in row if item]
+            right = as_flag(name.removeprefix("--"), *items)
+            raise UsageError(f"{name} {shlex.join(words)}: a list has commas and no blanks; use {right}")
+
+
+# Commands about a published output: they take OUTPUT, how its store is asked, and --debug.
+
+
+def output_parser(command: str, description: str, output: str) -> argparse.ArgumentParser:
+    """Return the parser of a command about one output, with the arguments that all of these take.
+
+    ``output`` is the help of the argument ``OUTPUT``.
+    """
+    made = Parser(prog=f"{environment.program()} {command}", description=description, allow_abbrev=False)
+    made.add_argument("output", metavar="OUTPUT", help=output)
+    add_flag(made, "requester_pays", "PROJECT", None, "pay for requests to buckets that ask for it")
+    made.add_argument("--debug", action="store_true", help="show tracebacks")
+    return made
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, form: str, default: str | None, text: str) -> None:
+    """Add a flag with a value, whose help is ``text`` and the default, and shows the value as ``form``."""
+    shown = f"{text} (default: {default})" if default else text
+    parser.add_argument(f"--{name}", metavar=form, default=default, help=shown)
+
+
+def configure_stores(given: argparse.Namespace) -> None:
+    """Set how object stores are asked, before the first file is read.
+
+    Raises:
+        UsageError: a flag is given without a value.
+    """
+    from job.spec import StoreOptions
+    from job.storage import objects
+
+    values = {name: getattr(given, name, None) for name in ("requester_pays", "kms_key")}
+    for name, value in values.items():
+        if value == "":
+            raise UsageError(f"--{name}= is empty; give a value, or leave the flag out")
+    objects.configure(StoreOptions(**{name: value for name, value in values.items() if value}))

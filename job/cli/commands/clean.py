@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from job import forms
-from job.cli import outputs
+from job.cli.parser import add_flag, configure_stores, output_parser
 from job.errors import OutputConflictError, UsageError
 from job.terminal import console
 
@@ -17,15 +17,13 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of its flags."""
     told = "Remove what abandoned runs left in the staging of an output; never a live run's."
     place = "the folder that runs were to publish at; with {ds} in it, those of the last nights"
-    parser = outputs.parser("clean", told, place)
-    outputs.flag(parser, "nights", "N", "35", "how many nights back, where OUTPUT holds {ds}")
-    outputs.flag(
-        parser, "kms_key", "KEY", None, "encrypt the lease that is written to a bucket with this key"
-    )
+    parser = output_parser("clean", told, place)
+    add_flag(parser, "nights", "N", "35", "how many nights back, where OUTPUT holds {ds}")
+    add_flag(parser, "kms_key", "KEY", None, "encrypt the lease that is written to a bucket with this key")
     told = "as in 90m, 12h or 7d; without it, of any age but for what a gate has refused"
-    outputs.flag(parser, "older_than", "AGE", None, told)
+    add_flag(parser, "older_than", "AGE", None, told)
     told = "only free the output from this job, submitted with --no_wait, that has ended or was cancelled"
-    outputs.flag(parser, "release_job", "ID", None, told)
+    add_flag(parser, "release_job", "ID", None, told)
     parser.add_argument("--dry_run", action="store_true", help="only say what would be removed")
     return parser
 
@@ -37,7 +35,7 @@ def run(args: Sequence[str]) -> int:
     from job.shards import dates
 
     given = parser().parse_args(list(args))
-    outputs.configure_stores(given)
+    configure_stores(given)
     age_s = None if given.older_than is None else forms.Duration().parse("older_than", given.older_than)
     dates.check("OUTPUT", given.output)
     if given.release_job is not None:

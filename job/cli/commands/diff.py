@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from job import errors, forms
-from job.cli import outputs
+from job.cli.parser import add_flag, configure_stores, output_parser
 from job.errors import DataError
 from job.terminal import console
 
@@ -15,7 +15,7 @@ from job.terminal import console
 def parser() -> argparse.ArgumentParser:
     """Return the parser of its flags."""
     told = "Compare two published nights row by row, or two prediction columns of one."
-    parser = outputs.parser("diff", told, "the folder that night A was published at")
+    parser = output_parser("diff", told, "the folder that night A was published at")
     parser.add_argument(
         "other", metavar="B", nargs="?", help="that of night B; without it, columns of OUTPUT"
     )
@@ -30,10 +30,10 @@ def parser() -> argparse.ArgumentParser:
         ("max_change", "SHARE", "end with 5 if more of the rows have moved"),
     ):
         parser.add_argument(f"--{name}", metavar=form, action="append", default=[], help=told)
-    outputs.flag(parser, "threshold", "X", None, "count the rows that change sides of this value")
-    outputs.flag(parser, "tolerance", "X", "0", "a row has moved if it differs by more than this")
-    outputs.flag(parser, "top", "N", "20", "how many of the biggest movers to show")
-    outputs.flag(parser, "page", "FILE", None, "write it as a page of HTML too")
+    add_flag(parser, "threshold", "X", None, "count the rows that change sides of this value")
+    add_flag(parser, "tolerance", "X", "0", "a row has moved if it differs by more than this")
+    add_flag(parser, "top", "N", "20", "how many of the biggest movers to show")
+    add_flag(parser, "page", "FILE", None, "write it as a page of HTML too")
     parser.add_argument("--json", action="store_true", help="print one JSON object, on one line")
     return parser
 
@@ -54,7 +54,7 @@ def run(args: Sequence[str]) -> int:
         top=forms.Whole().parse("top", given.top),
     )
     most = forms.Share().value("max_change", given.max_change) if given.max_change else None
-    outputs.configure_stores(given)
+    configure_stores(given)
     folders = [storage.absolute(one) for one in (given.output, given.other) if one is not None]
     found = diff.diff(folders, asked)
     if given.page is not None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from job import forms
-from job.cli import outputs
+from job.cli.parser import add_flag, configure_stores, output_parser
 from job.errors import UsageError
 from job.terminal import console
 
@@ -14,11 +14,11 @@ from job.terminal import console
 def parser() -> argparse.ArgumentParser:
     """Return the parser of its flags."""
     told = "Write rows of a published night, with their predictions, for --golden. Verify the night before."
-    parser = outputs.parser("golden", told, "the folder that the night was published at")
-    outputs.flag(parser, "rows", "ROWS", "100", "how many, drawn at random")
-    outputs.flag(parser, "seed", "N", None, "of the sample, to draw the same one again")
-    outputs.flag(parser, "to", "FILE", None, "the file to write, which must not be there")
-    outputs.flag(parser, "kms_key", "KEY", None, "encrypt what is written to a bucket with this key")
+    parser = output_parser("golden", told, "the folder that the night was published at")
+    add_flag(parser, "rows", "ROWS", "100", "how many, drawn at random")
+    add_flag(parser, "seed", "N", None, "of the sample, to draw the same one again")
+    add_flag(parser, "to", "FILE", None, "the file to write, which must not be there")
+    add_flag(parser, "kms_key", "KEY", None, "encrypt what is written to a bucket with this key")
     return parser
 
 
@@ -33,7 +33,7 @@ def run(args: Sequence[str]) -> int:
 
     rows = forms.Count(most=MOST_ROWS).parse("rows", given.rows)
     seed = None if given.seed is None else forms.Whole().parse("seed", given.seed)
-    outputs.configure_stores(given)
+    configure_stores(given)
     path = storage.absolute(given.to)
     written = golden_rows.pick(storage.absolute(given.output), path, rows=rows, seed=seed)
     console.show(f"{written:,} rows in {path}")

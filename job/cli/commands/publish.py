@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from job import environment
-from job.cli import outputs
+from job.cli.parser import add_flag, configure_stores, output_parser
 from job.errors import UsageError
 from job.terminal import console, progress
 
@@ -15,11 +15,11 @@ from job.terminal import console, progress
 def parser() -> argparse.ArgumentParser:
     """Return the parser of its flags."""
     told = "Publish a night that a gate has refused, as it lies in staging; nothing is scored."
-    parser = outputs.parser("publish", told, "the folder that the night was to be published at")
-    outputs.flag(parser, "run_id", "ID", None, "of the refused run, or its first digits")
+    parser = output_parser("publish", told, "the folder that the night was to be published at")
+    add_flag(parser, "run_id", "ID", None, "of the refused run, or its first digits")
     told = "what to do when the output holds another run"
     parser.add_argument("--if_exists", choices=("fail", "replace"), default="fail", help=told)
-    outputs.flag(parser, "kms_key", "KEY", None, "encrypt what is written to a bucket with this key")
+    add_flag(parser, "kms_key", "KEY", None, "encrypt what is written to a bucket with this key")
     return parser
 
 
@@ -32,7 +32,7 @@ def run(args: Sequence[str]) -> int:
     from job import storage
     from job.commit import release
 
-    outputs.configure_stores(given)
+    configure_stores(given)
     report, was_there = release.release(
         storage.absolute(given.output),
         given.run_id,

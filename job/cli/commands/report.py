@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from job.cli import outputs
+from job.cli.parser import configure_stores, output_parser
 from job.errors import UsageError
 from job.terminal import console
 
@@ -13,7 +13,7 @@ from job.terminal import console
 def parser() -> argparse.ArgumentParser:
     """Return the parser of its flags."""
     told = "Print the report of the run that was published. The same as a page: OUTPUT/_report.html"
-    return outputs.parser("report", told, "the folder that the night was published at")
+    return output_parser("report", told, "the folder that the night was published at")
 
 
 def run(args: Sequence[str]) -> int:
@@ -23,7 +23,7 @@ def run(args: Sequence[str]) -> int:
     from job.commit import output
     from job.report.run_report import RunReport
 
-    outputs.configure_stores(given)
+    configure_stores(given)
     folder = storage.absolute(given.output)
     path = storage.join(folder, output.REPORT_JSON)
     content = storage.read_bytes(path)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from job import forms
-from job.cli import outputs
+from job.cli.parser import add_flag, configure_stores, output_parser
 from job.errors import DataError
 from job.terminal import console
 
@@ -14,14 +14,12 @@ from job.terminal import console
 def parser() -> argparse.ArgumentParser:
     """Return the parser of its flags."""
     told = "Check a published night: files, checksums, counts; score a sample of its rows again."
-    parser = outputs.parser("verify", told, "the folder that the night was published at")
-    outputs.flag(
-        parser, "sample_rows", "ROWS|all", "1000", "rows to score again; 0 looks at the output alone"
-    )
-    outputs.flag(parser, "seed", "N", None, "of the sample, to draw the same one again")
-    outputs.flag(parser, "rtol", "X", "1e-5", "predictions may differ by this share of themselves")
+    parser = output_parser("verify", told, "the folder that the night was published at")
+    add_flag(parser, "sample_rows", "ROWS|all", "1000", "rows to score again; 0 looks at the output alone")
+    add_flag(parser, "seed", "N", None, "of the sample, to draw the same one again")
+    add_flag(parser, "rtol", "X", "1e-5", "predictions may differ by this share of themselves")
     told = "and by this much, times their median magnitude if that is above 1"
-    outputs.flag(parser, "atol", "X", "1e-6", told)
+    add_flag(parser, "atol", "X", "1e-6", told)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -37,7 +35,7 @@ def run(args: Sequence[str]) -> int:
     sample = verify.ALL if given.sample_rows == "all" else whole.parse("sample_rows", given.sample_rows)
     seed = None if given.seed is None else whole.parse("seed", given.seed)
     tolerance = Tolerance(number.parse("rtol", given.rtol), number.parse("atol", given.atol))
-    outputs.configure_stores(given)
+    configure_stores(given)
     folder = storage.absolute(given.output)
     found = verify.verify(folder, sample_rows=sample, seed=seed, tolerance=tolerance)
     told = found.to_json().rstrip().split("\n") if given.json else verify.lines(found)
