@@ -1,44 +1,42 @@
-"""Rows of two nights, each beside the other night's row with the same key; in bounded memory.
+"""Rows of two nights side by side: a full outer join on the keys, by DuckDB, in bounded memory.
 
-Nights of up to :data:`_ROWS_AT_ONCE` rows are joined at once. Of larger ones each row goes, by a hash of its
-key, to one of many files on the local disk, so that rows with one key are in the same one; then these
-are joined one after the other. A join numbers the distinct keys of both sides, as Arrow's dictionaries do, so
-it is exact: the hash only says where to look. A key that is null matches a null.
+DuckDB reads both sides as Arrow batches, puts aside on the local disk what is too much for its memory, and
+hands back the joined rows as Arrow batches. A key that is null matches a null.
 
-Memory: both sides of one part, about 2 × :data:`_PART_ROWS` rows, and a few times their keys. Disk: the keys
-and the compared columns of all rows, uncompressed.
+Inside DuckDB columns have names of our own (``k0``, ``v0``), so no name of a user's column is part of a
+query. Types that DuckDB does not hold exactly travel as integers or text, and come back as they were.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from job.errors import StorageError, UsageError, one_line
+from job.errors import DataError, StorageError, UsageError, one_line
 
-_ROWS_AT_ONCE: Final = 2_000_000
-_PART_ROWS: Final = 500_000
-# Each is two open files.
-_MOST_PARTS: Final = 200
-_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio: spreads what is near
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
-Codes = NDArray[np.int64]
+_BATCH_ROWS: Final = 131_072
+# More threads need more memory, and reading is done by one of them.
+_THREADS: Final = 2
+# With less, DuckDB fails on 40 million rows a side; it needs more where more parts are open at a time.
+_LEAST_MEMORY_BYTES: Final = 160_000_000
+_MEMORY_BYTES_PER_ROW: Final = 4
 
 
 @dataclass(frozen=True)
 class Side:
     """One of two nights: what it is called in messages, how many rows it has, and these, in tables.
 
-    The tables hold the key columns in front, the same on both sides.
+    The tables hold the key columns in front, the same on both sides; no column is nested.
     """
 
     name: str
@@ -48,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows that both have, in the same order: ``a`` and ``b``; and how many more each had here."""
+    """Rows that both have, in the same order: ``a`` with the keys, ``b``; how many more each had here."""
 
     a: pa.Table
     b: pa.Table
@@ -60,148 +58,165 @@ def pairs(a: Side, b: Side, keys: Sequence[str]) -> Iterator[Pairs]:
     """Yield the rows of both nights side by side.
 
     Raises:
-        UsageError: two rows of one night have the same key; the message shows one.
+        UsageError: DuckDB is not installed; or two rows of one night have the same key, and the message
+            shows one.
         StorageError: the local disk is full.
     """
-    rows = max(a.rows, b.rows)
-    if rows <= _ROWS_AT_ONCE:
-        yield _joined(a, _whole(a), b, _whole(b), keys)
-        return
-    parts = min(_MOST_PARTS, -(-rows // _PART_ROWS))
-    with tempfile.TemporaryDirectory(prefix="scoring-job-diff-") as folder:
+    try:
+        import duckdb
+    except ImportError as e:
+        raise UsageError(
+            "two nights are compared by DuckDB, which is not installed: pip install 'scoring-job[diff]'"
+        ) from e
+    if not keys:
+        raise ValueError("no keys to match rows by")
+    memory_bytes = max(_LEAST_MEMORY_BYTES, _MEMORY_BYTES_PER_ROW * max(a.rows, b.rows))
+    with contextlib.ExitStack() as opened:
+        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="scoring-job-diff-"))
+        config: dict[str, Any] = {
+            "memory_limit": f"{memory_bytes}B",
+            "threads": _THREADS,
+            "preserve_insertion_order": False,
+            "temp_directory": folder,
+            "autoload_known_extensions": False,
+        }
+        sides = _Reader(a, len(keys)), _Reader(b, len(keys))
+        rows_a, rows_b = (side.batches() for side in sides)
         try:
-            read_a = _spilled(a, keys, parts, os.path.join(folder, "a"))
-            read_b = _spilled(b, keys, parts, os.path.join(folder, "b"))
-        except OSError as e:
+            connection = opened.enter_context(duckdb.connect(config=config))
+            connection.register("rows_a", rows_a)
+            connection.register("rows_b", rows_b)
+            yield from _joined(connection, *sides, keys)
+        except (duckdb.Error, pa.ArrowException, OSError) as e:
+            # What goes wrong while a file is read comes back as DuckDB's error, or in batches as Arrow's.
+            for side in sides:
+                if side.failed is not None:
+                    raise side.failed from None
             raise StorageError(
                 f"{folder}: rows cannot be put aside: {one_line(e)}; point TMPDIR to a disk with more room"
             ) from e
-        for part in range(parts):
-            yield _joined(a, read_a(part), b, read_b(part), keys)
 
 
-def _whole(side: Side) -> pa.Table:
-    return pa.concat_tables(side.tables())
+@dataclass
+class _Reader:
+    """A side as DuckDB reads it; ``rows`` were read so far, and ``failed`` is what went wrong meanwhile."""
+
+    side: Side
+    keys: int
+    rows: int = 0
+    failed: BaseException | None = None
+    values: Sequence[str] = ()
+    kinds: Sequence[pa.DataType] = ()
+
+    def batches(self) -> pa.RecordBatchReader:
+        """Return all rows from the first on, in columns ``k0`` and so on, then ``v0`` and so on."""
+        tables = self.side.tables()
+        first = next(tables)
+        self.values, self.kinds, self.rows = first.column_names[self.keys :], first.schema.types, 0
+        names = [f"k{i}" if i < self.keys else f"v{i - self.keys}" for i in range(first.num_columns)]
+        sample = [_packed(pa.array([], kind)) for kind in self.kinds]
+        schema = pa.schema([(name, column.type) for name, column in zip(names, sample, strict=True)])
+
+        def read() -> Iterator[pa.RecordBatch]:
+            try:
+                for table in itertools.chain([first], tables):
+                    yield from self._packed(table, schema)
+            except BaseException as e:
+                self.failed = e
+                raise
+
+        return pa.RecordBatchReader.from_batches(schema, read())
+
+    def _packed(self, table: pa.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        self.rows += table.num_rows
+        yield from pa.table([_packed(column) for column in table.columns], schema=schema).to_batches()
+
+    def unpacked(self, table: pa.Table, prefix: str, names: Sequence[str], first: int) -> dict[str, Any]:
+        """Return columns that DuckDB hands back by their own names and types."""
+        kinds = self.kinds[first : first + len(names)]
+        return {
+            name: table[f"{prefix}{i}"].cast(kind)
+            for i, (name, kind) in enumerate(zip(names, kinds, strict=True))
+        }
 
 
-def _joined(a: Side, rows_a: pa.Table, b: Side, rows_b: pa.Table, keys: Sequence[str]) -> Pairs:
-    codes_a, codes_b, distinct = _codes(rows_a, rows_b, keys)
-    for side, rows, codes in ((a, rows_a, codes_a), (b, rows_b, codes_b)):
-        _check_once(side, rows, codes, distinct, keys)
-    row_of = np.full(distinct, -1, np.int64)
-    row_of[codes_b] = np.arange(len(codes_b))
-    row_b = row_of[codes_a]
-    row_a = np.flatnonzero(row_b >= 0)
-    taken_b = row_b[row_a]
-    return Pairs(
-        _take(rows_a, row_a),
-        _take(rows_b, taken_b),
-        only_a=len(codes_a) - len(row_a),
-        only_b=len(codes_b) - len(row_a),
-    )
-
-
-def _take(table: pa.Table, rows: Codes) -> pa.Table:
-    if len(rows) == table.num_rows and np.array_equal(rows, np.arange(len(rows))):
-        return table
-    return table.take(pa.array(rows))
-
-
-def _codes(a: pa.Table, b: pa.Table, keys: Sequence[str]) -> tuple[Codes, Codes, int]:
-    """Return a number for each row of either side, equal where the keys are, and how many there are."""
-    codes: Codes | None = None
-    distinct = 1
-    for key in keys:
-        both = pa.chunked_array([*a[key].chunks, *b[key].chunks], a[key].type)
-        more, values = _numbered(both)
-        if codes is not None:
-            # Numbered again, or the product of many keys would not fit.
-            more, values = _numbered(pa.chunked_array([pa.array(codes * values + more)]))
-        codes, distinct = more, values
-    if codes is None:
-        raise ValueError("no keys to match rows by")
-    return codes[: a.num_rows], codes[a.num_rows :], distinct
-
-
-def _numbered(column: pa.ChunkedArray) -> tuple[Codes, int]:
-    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().combine_chunks()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), len(encoded.dictionary)
-
-
-def _check_once(side: Side, rows: pa.Table, codes: Codes, distinct: int, keys: Sequence[str]) -> None:
-    times = np.bincount(codes, minlength=distinct)
-    if not len(times) or times.max() <= 1:
-        return
-    code = int(np.argmax(times > 1))
-    first = rows.select(list(keys)).slice(int(np.flatnonzero(codes == code)[0]), 1).to_pylist()[0]
-    example = ", ".join(f"{name}={value}" for name, value in first.items())
-    raise UsageError(
-        f"{side.name}: {int(times[code])} rows have the same key, {example}; give the columns that tell rows "
-        f"apart by --keys"
-    )
-
-
-def _spilled(side: Side, keys: Sequence[str], parts: int, stem: str) -> Callable[[int], pa.Table]:
-    """Put rows into files by their keys; return what reads one of these, and removes it."""
-    schema: pa.Schema | None = None
-    with contextlib.ExitStack() as opened:
-        writers: list[Any] = []
-        for table in side.tables():
-            if schema is None:
-                schema = table.schema
-                writers += [
-                    opened.enter_context(pa.ipc.new_stream(f"{stem}.{part}", schema)) for part in range(parts)
-                ]
-            part_of = _parts(table.select(list(keys)), parts)
-            order = np.argsort(part_of, kind="stable")
-            sorted_rows = table.take(pa.array(order)).combine_chunks()
-            ends = np.searchsorted(part_of[order], np.arange(parts + 1))
-            for part, writer in enumerate(writers):
-                if ends[part + 1] > ends[part]:
-                    writer.write_table(sorted_rows.slice(ends[part], ends[part + 1] - ends[part]))
-
-    def read(part: int) -> pa.Table:
-        path = f"{stem}.{part}"
-        with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
-            rows = reader.read_all()
-        os.remove(path)
-        return rows
-
-    return read
-
-
-def _parts(keys: pa.Table, parts: int) -> NDArray[np.uint16]:
-    hashed = np.zeros(keys.num_rows, np.uint64)
-    for column in keys.columns:
-        hashed = (hashed ^ _hash(column.combine_chunks())) * _GOLDEN
-        hashed ^= hashed >> np.uint64(32)
-    return (hashed % np.uint64(parts)).astype(np.uint16)
-
-
-def _hash(column: pa.Array) -> NDArray[np.uint64]:
-    """Return a number for each value, the same for equal ones: of texts a polynomial of their bytes."""
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks)
+def _packed(column: Any) -> Any:
+    """Return values as DuckDB holds them without loss."""
     kind = column.type
-    if pa.types.is_floating(kind):
-        # 0.0 and -0.0 are one.
-        plain = pc.fill_null(column.cast(pa.float64()), 0.0).to_numpy() + 0.0
-        return np.asarray(plain.view(np.uint64) * _GOLDEN)
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
-        whole = column.cast(pa.int32()) if kind.bit_width == 32 and pa.types.is_temporal(kind) else column
-        numbers = pc.fill_null(whole.cast(pa.int64(), safe=False), 0).to_numpy(zero_copy_only=False)
-        return np.asarray(numbers.view(np.uint64) * _GOLDEN)
-    if pa.types.is_decimal(kind):
-        column = column.cast(pa.large_string())
-    texts = pc.fill_null(column.cast(pa.large_binary()), b"")
-    _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    content = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
-    lengths = np.diff(ends)
-    place = np.arange(len(content)) - np.repeat(ends[:-1] - ends[0], lengths)
-    powers = np.cumprod(np.full(max(1, lengths.max(initial=0)), _GOLDEN))
-    # Sums wrap around, and so do their differences.
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((content + np.uint64(1)) * powers[place])])
-    return np.asarray(sums[ends[1:] - ends[0]] - sums[ends[:-1] - ends[0]])
+    if pa.types.is_temporal(kind):
+        return column.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
+    if pa.types.is_decimal(kind) and not pa.types.is_decimal128(kind):
+        return column.cast(pa.large_string())
+    return column
+
+
+def _joined(connection: DuckDBPyConnection, a: _Reader, b: _Reader, keys: Sequence[str]) -> Iterator[Pairs]:
+    places = range(len(keys))
+    both = ", ".join(f"coalesce(a.k{i}, b.k{i}) AS k{i}" for i in places)
+    values = "".join(f", {side}.v{i} AS {side}{i}" for side in "ab" for i in range(len(a.values)))
+    same = " AND ".join(f"a.k{i} IS NOT DISTINCT FROM b.k{i}" for i in places)
+    query = (
+        f"SELECT {both}{values}, a.here AS in_a, b.here AS in_b FROM (SELECT *, true AS here FROM rows_a) a "
+        f"FULL OUTER JOIN (SELECT *, true AS here FROM rows_b) b ON {same}"
+    )
+    alone = _Alone(connection.cursor(), [f"k{i}" for i in places])
+    matched = only_a = only_b = 0
+    for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+        table = pa.Table.from_batches([batch])
+        in_a, in_b = pc.is_valid(table["in_a"]), pc.is_valid(table["in_b"])
+        more_a, more_b = table["in_b"].null_count, table["in_a"].null_count
+        if more_a or more_b:
+            alone.add(table.filter(pc.invert(pc.and_(in_a, in_b))))
+            table = table.filter(pc.and_(in_a, in_b))
+        matched, only_a, only_b = matched + table.num_rows, only_a + more_a, only_b + more_b
+        if matched > min(a.side.rows, b.side.rows):
+            break
+        yield Pairs(
+            pa.table({**a.unpacked(table, "k", keys, 0), **a.unpacked(table, "a", a.values, len(keys))}),
+            pa.table(b.unpacked(table, "b", b.values, len(keys))),
+            only_a=more_a,
+            only_b=more_b,
+        )
+    # A key that a night has twice is matched more often than the other night has it.
+    if matched + only_a != a.rows or matched + only_b != b.rows or alone.repeats():
+        for side in (a, b):
+            _check_once(connection.cursor(), side, keys)
+        raise DataError(f"{a.side.name}: {a.side.rows} rows are published, and others were read")
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """The keys of rows that one side alone has, kept to find those that it has twice."""
+
+    cursor: DuckDBPyConnection
+    keys: Sequence[str]
+
+    def add(self, rows: pa.Table) -> None:
+        """Put rows aside."""
+        self.cursor.register("more", rows.select([*self.keys, "in_a"]))
+        self.cursor.execute("CREATE TABLE IF NOT EXISTS alone AS SELECT * FROM more LIMIT 0")
+        self.cursor.execute("INSERT INTO alone SELECT * FROM more")
+        self.cursor.unregister("more")
+
+    def repeats(self) -> bool:
+        """Say whether a side has a key twice."""
+        if not self.cursor.sql("SELECT 1 FROM duckdb_tables() WHERE table_name = 'alone'").fetchall():
+            return False
+        columns = ", ".join([*self.keys, "in_a"])
+        query = f"SELECT 1 FROM alone GROUP BY {columns} HAVING count(*) > 1 LIMIT 1"
+        return bool(self.cursor.sql(query).fetchall())
+
+
+def _check_once(cursor: DuckDBPyConnection, side: _Reader, keys: Sequence[str]) -> None:
+    """Refuse a night in which a key stands twice, and show it."""
+    cursor.register("again", side.batches())
+    columns = ", ".join(f"k{i}" for i in range(len(keys)))
+    query = f"SELECT {columns}, count(*) AS times FROM again GROUP BY {columns} HAVING count(*) > 1 LIMIT 1"
+    found = cursor.sql(query).to_arrow_table()
+    if found.num_rows:
+        first = pa.table(side.unpacked(found, "k", keys, 0)).to_pylist()[0]
+        example = ", ".join(f"{name}={value}" for name, value in first.items())
+        raise UsageError(
+            f"{side.side.name}: {found['times'][0].as_py()} rows have the same key, {example}; give the "
+            f"columns that tell rows apart by --keys"
+        )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from job.binding.predictions import prediction_fields
-from job.compare.columns import CHALLENGER
+from job.compare.diff import CHALLENGER
 from job.engines.engine import Fit
 from job.errors import SchemaError
 from job.launch import preflight

@@ -32,6 +32,7 @@ EXTRAS = {
     "job/storage/gcs.py": "gcs",
     "job/cli/commands/completion.py": "completion",
     "job/engines/dask.py": "dask",
+    "job/compare/pairing.py": "diff",
     "job/model/devices.py": "jax",
 }
 FUNCTION_LINES = 50

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import storage
-from job.compare import night_files, pairing
+from job.compare import night_files
 from job.compare.diff import Asked, diff
 from job.compare.night_files import NightFiles
 from job.errors import DataError, StateUnknownError, UsageError
@@ -36,12 +36,7 @@ def nights(aside: Path) -> Callable[[str], Night]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_once", [1000, 100])
-def test_rows_are_matched_by_the_keys_of_both(
-    nights: Callable[[str], Night], monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
-    monkeypatch.setattr(pairing, "_ROWS_AT_ONCE", at_once)
-    monkeypatch.setattr(pairing, "_PART_ROWS", 100)
+def test_rows_are_matched_by_the_keys_of_both(nights: Callable[[str], Night]) -> None:
     a, b = nights("a"), nights("b")
     assert len(a.files()) != len(b.files())
     found = diff([folder(a), folder(b)], Asked(threshold=0.1, top=5))
@@ -112,6 +107,49 @@ def test_vectors_are_compared_number_by_number_and_texts_whole(nights: Callable[
     assert texts_told["changes"] == [{"a": "x", "b": "y", "rows": odd}]
     assert (sure["kind"], sure["equal"]) == ("text", 882)
     assert found.moved == odd
+
+
+def test_lists_of_any_length_are_equal_or_not(nights: Callable[[str], Night]) -> None:
+    a, b = nights("a"), nights("b")
+    ids = sorted(by_id(a).keys() & by_id(b).keys())
+    # What could be taken for one another, were it written without care; and what is equal.
+    told_apart = [[None], ["null"], [], None, ['", "'], ["", ""], ["\\"], ['"'], ["x"], ["x", None]]
+    of_a = {key: told_apart[i % 10] for i, key in enumerate(ids)}
+    of_b = {key: told_apart[(i // 10) % 10] for i, key in enumerate(ids)}
+    for night, values in ((a, of_a), (b, of_b)):
+        for path in night.files():
+            keys = table_of(path)["id"].to_pylist()
+            words = pa.array([values.get(key) for key in keys], pa.list_(pa.string()))
+            numbers = pa.array(
+                [[[float(key)], None, []] for key in keys], pa.large_list(pa.list_(pa.float32()))
+            )
+            replaced(night, path, words=words, numbers=numbers)
+    words_told, numbers_told = diff([folder(a), folder(b)], Asked(columns=("words", "numbers"))).columns
+    assert (words_told["kind"], words_told["equal"]) == ("text", sum(of_a[key] == of_b[key] for key in ids))
+    assert {one["a"] for one in words_told["changes"]} <= {None, "[]", '["x"]', '["x", null]', "[null]"} | {
+        '["null"]',
+        '["\\", \\""]',
+        '["", ""]',
+        '["\\\\"]',
+        '["\\""]',
+    }
+    assert (numbers_told["kind"], numbers_told["equal"]) == ("text", len(ids))
+
+
+def test_times_in_other_units_are_the_same_keys(nights: Callable[[str], Night]) -> None:
+    a, b = nights("a"), nights("b")
+    for night, unit in ((a, "us"), (b, "ns")):
+        for path in night.files():
+            times = pa.array(table_of(path)["id"].to_numpy() * 1_000_000, pa.timestamp("us"))
+            replaced(night, path, at=times.cast(pa.timestamp(unit)))
+    found = diff([folder(a), folder(b)], Asked(keys=("at",), top=5))
+    assert (found.rows, found.only_a, found.only_b) == (882, 0, 18)
+    for one in found.columns[0]["movers"]:
+        assert one["a"] == by_id(a)[_seconds(one["keys"]["at"])]
+
+
+def _seconds(at: Any) -> int:
+    return int(np.datetime64(at, "s").astype(np.int64))
 
 
 def refusal(folders: list[str], **asked: Any) -> str:

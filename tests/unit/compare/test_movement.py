@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.compare import movement, sketches
-from job.compare.movement import Numbers, Words
-from job.compare.sketches import Moments, Sketch
+from job.compare import movement
+from job.compare.movement import Moments, Numbers, Sketch, Words
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -48,7 +47,7 @@ def test_a_quantile_is_within_a_thousandth_of_the_number_of_its_rank(
     every = np.sort([*values, *[0.0] * zeros])
     if len(every):
         wanted = every[max(1, math.ceil(share * len(every))) - 1]
-        assert whole.quantile(share, zeros) == pytest.approx(wanted, rel=sketches.ACCURACY * 1.001, abs=0)
+        assert whole.quantile(share, zeros) == pytest.approx(wanted, rel=movement.ACCURACY * 1.001, abs=0)
 
 
 @settings(max_examples=100, deadline=None)
