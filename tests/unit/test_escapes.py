@@ -141,6 +141,8 @@ def test_no_command_sends_it(
     assert r"\u001b]0;t\u0007\u001b[31m\u009b2J\u007f\u202e\u2066\u2028\r\t[red]x[/red]:smile:\n" in told
 
 
+# Of the night that the first test has scored.
+@pytest.mark.slow
 def test_what_is_written_for_programs_keeps_the_true_names(spoilt: Night) -> None:
     (file,) = spoilt.files()
     assert f"p{STEERING}" in pq.read_schema(file).names
