@@ -1,5 +1,8 @@
 """Flat Arrow values → flat NumPy values of a model's type, and which of them are at fault.
 
+The first part turns Arrow values into NumPy values, by what the column holds (text, times, numbers).
+The second part turns NumPy values of one type into another and finds those that would change.
+
 Nothing here knows rows or nesting: a position is an index into the flat values. A value at
 fault (null, unreadable text, a number that would change) has a zero or an empty string in
 its place. The good path makes no Python object per value: strings stay dictionary-encoded,

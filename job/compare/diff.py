@@ -34,7 +34,7 @@ _PLACE: Final = ("shard", "row")
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be compared, and what counts as moved. Empty ``keys`` and ``columns`` are looked for."""
+    """What to compare, and what counts as moved. Without ``keys`` or ``columns`` those of the nights are."""
 
     keys: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()

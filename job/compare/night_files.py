@@ -1,4 +1,4 @@
-"""The files of a published night, for whoever reads its rows again: column by column, with their places."""
+"""Reads the files of a published night: some columns of them, and which row of a shard each row was."""
 
 from __future__ import annotations
 

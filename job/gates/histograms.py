@@ -1,5 +1,8 @@
 """How predictions are distributed: histograms that add up, and how far apart two of them are.
 
+The first part is one histogram and its PSI against another. The second part counts the predictions of a split
+into bins while they are written to a file, which costs about 6 ns a value.
+
 A bin is the upper bits of a float32, so it needs no baseline, no range and no second look at the data, and
 histograms of any splits merge by addition, bin by bin. 16 bits are sign, exponent and 7 bits of mantissa: 128
 bins for each doubling. Where predictions fall into more than ``MOST_BINS``, pairs of bins are merged until
@@ -174,9 +177,8 @@ def _by_value(histogram: Histogram) -> Counter[int | None]:
     return found
 
 
-# Predictions on their way to a file, counted into the bins of the bins above: about 6 ns a value.
-#
-# Few steps for many values: the thread that writes shares the interpreter's lock with those that score.
+# Counting. NumPy takes few steps for many values, because the thread that writes shares the interpreter's
+# lock with the threads that score.
 
 
 # Numbers of bins, ascending, and how many values each of them has.
