@@ -2,8 +2,10 @@
 
 A worker process holds one ``LoadedModel`` for a reference, whatever the engine does with its DoFns:
 ``acquire`` goes through Beam's ``Shared``. The predict step is ``Model.predict_on_batch``, which
-is the function ``Model.predict`` compiles, without its data adapter. It is traced once, with the
-batch axis left open, so that a ragged last batch compiles nothing.
+is the function ``Model.predict`` compiles, without its data adapter. TensorFlow traces it once, with the
+batch axis left open, so that a ragged last batch compiles nothing. XLA and JAX compile each shape: for them
+ragged batches are filled up with copies of a row, so that there are few sizes. How large a whole batch is
+says ``job.model.batch_size``.
 
 Memory: the weights once per process, and per scoring thread one batch of inputs, the layer outputs that
 it needs, and one batch of outputs.
