@@ -21,9 +21,8 @@ import apache_beam as beam
 
 from job.commit import protocol, staging
 from job.errors import JobError
-from job.scoring.metrics import CountReceipts
 from job.scoring.task import ScoringTask
-from job.scoring.worker import PlanSlice, ReadPlan, ScoreSplits
+from job.scoring.worker import CountReceipts, PlanSlice, ReadPlan, ScoreSplits
 from job.spec import Device, Receipt, Run
 from job.storage import objects
 

@@ -39,9 +39,8 @@ from job.engines import choice
 from job.engines.engine import Engine, Fit
 from job.errors import OutputConflictError, UsageError
 from job.launch import preparation
-from job.scoring.metrics import CountReceipts
 from job.scoring.task import ScoringTask
-from job.scoring.worker import PlanSlice, ReadPlan, ScoreSplits
+from job.scoring.worker import CountReceipts, PlanSlice, ReadPlan, ScoreSplits
 from job.shards import dates, inputs
 from job.spec import Receipt, ScoringSpec, Split
 from job.storage import objects

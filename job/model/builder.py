@@ -20,7 +20,7 @@ from job.model.kind import Held, Kind
 from job.spec import ModelReference
 
 if TYPE_CHECKING:
-    from job.model.step import Step
+    from job.model.kind import Step
 
 BUILDER: Final = re.compile(forms.BUILDER)
 # What Keras reads weights from; the second is a map of files of the first kind, its shards.

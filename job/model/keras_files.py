@@ -13,7 +13,7 @@ from job.model.kind import Held, Kind
 from job.spec import ModelReference
 
 if TYPE_CHECKING:
-    from job.model.step import Step
+    from job.model.kind import Step
 
 _COLUMNS: Final = "assets/feature_names.json"
 

@@ -14,10 +14,9 @@ import numpy as np
 
 from job.errors import JobError, ModelError, one_line
 from job.model import artifact, builder, provenance
-from job.model.kind import Held
+from job.model.kind import Held, Step
 from job.model.saved_model import check_batch_axis, feedable, input_spec
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature, Tensor
-from job.model.step import Step
 from job.spec import ModelReference, Reads
 from job.storage import private_folder
 

@@ -1,27 +1,34 @@
-"""What a kind of model is: how it is recognised, trusted, hashed and loaded.
+"""What a kind of model is: how it is recognised, trusted, hashed and loaded, and the step that loading gives.
 
 A kind is one module with one subclass of :class:`Kind`, listed in ``artifact.KINDS``. It is a file with an
 ending of its own, a folder with a marking file in it, or neither of them. ``load`` imports what it needs, so
-that a night that is published already needs no TensorFlow.
+that a night that is published already needs no TensorFlow. It returns a :class:`Step`: what the job needs of
+a loaded model, whatever kind it is.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from job.errors import ModelError
 from job.model import copies
-from job.spec import ModelReference
+from job.spec import ModelReference, Reads
 
 if TYPE_CHECKING:
-    from job.model.step import Step
+    import numpy as np
+
+    from job.model.signature import InputSpec, OutputSpec, Signature, Tensor
 
 # The folder of a private copy that has the model in it.
 MODEL: Final = "model"
+_LOADS: Final = itertools.count(1)
 
 
 class Kind:
@@ -145,3 +152,38 @@ def name_of(path: str) -> str:
     """Return the name of a copy: Keras and TensorFlow look at names, too."""
     name = PurePosixPath(path).name
     return name if name not in ("", "..") else "model"
+
+
+class Step(Protocol):
+    """One loaded model. ``recompiles`` says that every new batch shape costs a compilation."""
+
+    recompiles: bool
+
+    def signature(self) -> Signature:
+        """Return inputs and outputs; no inputs where the model has no input shape yet."""
+
+    def build(self, inputs: Sequence[InputSpec]) -> None:
+        """Ready the model for these inputs and trace its predict step."""
+
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """Return the outputs; after ``build``."""
+
+    def predict(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Predict one batch; ``(rows, *shape)`` in and out."""
+
+    def predict_plain(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Predict one batch by ``Model.predict``, the slow way that everybody knows."""
+
+    def traces(self) -> int:
+        """Return how often the predict step has been traced."""
+
+    def reads(self) -> Reads:
+        """Return what a builder read to make the model (``model.provenance``); nothing of an artifact."""
+
+    def weights_digest(self) -> str:
+        """Return the SHA-256 of weights that no artifact pins, or nothing."""
+
+
+def load_name() -> str:
+    """Return what identifies one loading of a model among all loadings of a run: host, process, number."""
+    return f"{socket.gethostname()}:{os.getpid()}:{next(_LOADS)}"

@@ -28,9 +28,9 @@ from job.errors import ModelError
 from job.model import artifact, devices, provenance
 from job.model.batch_size import BatchSize
 from job.model.independence import Batch, Independence, Numbers
+from job.model.kind import Step, load_name
 from job.model.sharing import client
 from job.model.signature import CodedStrings, InputSpec, Tensor
-from job.model.step import Step, load_name
 from job.spec import NO_OPTIONS, Device, ModelReference, Reads, StoreOptions
 from job.storage import objects
 

@@ -22,10 +22,17 @@ from functools import partial
 import apache_beam as beam
 from apache_beam.utils.windowed_value import WindowedValue
 
-from job.scoring.metrics import CountReceipts
 from job.scoring.overlap import Overlap, StoppedError
 from job.scoring.task import ScoringTask
-from job.scoring.worker import PlanSlice, ReadPlan, ScoreSplits, begun, check_not_stopped, finished
+from job.scoring.worker import (
+    CountReceipts,
+    PlanSlice,
+    ReadPlan,
+    ScoreSplits,
+    begun,
+    check_not_stopped,
+    finished,
+)
 from job.spec import Device, Receipt, Run, Split
 from job.storage import objects
 

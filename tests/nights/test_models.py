@@ -20,9 +20,8 @@ from job.binding.tolerance import Tolerance
 from job.compare.verify import ALL, verify
 from job.errors import ModelError, OutputConflictError, SchemaError, UsageError
 from job.model import artifact
-from job.model.kind import Held, Kind
+from job.model.kind import Held, Kind, Step
 from job.model.signature import InputSpec, OutputSpec, Signature, Tensor
-from job.model.step import Step
 from job.spec import ModelReference, Reads
 from models import MODELS
 from models.flights import tensors

@@ -36,11 +36,11 @@ from typing import Any, Final
 import numpy as np
 
 from job.errors import JobError, ModelError, one_line
+from job.model.kind import Step
 from job.model.sharing import host as sharing_host
 from job.model.sharing.host import Facts, Failure, Host
 from job.model.sharing.memory import Memory
 from job.model.signature import InputSpec, OutputSpec, Signature, Tensor
-from job.model.step import Step
 from job.spec import Reads
 from job.storage import disk, private_folder
 from job.terminal import library_output

@@ -19,9 +19,9 @@ from multiprocessing.managers import BaseManager
 from typing import Any
 
 from job.errors import JobError, ModelError, by_name
+from job.model.kind import Step, load_name
 from job.model.sharing.memory import Address, Memory, Piece
 from job.model.signature import InputSpec, OutputSpec, Signature
-from job.model.step import Step, load_name
 from job.spec import Reads
 from job.terminal import library_output
 

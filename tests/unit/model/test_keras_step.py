@@ -13,8 +13,8 @@ import pytest
 
 from job.errors import ModelError
 from job.model import artifact
+from job.model.kind import Step
 from job.model.signature import CodedStrings, InputSpec, OutputSpec, Signature
-from job.model.step import Step
 from job.spec import ModelReference
 from tests.support.nights import dense, module, saved
 

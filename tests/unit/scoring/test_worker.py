@@ -13,7 +13,7 @@ import pytest
 
 from job.engines import choice
 from job.pipeline import ScorePlan
-from job.scoring import metrics
+from job.scoring import worker
 from job.spec import Receipt
 from tests.support.nights import Night, Planned, dense, features, saved
 from tests.support.receipts import receipt, split
@@ -25,7 +25,7 @@ def run(planned: Planned) -> tuple[dict[str, int], dict[str, Any], dict[str, Any
     pipeline | ScorePlan(planned.path, planned.task)
     found = pipeline.run()
     assert found.wait_until_finish() == "DONE"
-    told = found.metrics().query(beam.metrics.MetricsFilter().with_namespace(metrics.NAMESPACE))
+    told = found.metrics().query(beam.metrics.MetricsFilter().with_namespace(worker.NAMESPACE))
     counters = {one.key.metric.name: one.committed for one in told["counters"]}
     distributions = {one.key.metric.name: one.committed for one in told["distributions"]}
     return counters, distributions, json.loads((Path(planned.task.run.output) / "_report.json").read_text())
@@ -56,7 +56,7 @@ def test_they_agree_with_the_report(night: Night) -> None:
     assert len(report["loads"]) == 1
     for name in ("rows_read", "rows_scored", "rows_rejected", "batches"):
         assert counters[name] == report[name]
-    for stage in metrics.STAGES:
+    for stage in worker.STAGES:
         spent = distributions.pop(f"{stage}_us")
         # Each of eight splits is rounded by itself.
         assert spent.sum == pytest.approx(report[f"{stage}_s"] * 1e6, abs=4)
@@ -85,7 +85,7 @@ def one(tmp_path: Path) -> Receipt:
 
 
 def test_a_split_by_hand(one: Receipt) -> None:
-    assert metrics.totals(replace(one, file_bytes=77)) == {
+    assert worker.totals(replace(one, file_bytes=77)) == {
         "splits_scored": 1,
         "splits_reused": 0,
         "rows_read": 7,
@@ -94,7 +94,7 @@ def test_a_split_by_hand(one: Receipt) -> None:
         "batches": 2,
         "bytes_written": 77,
     }
-    assert metrics.values(one) == {
+    assert worker.values(one) == {
         "read_us": 12346,
         "bind_us": 100_000,
         "predict_us": 100_000,
@@ -102,7 +102,7 @@ def test_a_split_by_hand(one: Receipt) -> None:
         "batch_rows": 4,
     }
     # A split whose shard was refused.
-    assert metrics.values(replace(one, batches=0)) == {}
+    assert worker.values(replace(one, batches=0)) == {}
 
 
 def test_a_load_counts_once_in_each_run_that_it_served(one: Receipt) -> None:
@@ -115,8 +115,8 @@ def test_a_load_counts_once_in_each_run_that_it_served(one: Receipt) -> None:
         replace(one, run_id="run 2", load="load 3", reused=True),
         replace(one, run_id="run 2", load=""),
     ]
-    assert [metrics.is_new_load(one) for one in told] == [True, False, True, True, False, False]
+    assert [worker.is_new_load(one) for one in told] == [True, False, True, True, False, False]
 
 
 def test_without_an_engine_that_counts_nothing_fails(one: Receipt) -> None:
-    assert list(metrics.CountReceipts().process(one)) == [one]
+    assert list(worker.CountReceipts().process(one)) == [one]
