@@ -1,4 +1,7 @@
-"""Checks before the first prediction: every shard's footer against the model, all faults in one error."""
+"""Checks before the first prediction: every shard's footer against the model, all faults in one error.
+
+A challenger is loaded beside the model, passes the same checks, and gets the names of its columns.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,16 @@ from job.binding.columns import is_null, layout, nested_type, plain_type
 from job.binding.predictions import check_names, prediction_fields
 from job.errors import DataError, GateError, SchemaError, ShardError, as_flag
 from job.gates import columns
-from job.model.signature import Signature, input_text, listed
+from job.model import challenger_spec
+from job.model.signature import OutputSpec, Signature, input_text, listed
 from job.shards import planner
 from job.shards.planner import Footer
-from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
+from job.spec import ChallengerRun, ModelReference, Run, ScoringSpec, Shard, Split
 
 if TYPE_CHECKING:
+    from job.engines.engine import Fit
     from job.model.loading import LoadedModel
+    from job.scoring.challenger import Challenger
     from job.scoring.golden import Golden
 
 _MOST_MISMATCHES = 20
@@ -568,4 +574,77 @@ def check_same(spec: ScoringSpec, binding: Binding, before: Mapping[str, Any] | 
         raise GateError(
             f"{spec.output}: {told}; nothing was scored; if today's are right, say so with "
             f"{as_flag('features', *binding.columns)}, else give the others"
+        )
+
+
+def check_challenger(
+    spec: ScoringSpec,
+    shards: Sequence[Shard],
+    footers: Sequence[Footer],
+    reference: ModelReference | None,
+    fit: Fit,
+    champion: Ready,
+    announce: Callable[[str], None],
+) -> Challenger | None:
+    """Load and bind the challenger that a spec names; return ``None`` if it names none.
+
+    With ``--on_bad_shard=reject``, ``announce`` is told which shards do not fit it.
+
+    Raises:
+        PreflightError: it cannot be loaded or bound, or its columns' names are taken.
+    """
+    if reference is None:
+        return None
+    from job.scoring.challenger import Challenger, policy_of
+
+    alone = challenger_spec.as_the_model(spec)
+    with challenger_spec.told(spec):
+        ready = check(
+            alone, shards, footers, reference, fit.threads, fit.machine, here=fit.here, champion=champion
+        )
+        fields = _challenger_fields(ready, champion)
+        _check_not_taken(fields, [*spec.keys, *(field.name for field in champion.predictions)])
+    unfit = {path: text for path, text in ready.refused.items() if path not in champion.refused}
+    if unfit:
+        first, text = next(iter(unfit.items()))
+        announce(f"--challenger={spec.challenger}: null for {len(unfit)} shard(s), first {first}: {text}")
+    names = [field.name for field in fields]
+    told = ChallengerRun(reference, ready.signature, scoring_text(alone, ready.binding, names))
+    return Challenger(
+        told, ready.binding, fields, policy_of(spec), ready.weights_digest, spec.batch_size or 0
+    )
+
+
+def _challenger_fields(ready: Ready, champion: Ready) -> tuple[pa.Field, ...]:
+    """Return the challenger's columns. Each is named after the champion's column that it is compared with."""
+    from job.compare.diff import CHALLENGER
+
+    outputs = ready.loaded.signature.outputs
+    names = _columns_beside(
+        outputs, champion.loaded.signature.outputs, [field.name for field in champion.predictions]
+    )
+    return tuple(field.with_name(f"{CHALLENGER}{field.name}") for field in prediction_fields(outputs, names))
+
+
+def _columns_beside(
+    outputs: Sequence[OutputSpec], champions: Sequence[OutputSpec], columns: Sequence[str]
+) -> Sequence[str]:
+    """Return the champion's column for each output of the challenger.
+
+    If both models have one output, these two belong together whatever their names. Several outputs are
+    matched by name. If one has no counterpart, nothing is returned, and all outputs keep their own names.
+    """
+    if len(outputs) == len(champions) == 1:
+        return columns if len(columns) == 1 or outputs[0].shape == (len(columns),) else ()
+    column_of = dict(zip((output.name for output in champions), columns, strict=False))
+    names = [output.name for output in outputs]
+    return [column_of[name] for name in names] if set(names) == column_of.keys() else ()
+
+
+def _check_not_taken(fields: Sequence[pa.Field], taken: Sequence[str]) -> None:
+    both = [field.name for field in fields if field.name in taken]
+    if both:
+        raise SchemaError(
+            f"its column {both[0]} is a key or a prediction as well; leave the key out, or name the "
+            f"predictions by --prediction_columns"
         )

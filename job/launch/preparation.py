@@ -307,14 +307,13 @@ def task_of(
     claim: Claim, footers: list[planner.Footer], fit: Fit, announce: Callable[[str], None]
 ) -> tuple[ScoringTask, tuple[Split, ...]]:
     """Do what :func:`prepared` does, but write nothing; return the workers' task and the splits."""
-    from job.launch import challenger
     from job.scoring.rejects import RowPolicy
     from job.scoring.task import ScoringTask
 
     spec, shards, models = claim.spec, claim.shards, claim.models
     ready = preflight.check(spec, shards, footers, models.champion, fit.threads, fit.machine, here=fit.here)
     announce(f"{BOUND[0]}: {feeds_text(ready.binding.feeds, ready.binding.by)}")
-    rival = challenger.check(spec, shards, footers, models.challenger, fit, ready, announce)
+    rival = preflight.check_challenger(spec, shards, footers, models.challenger, fit, ready, announce)
     if rival is not None:
         announce(f"{BOUND[1]}: {feeds_text(rival.binding.feeds, rival.binding.by)}")
     _check_as_before(claim, ready.binding, rival)

@@ -17,7 +17,7 @@ import pytest
 from job.cli import options
 from job.engines.engine import Fit
 from job.errors import UsageError
-from job.launch import challenger, identity, preflight
+from job.launch import identity, preflight
 from job.model import artifact, versions
 from job.scoring.challenger import MOST_MODEL_ERRORS, failed_rows, spread
 from job.scoring.split import score_split
@@ -276,7 +276,7 @@ def test_a_worker_that_cannot_load_it_goes_on_without(both: Night) -> None:
     champion = preflight.check(spec, shards, footers, planned.task.run.model, 0)
     found = artifact.resolve(str(spec.challenger), None, trusted=False, sha256=None)
     fit = Fit(0, here=True)
-    rival = challenger.check(spec, shards, footers, found, fit, champion, lambda line: None)
+    rival = preflight.check_challenger(spec, shards, footers, found, fit, champion, lambda line: None)
     assert rival is not None
     saved(dense(5, seed=4), both.folder / "c.keras")
     gone = replace(rival, told=replace(rival.told, model=replace(rival.told.model, digest="0" * 64)))
