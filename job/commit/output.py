@@ -14,7 +14,6 @@ from typing import Any
 from job import storage
 from job.commit import handover, staging
 from job.commit import lease as commit_lease
-from job.commit.lock import held
 from job.commit.manifest import check_inside, entries, parse
 from job.commit.staging import STAGING
 from job.errors import OutputConflictError, of_place
@@ -153,7 +152,7 @@ def lease(
     since = datetime.now(UTC).isoformat(timespec="seconds")
     owner = f"process {os.getpid()} on {socket.gethostname()} since {since}"
     try:
-        with held(storage.join(folder, LEASE), owner) as lock:
+        with commit_lease.locked(storage.join(folder, LEASE), owner) as lock:
             if lock.holder is not None:
                 raise OutputConflictError(
                     f"{output}: another run is at work on it ({lock.holder}); run again when it has ended"

@@ -38,8 +38,7 @@ unmarked   this run's manifest, no ``_SUCCESS``, no staging     ``_SUCCESS``, if
   removes anything of that night; at worst its ``_SUCCESS``, which the other run's command puts back.
 * A second command is refused while the lease is held. The system frees the lease of one that died. One that
   ends before its job hands it over, see ``job.commit.handover``. Where locks do not hold, the lease is of
-  the kind
-  that buckets have, see ``job.commit.lock`` and ``job.commit.lease``.
+  the kind that buckets have, see ``job.commit.lease``.
 * One that stood still while another took its lease finds what it would have renamed gone: who replaces a
   night first removes the staging of all others, and what is taken away, ``_SUCCESS`` too, is moved into one's
   own.

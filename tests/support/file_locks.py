@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from job.commit import lease, lock
+from job.commit import lease
 
 
 def without(patch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def without(patch: pytest.MonkeyPatch) -> None:
 def alone(patch: pytest.MonkeyPatch) -> None:
     """Each process is on a machine of its own, and gets every lock, as on NFS with ``nolock``."""
     _locked(patch, lambda: None)
-    patch.setattr(lock, "file_system", lambda path: "nfs")
+    patch.setattr(lease, "file_system", lambda path: "nfs")
 
 
 def _locked(patch: pytest.MonkeyPatch, there: Callable[[], None]) -> None:
@@ -61,4 +61,4 @@ def mounted(folder: Path, kind: str, patch: pytest.MonkeyPatch) -> None:
         "21 28 0:19 / /sys rw,nosuid shared:7 - sysfs sysfs rw\n"
         f"99 28 {number} /export /mnt/a\\040b rw shared:1 master:2 - {kind} server:/export rw,nolock\n"
     )
-    patch.setattr(lock, "_MOUNTS", str(told))
+    patch.setattr(lease, "_MOUNTS", str(told))

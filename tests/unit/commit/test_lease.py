@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import storage
-from job.commit import handover, output
-from job.commit import lock as commit_lock
+from job.commit import handover, lease, output
 from job.errors import OutputConflictError, StateUnknownError
 from job.storage import disk
 from tests.nights.test_kills import files as files_of
@@ -38,9 +37,9 @@ def test_the_file_system_is_the_kernels_word_for_it(tmp_path: Path) -> None:
     command = ["df", "--output=fstype", str(tmp_path)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
     # Where a file system has several devices, it is not known.
-    assert commit_lock.file_system(str(tmp_path)) in (told, "")
-    assert commit_lock.file_system("/proc") == "proc"
-    assert commit_lock.file_system(f"{tmp_path}/none") == ""
+    assert lease.file_system(str(tmp_path)) in (told, "")
+    assert lease.file_system("/proc") == "proc"
+    assert lease.file_system(f"{tmp_path}/none") == ""
 
 
 @pytest.mark.parametrize(
@@ -56,11 +55,11 @@ def test_a_lock_is_enough_where_no_other_machine_writes(
     tmp_path: Path, kind: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_locks.mounted(tmp_path, kind, monkeypatch)
-    assert commit_lock.file_system(str(tmp_path)) == kind
-    with commit_lock.held(str(tmp_path / "lock"), "me") as lock:
-        assert lock == commit_lock.Lock(None, not shared)
-        with commit_lock.held(str(tmp_path / "lock"), "you") as other:
-            assert other == commit_lock.Lock("me", True)
+    assert lease.file_system(str(tmp_path)) == kind
+    with lease.locked(str(tmp_path / "lock"), "me") as lock:
+        assert lock == lease.Lock(None, not shared)
+        with lease.locked(str(tmp_path / "lock"), "you") as other:
+            assert other == lease.Lock("me", True)
     assert not (tmp_path / "lock").exists()
     with output.lease(str(tmp_path)) as token:
         assert bool(token) is shared
@@ -73,13 +72,13 @@ def test_no_lock_is_no_lock(tmp_path: Path, number: int, monkeypatch: pytest.Mon
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with commit_lock.held(str(tmp_path / "lock"), "me") as lock:
-        assert lock == commit_lock.Lock(None, False)
+    with lease.locked(str(tmp_path / "lock"), "me") as lock:
+        assert lock == lease.Lock(None, False)
     assert [*tmp_path.iterdir()] == []
     # Of a machine that has locks there.
     (tmp_path / "lock").write_text("other")
-    with commit_lock.held(str(tmp_path / "lock"), "me") as lock:
-        assert lock == commit_lock.Lock(None, False)
+    with lease.locked(str(tmp_path / "lock"), "me") as lock:
+        assert lock == lease.Lock(None, False)
     assert (tmp_path / "lock").read_text() == "other"
 
 
