@@ -26,9 +26,16 @@ from job.binding.binding import Binding, Places
 from job.binding.predictions import in_order, to_arrow
 from job.errors import ModelError, SchemaError
 from job.model import loading
-from job.scoring import reject_files
 from job.scoring.memory import batches, chunk_rows
-from job.scoring.rejects import MODEL_ERROR, Rejects, RowPolicy, predict_around, sift, sift_predictions
+from job.scoring.rejects import (
+    BAD_SHARD,
+    MODEL_ERROR,
+    Rejects,
+    RowPolicy,
+    predict_around,
+    sift,
+    sift_predictions,
+)
 from job.spec import ChallengerRun, ChallengerWork, Device, ScoringSpec, Split, StoreOptions
 
 # Of a split. To find each takes some thirty predictions, which the champion waits for.
@@ -124,7 +131,7 @@ class Contest:
 
     def without_reading(self, error: BaseException) -> Rival | None:
         """Return a challenger that predicts nothing, for a second try that reads no column for it."""
-        return self._rival and Rival(self._rival.challenger, None, reject_files.BAD_SHARD, str(error))
+        return self._rival and Rival(self._rival.challenger, None, BAD_SHARD, str(error))
 
     def predict(self, piece: pa.RecordBatch, good: pa.Array | None) -> list[pa.Array]:
         """Return the challenger's columns for rows of a batch.
@@ -186,7 +193,7 @@ class Contest:
         """Note an error, ask the model no more in this split, and return the reason for the batch's nulls."""
         # No single row is to blame, so the next batch would fare no better.
         is_absent = isinstance(error, SchemaError)
-        reason = reject_files.BAD_SHARD if is_absent else MODEL_ERROR
+        reason = BAD_SHARD if is_absent else MODEL_ERROR
         self._asked, self._reason = None, reason if is_absent else _NOT_ASKED
         self._error = self._error or errors.told(error)
         return reason

@@ -42,11 +42,20 @@ from job.errors import DataError, ShardChangedError, ShardError
 from job.gates.histograms import Counting
 from job.model import loading
 from job.model.signature import Tensor
-from job.scoring import reject_files
 from job.scoring.challenger import Contest, Rival
 from job.scoring.memory import batches, chunk_rows, stretches
 from job.scoring.reader import SplitReader
-from job.scoring.rejects import MODEL_ERROR, Rejects, predict_around, sift, sift_predictions
+from job.scoring.rejects import (
+    BAD_SHARD,
+    MODEL_ERROR,
+    Rejects,
+    predict_around,
+    sift,
+    sift_predictions,
+    too_many_text,
+    write_rejected_rows,
+    write_rejected_split,
+)
 from job.scoring.task import ScoringTask
 from job.scoring.writer import PartWriter
 from job.spec import Receipt, Split
@@ -105,11 +114,9 @@ def score_split(
 def _refuse(split: Split, task: ScoringTask, loaded: loading.LoadedModel, error: str) -> Receipt:
     """Reject all rows of a split because of its shard, and return the receipt."""
     attempt = staging.new_attempt(task.run.output, task.run.run_id, split)
-    written = reject_files.write_split(attempt, split, error, task.files)
+    written = write_rejected_split(attempt, split, error, task.files)
     if split.rows > task.policy.most_rows:
-        raise DataError(
-            reject_files.too_many(split, split.rows, f"{reject_files.BAD_SHARD}: {error}", task.run, written)
-        )
+        raise DataError(too_many_text(split, split.rows, f"{BAD_SHARD}: {error}", task.run, written))
     progress.rows_done.add(split.rows)
     return Receipt(
         attempt="",
@@ -119,7 +126,7 @@ def _refuse(split: Split, task: ScoringTask, loaded: loading.LoadedModel, error:
         file_sha256="",
         read_s=0.0,
         write_s=0.0,
-        reject_reasons=((reject_files.BAD_SHARD, split.rows),) if split.rows else (),
+        reject_reasons=((BAD_SHARD, split.rows),) if split.rows else (),
         refused=error,
         **written,
         **_circumstances(split, task, loaded, _Tally(rows=split.rows)),
@@ -158,7 +165,7 @@ def _score(
         # Only now: the thread that reads ahead has ended, and the file can be read again.
         if rejects.too_many:
             _give_up(attempt, reader, rejects, task, split)
-        set_aside = reject_files.write_rows(attempt, reader, rejects, task.files)
+        set_aside = write_rejected_rows(attempt, reader, rejects, task.files)
     return Receipt(
         attempt=part.handle,
         rows_scored=part.rows,
@@ -251,9 +258,9 @@ def _circumstances(
 def _give_up(
     attempt: str, reader: SplitReader, rejects: Rejects, task: ScoringTask, split: Split
 ) -> NoReturn:
-    written = reject_files.write_rows(attempt, reader, rejects, task.files)
+    written = write_rejected_rows(attempt, reader, rejects, task.files)
     reasons = ", ".join(f"{rows} {reason}" for reason, rows in rejects.reasons)
-    raise DataError(reject_files.too_many(split, rejects.rows, reasons, task.run, written, rejects.first))
+    raise DataError(too_many_text(split, rejects.rows, reasons, task.run, written, rejects.first))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import pyarrow as pa
 from job.binding.binding import Binding
 from job.scoring.challenger import Challenger
 from job.scoring.golden import Golden
-from job.scoring.reject_files import FileOptions
-from job.scoring.rejects import RowPolicy
+from job.scoring.rejects import FileOptions, RowPolicy
 from job.spec import Device, OnBadShard, Run
 
 
