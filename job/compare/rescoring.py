@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from job import storage
 from job.binding.binding import Binding, Places, pieces
 from job.binding.columns import as_type, cast_views
-from job.binding.predictions import in_order, to_arrow
-from job.binding.tolerance import Tolerance, apart, unequal
+from job.binding.predictions import Tolerance, apart, in_order, to_arrow, unequal
 from job.compare.night_files import NightFiles
 from job.errors import DataError, JobError, ModelError
 from job.model import artifact, loading, provenance

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from job import storage
-from job.binding.tolerance import Tolerance
+from job.binding.predictions import Tolerance
 from job.commit import manifest, staging
 from job.compare import night_files, rescoring
 from job.compare.rescoring import Difference

@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 
 from job import environment, storage
 from job.binding.binding import Binding, Places, mismatches, pieces
-from job.binding.predictions import in_order, to_arrow
-from job.binding.tolerance import Tolerance, apart
+from job.binding.predictions import Tolerance, apart, in_order, to_arrow
 from job.errors import GoldenError, UsageError, one_line
 from job.scoring.rejects import Rejects, RowPolicy, sift
 from job.spec import ScoringSpec, Shard, Split

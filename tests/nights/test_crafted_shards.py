@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from job.binding.tolerance import Tolerance
+from job.binding.predictions import Tolerance
 from job.compare.verify import verify
 from job.errors import SchemaError
 from job.shards import inputs

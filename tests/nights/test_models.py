@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.binding import output_kinds
-from job.binding.tolerance import Tolerance
+from job.binding.predictions import Tolerance
 from job.compare.verify import ALL, verify
 from job.errors import ModelError, OutputConflictError, SchemaError, UsageError
 from job.model import artifact

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import storage
-from job.binding.tolerance import Tolerance
+from job.binding.predictions import Tolerance
 from job.cli import options
 from job.commit import output
 from job.compare import verify

@@ -28,7 +28,7 @@ def run(args: Sequence[str]) -> int:
     """Check a published night; raises ``DataError`` where it is not right."""
     given = parser().parse_args(list(args))
     from job import storage
-    from job.binding.tolerance import Tolerance
+    from job.binding.predictions import Tolerance
     from job.compare import verify
 
     whole, number = forms.Whole(), forms.Number()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job.binding.tolerance import Tolerance
+from job.binding.predictions import Tolerance
 from job.compare.verify import ALL, Verification, verify
 from job.errors import OutputConflictError, UsageError
 from job.model import artifact

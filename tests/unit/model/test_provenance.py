@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from job.binding.tolerance import Tolerance
+from job.binding.predictions import Tolerance
 from job.cli import options
 from job.commit import protocol
 from job.compare.verify import ALL, verify
