@@ -7,7 +7,7 @@
     Keep the plan       PlannedNight → PlannedNight    so that it is made once
     Name the slices     → int                          which splits of the plan
     Read the plan       int, PlannedNight → Split
-    Spread the splits   Split → Split                  the only shuffle of splits; no row is in it
+    Spread the splits   Split → Split                  the only shuffle of splits
     Score the splits    Split, PlannedNight → Receipt
     Count the splits    Receipt → Receipt              for the engine's own metrics
     Publish             PlannedNight, receipts → dict  the report; always one element
@@ -17,6 +17,8 @@ published. Here nobody may ever run the pipeline, and no process lasts from its 
 nothing is done before the pipeline runs, and the lease is held by a worker in two steps: while it prepares,
 and while it publishes. In between another run may take the output; the one that publishes second is then
 refused, as it would be on the command line.
+
+The splits and the kept plan are shuffled; rows never are. The command's own pipeline is in ``job.pipeline``.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class ScoreParquet(beam.PTransform):
         self._template = inputs.anchored(template)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[dict[str, Any]]:
-        """Wire the steps that the module's docstring draws.
+        """Wire the steps, fitted to the pipeline's engine, with its resource hints for ``device``.
 
         Raises:
             UsageError: the engine cannot do it, or its workers do not see the input or the output.
@@ -96,7 +98,24 @@ class ScoreParquet(beam.PTransform):
             )
         shards = [path.removeprefix("@") for path in self._template.inputs]
         engine.check_visible([*shards, self._template.output])
-        fit = engine.fit()
+        steps = _Steps(self._template, engine.fit())
+        # On all of it, as ``job.launch.submission`` has it on the command's whole pipeline.
+        steps.with_resource_hints(**engine.hints(self._template.device))
+        # Beam lets the hints of an inner transform win, and what a person asks for is to win.
+        steps.get_resource_hints().update(self.get_resource_hints())
+        return begin | "Score a night" >> steps
+
+
+class _Steps(beam.PTransform):
+    """The steps, in a transform of their own: the engine, and so the hints, are known only in ``expand``."""
+
+    def __init__(self, template: ScoringSpec, fit: Fit) -> None:
+        super().__init__()
+        self._template, self._fit = template, fit
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[dict[str, Any]]:
+        """Wire the steps that the module's docstring draws."""
+        fit = self._fit
         night = (
             begin
             | "Name the night" >> beam.Create([self._template], reshuffle=False)

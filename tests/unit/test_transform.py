@@ -13,6 +13,7 @@ import apache_beam as beam
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns
 from apache_beam.runners.runner import PipelineRunner
 
 from job import ScoreParquet, find_error, make_spec, score, transform
@@ -22,6 +23,7 @@ from job.errors import DataError, ModelError, NoInputError, OutputConflictError,
 from job.shards import inputs
 from tests.support.nights import Night, dense, features, saved
 
+STEPS = "ScoreParquet/Score a night"
 GROUP_BY_KEY = "beam:transform:group_by_key:v1"
 
 
@@ -74,12 +76,44 @@ def graph(night: Night, model: Path, **more: Any) -> Any:
 def test_the_steps_are_those_that_the_page_draws(night: Night) -> None:
     # Neither the shards nor the model are there yet.
     transforms = graph(night, night.folder / "m.keras").components.transforms
-    (score,) = (one for one in transforms.values() if one.unique_name == "ScoreParquet")
-    steps = [transforms[name].unique_name.removeprefix("ScoreParquet/") for name in score.subtransforms]
+    (score,) = (one for one in transforms.values() if one.unique_name == STEPS)
+    steps = [transforms[name].unique_name.removeprefix(f"{STEPS}/") for name in score.subtransforms]
     drawn = [line[:24].strip() for line in (transform.__doc__ or "").splitlines() if "→" in line]
     assert steps == drawn
     assert Counter(one.spec.urn for one in transforms.values())[GROUP_BY_KEY] == 2
     assert not night.output.exists()
+
+
+def hints(pipeline: beam.Pipeline, night: Night, own: dict[str, str], **more: Any) -> dict[str, bytes]:
+    """Return the resource hints that all steps of ``ScoreParquet`` have; a step after it has none of them."""
+    step = ScoreParquet(**flags(night, night.folder / "m.keras", **more)).with_resource_hints(**own)
+    pipeline | step | "Tell" >> beam.Map(print)
+    components = pipeline.to_runner_api().components
+    leaves = [one for one in components.transforms.values() if one.environment_id and not one.subtransforms]
+    steps = [one for one in leaves if one.unique_name.startswith("ScoreParquet/")]
+    assert len(steps) == len(leaves) - 1 > 8
+    (environment,) = {one.environment_id for one in steps}
+    return dict(components.environments[environment].resource_hints)
+
+
+def test_workers_with_a_gpu_are_asked_for_and_what_a_person_asks_for_is_kept(night: Night) -> None:
+    accelerator, ram = (
+        kind.urn
+        for kind in (common_urns.resource_hints.ACCELERATOR, common_urns.resource_hints.MIN_RAM_BYTES)
+    )
+    t4, l4 = b"type:nvidia-tesla-t4;count:1;install-nvidia-driver", b"type:nvidia-l4;count:1"
+
+    def asked(*beam_args: str, own: str = "", device: str = "gpu") -> dict[str, bytes]:
+        given = {"accelerator": own} if own else {}
+        options = PipelineOptions(["--runner=FnApiRunner", *beam_args])
+        return hints(beam.Pipeline(options=options), night, given, device=device)
+
+    assert asked() == {accelerator: t4, ram: b"12000000000"}
+    assert asked(device="auto") == {}
+    assert asked(own=l4.decode()) == {accelerator: l4, ram: b"12000000000"}
+    # Of a list of two, each is kept.
+    in_options = f"--resource_hint=accelerator={l4.decode()}", "--resource_hints=min_ram=30GB"
+    assert asked(*in_options) == {accelerator: l4, ram: b"30000000000"}
 
 
 @pytest.mark.slow
