@@ -1,28 +1,34 @@
-"""Who may work on an output: the one process that has its lock, or its lease where no lock is enough.
+"""The lock of an output, and the lease that is renewed where a lock is not enough.
 
-A lock (``locked``) is held by one process, and a dead process cannot keep it. The system keeps it
-(``flock``), so it is worth what the file system makes of it. Some have none and say so. Of those that other
-machines see too, some ask their server, and some, by the way in which they are mounted, keep the lock on this
-machine alone and say nothing; which of the two cannot be told from here. There a lock counts for the
-processes of this machine, and a lease is needed besides. In buckets there is only the lease.
+``output.lease`` takes one or both. On a disk it is the lock; in a bucket the lease; and on a disk whose locks
+cannot be relied on, both.
 
-A lease (``held``) is an object, or a file, that one process created: the store sees to it that only one does.
-Its owner writes it anew every ``RENEW_S``, so that its stamp changes; each write holds only if the lease is
-still its own. Whoever finds one waits until the stamp has changed, and is refused, or until it has not for
-``EXPIRES_S``, and takes it over. Times are differences on one machine's own clocks; no two machines' are
-compared. An owner on this very machine is looked up, so that after a crash the next command does not wait.
+**The lock** (``locked``) is ``flock``: the system frees it when its process dies. What it is worth depends on
+the file system. Some have no locks, and say so. Some are seen by other machines too: of these, some ask their
+server, and others keep the lock on this machine alone and do not say so. The two cannot be told apart from
+here. There the lock counts among the processes of this machine only, and the lease counts among machines.
 
-A process that stood still and goes on may find the lease another's. Three things keep it from changing what
-the next owner does. Right before each step that cannot be taken back (``_SUCCESS`` taken away or written, a
-file moved to its final name, files removed) the lease itself is read, whatever any clock says: ``check``. So
-it is before a request that is sent again. And before any other request about the output, ``EXPIRES_S / 2``
-after the lease was last written, it must be written once more; there the time counts in which the machine was
-suspended: a :class:`Moment`. What is left is a machine that stands still between the answer to such a look
-and the one request after it, with all of its clocks, or a request that was sent at once and arrives half a
-minute late. The next owner's manifest then has other digests than the file: ``verify`` finds it.
+**The lease** (``held``) is an object or a file. The store lets only one process create it. The owner writes
+it again every ``RENEW_S``, which changes its stamp; a write succeeds only if the lease is still the owner's.
+Another process that finds a lease watches the stamp. If it changes, the owner lives and the process is
+refused. If it does not change for ``EXPIRES_S``, the process takes the lease over. Only differences of one
+machine's clock are used; clocks of two machines are never compared. If the owner was a process of this very
+machine, the process is looked up instead, so that nobody waits after a crash.
 
-A process that ends before its job hands the lease over, see ``job.commit.handover``: then nobody renews it
-and it does not expire. The job is told by the same token.
+A process may be suspended, and wake up when the lease is another's. It must not change anything then:
+
+* Before each step that cannot be undone (``_SUCCESS`` removed or written, a file moved to its final name,
+  files removed) it reads the lease (``check``). It does so too before it sends a request a second time.
+* Before any other request about the output, it writes the lease again if the last write is more than
+  ``EXPIRES_S / 2`` ago. :class:`Moment` measures that, and counts the time for which the machine was
+  suspended.
+
+Two cases are left: a machine that is suspended with all its clocks between such a look and the one request
+after it, and a request that arrives half a minute after it was sent. Then the next owner's manifest has other
+digests than the file, and ``verify`` finds it.
+
+A process that ends before its job hands the lease over to the job, see ``job.commit.handover``. Nobody
+renews such a lease, and it does not expire. The job knows it by its token.
 """
 
 from __future__ import annotations
@@ -158,10 +164,10 @@ def file_system(path: str) -> str:
 
 @dataclass(frozen=True)
 class Moment:
-    """A point in time since which a lease's age is counted, the machine's sleep included.
+    """The time at which a lease was written or looked at; its age counts the machine's sleep too.
 
-    Who *waits* for a lease goes by the steady clock, which stands still with the machine: its owner may sleep
-    on the same one.
+    A process that *waits* for another's lease uses ``time.monotonic`` instead, which stops during sleep: the
+    owner may be on the same machine, and sleep with it.
     """
 
     boot_s: float
@@ -169,15 +175,15 @@ class Moment:
 
     @classmethod
     def now(cls) -> Moment:
-        """Return this one."""
+        """Return the present moment."""
         return cls(_boot_s(), time.time())
 
     @property
     def passed_s(self) -> float:
         """Seconds since then.
 
-        By the clock that goes on while the machine is suspended, or by the wall's where that says more: a
-        virtual machine that is paused has none that goes on, but the wall's is put right when it is resumed.
+        The larger of two clocks' differences. The boot clock goes on while the machine is suspended. It does
+        not while a virtual machine is paused, but then the wall clock is corrected when it is resumed.
         """
         return max(_boot_s() - self.boot_s, time.time() - self.wall_s)
 
@@ -265,6 +271,13 @@ def watched(path: str, token: str) -> Iterator[None]:
         unguard()
 
 
+def taken(output: str, owner: str) -> OutputConflictError:
+    """Return the error of a run that is refused, because ``owner`` works on the output."""
+    return OutputConflictError(
+        f"{output}: another run is at work on it ({owner}); run again when it has ended"
+    )
+
+
 def _lost(path: str, owner: dict[str, Any]) -> str:
     told = f"{handover.of(owner) or _who(owner)} has it now" if owner else "it is gone"
     return (
@@ -328,10 +341,7 @@ class _Lease:
                 return
             alive = found[1] != stamp
         if alive:
-            raise OutputConflictError(
-                f"{_output(self._path)}: another run is at work on it ({_who(owner)}); run again when it has "
-                f"ended"
-            )
+            raise taken(_output(self._path), _who(owner))
 
     def keep(self) -> None:
         """Renew the lease from now on, and let no request about its output pass that might come too late."""

@@ -135,8 +135,8 @@ def lease(
 ) -> Iterator[str]:
     """Be the only run that works on an output while the body runs; a dead owner's lease becomes free.
 
-    So does that of a job whose run is published, or that has ``ended``. Yields what ``check_lease`` needs,
-    empty for an output on a disk: its lease cannot get lost.
+    So does that of a job whose run is published, or that has ``ended``. Yields the token that ``check_lease``
+    needs. It is empty where the lock alone is enough, which cannot get lost.
 
     Raises:
         OutputConflictError: another run is at work on it.
@@ -154,9 +154,7 @@ def lease(
     try:
         with commit_lease.locked(storage.join(folder, LEASE), owner) as lock:
             if lock.holder is not None:
-                raise OutputConflictError(
-                    f"{output}: another run is at work on it ({lock.holder}); run again when it has ended"
-                )
+                raise commit_lease.taken(output, lock.holder)
             renewed = renewed_path(output)
             # One that is there is another's, who sees this folder by another file system.
             is_sure = lock.is_sure and not storage.exists(renewed)

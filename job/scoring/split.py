@@ -87,7 +87,8 @@ def score_split(
     """Score one split into a new attempt, and return its receipt. The receipt is not yet written.
 
     A split whose shard does not fit or cannot be read is rejected as a whole if the task says so. ``turn`` is
-    held from when the first rows are read until the last are predicted. ``rival`` is the challenger.
+    held from when the first rows are read until the last are predicted; it is entered once, so it may be a
+    context that cannot be entered again. ``rival`` is the challenger.
 
     Raises:
         ShardError: the shard is not what the plan says, or is damaged.

@@ -30,6 +30,7 @@ from job import storage
 from job.commit import output, staging
 from job.errors import JobError, ModelError, StateUnknownError, one_line
 from job.model import loading
+from job.report.run_report import STAGES
 from job.scoring.challenger import Challenger, Rival
 from job.scoring.overlap import Overlap, StoppedError
 from job.scoring.split import score_split
@@ -38,8 +39,6 @@ from job.spec import Receipt, Run, Split
 from job.storage import objects
 
 NAMESPACE: Final = "scoring_job"
-# Of the report's stages. Not milliseconds: a small split takes none, and rounded ones do not add up.
-STAGES: Final = ("read", "bind", "predict", "write")
 
 _COUNTED: Final[Mapping[str, Callable[[Receipt], int]]] = {
     "splits_scored": lambda receipt: int(not receipt.reused),
@@ -112,7 +111,7 @@ def begun(
 ) -> Iterator[Receipt]:
     """Score a split and yield its receipt; if files are in buckets, begin it and yield earlier receipts.
 
-    ``receipts`` scores the split. It is given a context in which it has its turn at the model.
+    ``receipts`` scores the split. It is given its turn at the model, a context that it enters once.
     """
     if not overlaps or not (storage.is_remote(split.shard.path) or storage.is_remote(task.run.output)):
         yield from receipts(nullcontext())
@@ -193,7 +192,10 @@ class ScoreSplits(beam.DoFn):
         return finished(self._overlap)
 
     def receipts(self, split: Split, turn: AbstractContextManager[None]) -> Iterator[Receipt]:
-        """Yield a split's receipt, or none if the run is published. The model is used within ``turn``."""
+        """Yield a split's receipt, or none if the run is published.
+
+        The model is used within ``turn``, which can be entered only once.
+        """
         run = self.task.run
         found = staging.read_receipt(run.output, run.run_id, split)
         # An unseeded builder makes another model each time: what an earlier one scored does not count.
@@ -240,6 +242,7 @@ def values(receipt: Receipt) -> dict[str, int]:
     """Return a receipt's value for each distribution, or nothing if no batch was predicted."""
     if not receipt.batches:
         return {}
+    # Not milliseconds: a small split takes none, and rounded ones do not add up.
     spent = {f"{stage}_us": round(getattr(receipt, f"{stage}_s") * 1e6) for stage in STAGES}
     return {**spent, "batch_rows": receipt.batch_rows}
 

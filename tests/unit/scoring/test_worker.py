@@ -13,6 +13,7 @@ import pytest
 
 from job.engines import choice
 from job.pipeline import ScorePlan
+from job.report.run_report import STAGES
 from job.scoring import worker
 from job.spec import Receipt
 from tests.support.nights import Night, Planned, dense, features, saved
@@ -56,7 +57,7 @@ def test_they_agree_with_the_report(night: Night) -> None:
     assert len(report["loads"]) == 1
     for name in ("rows_read", "rows_scored", "rows_rejected", "batches"):
         assert counters[name] == report[name]
-    for stage in worker.STAGES:
+    for stage in STAGES:
         spent = distributions.pop(f"{stage}_us")
         # Each of eight splits is rounded by itself.
         assert spent.sum == pytest.approx(report[f"{stage}_s"] * 1e6, abs=4)
