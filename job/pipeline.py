@@ -3,13 +3,18 @@
 ::
 
     plan.jsonl ▶ Read the plan      PlanSlice → Split     tens of bytes each
-               ▶ Spread the splits  Split     → Split     the only shuffle; no row is in it
+               ▶ Spread the splits  Split     → Split     a shuffle of splits
                ▶ Score the splits   Split     → Receipt   read ▶ bind ▶ predict ▶ write, in one place
                ▶ Count the splits   Receipt   → Receipt   for the engine's own metrics
-               ▶ Gather             Receipt   → [Receipt] hundreds of bytes each
+               ▶ Gather             Receipt   → [Receipt] a shuffle of receipts, hundreds of bytes each
                ▶ Publish            [Receipt] → str       the report, as JSON; _SUCCESS is written last
 
-The graph holds the path of the plan and not the plan, so its size does not depend on the number of shards.
+Splits and receipts are shuffled; rows never are. The graph holds the path of the plan and not the plan, so
+its size does not depend on the number of shards.
+
+``job.launch.submission`` builds the pipeline of this transform, and gives it the engine's resource hints. The
+other pipelines are ``job.scoring.nights`` (several nights), ``job.transform`` (a night within somebody else's
+pipeline), ``job.launch.footers`` and ``job.doctor.probe``.
 """
 
 from __future__ import annotations

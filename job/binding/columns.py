@@ -91,11 +91,11 @@ def layout(column_type: Any) -> Layout:
 
 
 def plain_type(leaf: Any) -> Any:
-    """Return the type of a leaf's values: of a dictionary, or of what a type of somebody's own stores."""
+    """Return a dictionary's value type, an extension type's storage type, else the type; a UUID is text."""
     if types.is_dictionary(leaf):
         return plain_type(leaf.value_type)
     if isinstance(leaf, pa.UuidType):
-        # Sixteen bytes, which people know as text.
+        # Its storage is 16 bytes, which people know as text.
         return pa.string()
     if isinstance(leaf, pa.BaseExtensionType) and not types.is_nested(leaf.storage_type):
         return leaf.storage_type
@@ -114,12 +114,12 @@ def empty_table(schema: Any) -> Any:
 
 
 def without_views(kind: Any) -> Any:
-    """Return the type without views, whose rows Arrow cannot pick: of a column of text or of bytes."""
+    """Return ``string`` for ``string_view``, ``binary`` for ``binary_view``; Arrow cannot ``take`` views."""
     return pa.string() if types.is_string_view(kind) else pa.binary() if types.is_binary_view(kind) else kind
 
 
 def cast_views(batch: Any) -> Any:
-    """Return a record batch in which columns that are views are text or bytes, so that rows can be picked."""
+    """Return a record batch with its views cast (:func:`without_views`), so that Arrow can ``take`` rows."""
     kinds = [without_views(kind) for kind in batch.schema.types]
     if kinds == batch.schema.types:
         return batch
@@ -128,7 +128,7 @@ def cast_views(batch: Any) -> Any:
 
 
 def stored(values: Any) -> Any:
-    """Return Arrow ``values`` without a type of somebody's own: what is stored, a UUID as its usual text."""
+    """Return the storage of an array of an extension type, a UUID's as its usual text; others unchanged."""
     if not isinstance(values, pa.ExtensionArray) or types.is_nested(values.type.storage_type):
         return values
     return _uuid_text(values.storage) if isinstance(values.type, pa.UuidType) else values.storage

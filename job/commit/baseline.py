@@ -1,8 +1,8 @@
-"""The last good night: where it is looked for, and what the gates say of a night beside it.
+"""Finds the last good night, and asks the gates whether a night may be published beside it.
 
-It is the newest night before this one whose output has a ``_SUCCESS``. It is looked for when the night is
-published, since in a backfill it may have been published only just now. Where nights follow each other in one
-output, it is the night that is to be replaced.
+What is compared, and how, is in ``job.gates``. The last good night is the newest night before this one whose
+output has a ``_SUCCESS``. It is looked for when the night is published, since in a backfill it may have been
+published only just now. Where nights follow each other in one output, it is the night that is to be replaced.
 
 What a gate refuses stays in staging with a note (``staging.write_refusal``): the same command with another
 threshold goes on from the receipts, and ``job publish`` releases it as it is.

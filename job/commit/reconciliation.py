@@ -1,4 +1,9 @@
-"""Nothing is published before it has been counted: files, rows, rejected rows, models."""
+"""Checks the receipts of a run before it is published.
+
+Each split has a receipt, each file that a receipt names is there and holds as many rows as it says, each
+planned row was read and then scored or rejected, not too many were rejected, and all splits were scored by
+one model.
+"""
 
 from __future__ import annotations
 

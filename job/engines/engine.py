@@ -60,7 +60,7 @@ class Fit:
         overlaps: see ``pipeline.ScorePlan``.
         processes: worker processes on each machine; 0 is one per core, -1 is unknown: TensorFlow chooses.
         here: whether the rows are scored on this machine.
-        machine: see ``model.acquire``.
+        machine: see ``job.model.loading.acquire``.
     """
 
     threads: int

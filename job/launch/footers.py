@@ -3,9 +3,9 @@
 ::
 
     shards.jsonl ▶ Read the shards       str     → [Shard]   a hundred at a time
-                 ▶ Spread the shards     [Shard] → [Shard]   the only shuffle
+                 ▶ Spread the shards     [Shard] → [Shard]   a shuffle
                  ▶ Read the footers      [Shard] → dict      several at a time, on a worker
-                 ▶ Gather ▶ Write        [dict]  → str       footers.json, for the launcher
+                 ▶ Gather ▶ Write        [dict]  → str       a shuffle; footers.json, for the launcher
 
 Workers are many and near the data, and the launcher may be a laptop far away. But a pipeline takes seconds to
 minutes to start. So the launcher reads the footers itself if there are fewer than ``inputs.ON_WORKERS``

@@ -1,4 +1,4 @@
-"""A pipeline from its submission to its end.
+"""A pipeline from its submission to its end: builds it, gives it the engine's resource hints, runs it.
 
 With ``--wait``, the default, the job is part of the command. It works under the command's lease, and Ctrl-C
 cancels it: a job that went on would cost money and work on an output that others may take. With ``--no_wait``

@@ -1,4 +1,4 @@
-"""Model references: which kind of model, whose digest, how far it is trusted. Without Keras.
+"""From ``--model`` to a ``ModelReference``: its kind, its digest, and how far it is trusted. No Keras here.
 
 What kinds there are, and what each does to be recognised, checked and loaded, is in the modules of ``KINDS``.
 """

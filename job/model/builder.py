@@ -54,7 +54,7 @@ class Builder(Kind):
         return {"builder": path, **found}
 
     def load(self, reference: ModelReference, held: Held) -> Step:
-        """Call the function."""
+        """Call the function; its model is given ``--weights`` later, when it is built."""
         from job.model import keras_step
 
         return keras_step.of_builder(reference, held.weights_file)

@@ -1,4 +1,7 @@
-"""Models in Keras' own files: ``x.keras``, the same not packed, and the legacy ``x.h5``."""
+"""Whole models in Keras' own files: ``x.keras``, the same not packed, and the legacy ``x.h5``.
+
+Files of weights alone (``--weights``) are in ``job.model.builder``.
+"""
 
 from __future__ import annotations
 

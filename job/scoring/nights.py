@@ -3,10 +3,13 @@
 ::
 
     plans ▶ Read the plans      (night, PlanSlice) → (night, Split)
-          ▶ Spread the splits   the only shuffle; no row is in it
+          ▶ Spread the splits   a shuffle of splits
           ▶ Score the splits    (night, Split) → Receipt    as in ``job.pipeline``
           ▶ Count the splits    Receipt → Receipt           for the engine's own metrics
-          ▶ Count the runs' splits   run id → (run id, splits)
+          ▶ Count the runs' splits   run id → (run id, splits); a shuffle of numbers by run id
+
+Splits and numbers are shuffled; rows never are. Resource hints are added by ``job.launch.submission``, as to
+``job.pipeline``, which lists the other pipelines too.
 
 The pipeline publishes nothing. Its caller does, night by night, from the receipts in each night's staging. A
 night that fails leaves its error in its staging, and its other splits are not scored; the other nights go on.

@@ -175,7 +175,7 @@ def _can_write(schema: pa.Schema) -> bool:
 
 
 def _repeating(path: str, kind: pa.DataType) -> Iterator[str]:
-    """Yield the Parquet paths of leaves at or below ``path`` that may be dictionary-encoded."""
+    """Yield the Parquet paths of leaves at or below ``path`` that may be dictionary-encoded: no floats."""
     if isinstance(kind, pa.BaseExtensionType):
         yield from _repeating(path, kind.storage_type)
     elif pa.types.is_map(kind):

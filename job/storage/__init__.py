@@ -3,7 +3,9 @@
 Owns: paths, which are plain strings with ``/`` between the parts; reading and writing; ranges of objects,
 retries, and requests sent in parallel. What each kind of storage does is told in ``disk`` and ``objects``.
 Public: the functions below, as in ``storage.join(a, b)`` or ``storage.write_atomic(path, data)``;
-``parallel``, ``ahead`` and ``together`` make calls about several files at the same time.
+``parallel`` makes one call for each of many files, ``together`` makes several different calls, and ``ahead``
+begins one call and lets its caller go on. ``parallel`` uses threads for disks too, the others for buckets
+only.
 May import: ``errors``, ``spec``, ``secrets``. No Beam, no Keras.
 """
 

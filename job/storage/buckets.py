@@ -1,8 +1,8 @@
-"""The interface of an object store: its requests, when one is sent again, and the names of objects.
+"""The interface of an object store: its requests, their retries, and the names of objects.
 
-:class:`Client` is what each store implements. It sends its requests by :func:`patiently`. Every request can
-be repeated, since it writes the same each time. A conditional request that got no answer checks afterwards
-whether it took effect. Pauses grow and are random ("full jitter":
+:class:`Client` is what each store implements. It sends its requests by :func:`patiently`, which retries them.
+Every request can be repeated, since it writes the same each time. A conditional request that got no answer
+checks afterwards whether it took effect. Pauses grow and are random ("full jitter":
 https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter), so that a thousand workers
 do not come back at once.
 
@@ -186,7 +186,7 @@ class Client(Protocol):
         ...
 
 
-# Sending a request again.
+# Retries.
 
 # An overloaded or restarted store is back within this time. If it is not, a person should know.
 BUDGET_S: Final = 90.0
@@ -232,7 +232,7 @@ def patiently(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Send a request until it succeeds, fails for good, or ``BUDGET_S`` are spent.
+    """Send a request, and retry it until it succeeds, fails for good, or ``BUDGET_S`` are spent.
 
     Raises:
         StorageError: the budget is spent; the message names ``where``.
