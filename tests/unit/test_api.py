@@ -112,7 +112,7 @@ def raised(error: Exception, cause: Exception | None = None) -> Exception:
 
 FLATTENED = (
     'Traceback (most recent call last):\n  File "x.py", line 1, in process\njob.errors.SchemaError: a: int64 '
-    "[while running 'ScoreParquet/Prepare']\n"
+    "[while running 'ScoreParquet/Score a night/Prepare']\n"
 )
 
 
