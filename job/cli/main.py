@@ -16,7 +16,7 @@ from typing import Final
 from job import environment, secrets
 from job.cli.commands import COMMANDS
 from job.errors import JobError, UsageError
-from job.report import json_line
+from job.report import notices
 from job.terminal import console, library_output, progress, signals
 
 _HELP: Final = frozenset({"-h", "--help"})
@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             untold = _HELP & set(args) or "--print_config" in _ours(args)
             if command is None or not command.scores or untold:
                 return _ended(args)[0]
-            ended = json_line.begin(args[0], args[1:], os.environ, environment.process_start_unix_s())
+            ended = notices.begin(args[0], args[1:], os.environ, environment.process_start_unix_s())
             with console.kept_for_the_end(asked=ended.asked.json):
                 code, error = _ended(args)
-            json_line.tell(ended, error, code, time.time())
+            notices.tell(ended, error, code, time.time())
             return code
     except KeyboardInterrupt as error:  # a second Ctrl-C, while the first is reported
-        return json_line.code_of(error)
+        return notices.code_of(error)
 
 
 def _ended(args: Sequence[str]) -> tuple[int, BaseException | None]:
@@ -53,14 +53,14 @@ def _ended(args: Sequence[str]) -> tuple[int, BaseException | None]:
     try:
         return _run(args, debug=debug), None
     except KeyboardInterrupt as error:
-        progress.say(json_line.line_of(error))
-        return json_line.code_of(error), error
+        progress.say(notices.line_of(error))
+        return notices.code_of(error), error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the last resort: one line, as for any other
         if debug:
             progress.say_lines(traceback.format_exc().rstrip())
         hint = "" if debug or isinstance(error, JobError) else "; run again with --debug for the traceback"
-        progress.say(f"error: {json_line.line_of(error)}{hint}")
-        return json_line.code_of(error), error
+        progress.say(f"error: {notices.line_of(error)}{hint}")
+        return notices.code_of(error), error
 
 
 def _ours(args: Sequence[str]) -> Sequence[str]:

@@ -19,7 +19,7 @@ from job.cli.parser import CommandOptions
 from job.errors import UsageError, as_flag
 from job.flags import declared, values
 from job.model import artifact, builder, challenger_spec
-from job.report import json_line
+from job.report import notices
 from job.shards import dates
 from job.spec import ScoringSpec
 from job.terminal import library_output
@@ -77,7 +77,7 @@ def parsed(argv: Sequence[str], own: argparse.ArgumentParser | None = None) -> I
             _check_beam_args(own, checked, rest)
         options = CommandOptions(**values(CommandOptions, vars(given)))
         # First, so that errors of other flags are reported to the webhook of the configuration file.
-        json_line.ask(options.notify_url, options.notify_on)
+        notices.ask(options.notify_url, options.notify_on)
         spec = _spec(given)
         asked = Asked(given, options, spec, tuple(rest), tuple(unchecked))
         if asked.beam_args:

@@ -19,7 +19,7 @@ from typing import Annotated, Final, NoReturn
 from job import environment, forms
 from job.errors import UsageError, as_flag
 from job.flags import Flag, Group, declared
-from job.report import json_line
+from job.report import notices
 from job.spec import ScoringSpec
 
 # A flag that lists things shows so in its form, as in COL,….
@@ -96,10 +96,10 @@ class CommandOptions:
         Flag(
             Group.NOTIFICATIONS,
             "when to post",
-            forms.Choice.of(json_line.NOTIFY_ON),
+            forms.Choice.of(notices.NOTIFY_ON),
             in_template=False,
         ),
-    ] = json_line.NOTIFY_ON[0]
+    ] = notices.NOTIFY_ON[0]
 
 
 def flags_of(more: type | None = None) -> tuple[Flag, ...]:

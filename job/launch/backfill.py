@@ -27,7 +27,7 @@ from job.launch import preflight, preparation, submission
 from job.launch import score as launch_score
 from job.launch.preparation import Outcome, Prepared
 from job.model import challenger_spec, versions
-from job.report import json_line
+from job.report import notices
 from job.shards import dates
 from job.spec import ModelReference, ScoringSpec
 from job.storage import objects
@@ -334,10 +334,10 @@ class Ending:
         return "already published" if self.outcome.already_published else "published"
 
     def noted(self) -> Ending:
-        """Add it to the JSON line and the webhook's message, see ``job.report.json_line``."""
+        """Add it to the JSON line and the webhook's message, see ``job.report.notices``."""
         report = None if self.outcome is None else self.outcome.published
         done_before = self.outcome is not None and self.outcome.already_published
-        json_line.add(self.ds, self.output, report, self.error, already_published=done_before)
+        notices.add(self.ds, self.output, report, self.error, already_published=done_before)
         return self
 
 

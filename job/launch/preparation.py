@@ -23,7 +23,7 @@ from job.gates import gates
 from job.launch import identity, preflight, submission
 from job.model import artifact, challenger_spec, provenance
 from job.model.signature import feeds_text
-from job.report import json_line
+from job.report import notices
 from job.report.run_report import RunReport
 from job.shards import inputs, planner
 from job.spec import ModelReference, Run, ScoringSpec, Shard, Split
@@ -184,7 +184,7 @@ def claimed(
     )
     models = models.reading_as_before(held)
     run_id = identity.run_id(spec, shards, models)
-    json_line.note_run(spec.output, run_id)
+    notices.note_run(spec.output, run_id)
     if (done := _done_before(spec, run_id, held)) is not None:
         yield done
         return
@@ -194,7 +194,7 @@ def claimed(
         loaded()
         models = read(spec, models, fit())
         run_id = identity.run_id(spec, shards, models)
-        json_line.note_run(spec.output, run_id)
+        notices.note_run(spec.output, run_id)
     gates.say_if_alone(spec, held, announce)
     with of_place("--output=", "choose another"):
         storage.make_folder(spec.output)

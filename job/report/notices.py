@@ -1,4 +1,4 @@
-"""The end of a command and of its nights, for programs: a JSON line (``--json``), a message to a webhook.
+"""What programs are told of the end of a command: the JSON line (``--json``) and the message to a webhook.
 
 docs/notifications.md describes the fields. A command notes each night that it scores (:func:`night`). At the
 end the command line calls :func:`tell`, whatever has happened, so that a wrong flag or a Ctrl-C is reported

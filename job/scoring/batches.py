@@ -3,7 +3,8 @@
 The size of a chunk is chosen before the first one is read. It follows from the columns' types if these have a
 fixed width. Else it follows from a sample of the split's first rows, scaled by the bytes per row of the other
 row groups. Text that repeats at first and grows later in its row group is underestimated; a chunk may then
-exceed ``CHUNK_BYTES``.
+exceed ``CHUNK_BYTES``. A batch that does not fit a GPU's memory nevertheless is halved in
+``job.model.loading``.
 
 The metadata of column chunks would tell some of this without reading. It is not used, because pyarrow 25 ends
 the whole process there if a footer is damaged (by an unexpected C++ exception), while reading raises.

@@ -26,7 +26,7 @@ from job.binding.binding import Binding, Places
 from job.binding.predictions import in_order, to_arrow
 from job.errors import ModelError, SchemaError
 from job.model import loading
-from job.scoring.memory import batches, chunk_rows
+from job.scoring.batches import batches, chunk_rows
 from job.scoring.rejects import (
     BAD_SHARD,
     MODEL_ERROR,

@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 from job import storage
 from job.binding.columns import cast_views, nested_type, nested_values, without_views
 from job.errors import DataError, ShardChangedError, ShardError, check_not_passing, one_line
-from job.scoring import memory
-from job.scoring.memory import CHUNK_BYTES, data_bytes
+from job.scoring.batches import CHUNK_BYTES, Sample, chunk_rows, data_bytes
 from job.shards import pages, planner
 from job.spec import Split
 from job.storage import objects
@@ -59,7 +58,7 @@ class SplitReader:
         self.read_s = 0.0
 
     def __enter__(self) -> SplitReader:
-        self._samples: dict[tuple[str, ...], memory.Sample] = {}
+        self._samples: dict[tuple[str, ...], Sample] = {}
         self._kept: objects.RangeFile | None = None
         # How many rows with these columns may be read at once, where not any number.
         self._most_rows: dict[tuple[str, ...], int] = {}
@@ -166,7 +165,7 @@ class SplitReader:
     def everything(self) -> Iterator[pa.RecordBatch]:
         """Yield the split's rows again, in order, with all columns of the file, by :attr:`whole_schema`."""
         names, unit = self.schema.names, self._whole_unit[0]
-        for batch in self._read((), (), names, memory.chunk_rows((), 0, self.row_bytes((), names)), unit):
+        for batch in self._read((), (), names, chunk_rows((), 0, self.row_bytes((), names)), unit):
             # Arrow finds columns by their leaves, and a struct without fields has none.
             found, fields = iter(batch.columns), list(self.whole_schema)
             columns = [next(found) if _has_leaf(f.type) else pa.nulls(batch.num_rows, f.type) for f in fields]
@@ -293,11 +292,11 @@ class SplitReader:
                 f"read ({one_line(e)}); {known or 'write the shard again'}"
             ) from e
 
-    def _sample(self, features: Sequence[str], keys: Sequence[str]) -> memory.Sample:
+    def _sample(self, features: Sequence[str], keys: Sequence[str]) -> Sample:
         names = (*features, *keys)
         if names not in self._samples:
             most_rows = self._check_lists(names)
-            self._samples[names] = memory.Sample(self._file, self._split, names, most_rows)
+            self._samples[names] = Sample(self._file, self._split, names, most_rows)
         return self._samples[names]
 
     def _check_lists(self, names: Iterable[str]) -> int:

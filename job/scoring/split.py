@@ -42,8 +42,8 @@ from job.errors import DataError, ShardChangedError, ShardError
 from job.gates.histograms import Counting
 from job.model import loading
 from job.model.signature import Tensor
+from job.scoring.batches import batches, chunk_rows, stretches
 from job.scoring.challenger import Contest, Rival
-from job.scoring.memory import batches, chunk_rows, stretches
 from job.scoring.reader import SplitReader
 from job.scoring.rejects import (
     BAD_SHARD,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from job.binding.columns import empty_table
 from job.errors import JobError, StorageError, UnwritableError, one_line
-from job.scoring.memory import data_bytes
+from job.scoring.batches import data_bytes
 from job.storage.sinks import HashingSink
 
 # A row group is written before it reaches this, whatever its rows: wide outputs must not fill the memory.

@@ -10,20 +10,20 @@ import pytest
 
 from job.commit.handover import Job
 from job.errors import DataError
-from job.report import json_line
+from job.report import notices
 from tests.support.nights import Night, dense, features, run_cli, saved
 from tests.support.servers.scripted import Answer, answering
-from tests.unit.report.test_json_line import FIELDS
+from tests.unit.report.test_notices import FIELDS
 from tests.unit.report.test_run_report import REPORT
 
 
 def test_several_nights_are_told_each_and_together() -> None:
     clock = iter([100.0, 103.0, 103.5, 104.0]).__next__
-    ended = json_line.begin("backfill", ["--start=2026-01-01", "--s3_secret_access_key=ab"], {}, 99.0)
-    with json_line.night("/data/out", "2026-01-01", clock) as night:
+    ended = notices.begin("backfill", ["--start=2026-01-01", "--s3_secret_access_key=ab"], {}, 99.0)
+    with notices.night("/data/out", "2026-01-01", clock) as night:
         night.ends(REPORT, None, already_published=False)
-    with suppress(DataError), json_line.night("rel", "2026-01-02", clock):
-        json_line.note_run(os.path.abspath("rel"), "cd" * 32)
+    with suppress(DataError), notices.night("rel", "2026-01-02", clock):
+        notices.note_run(os.path.abspath("rel"), "cd" * 32)
         raise DataError("3 of 4 rows\nare bad")
     told = ended.fields(None, 5, 110.25)
     first, second = told["nights"]
@@ -37,7 +37,7 @@ def test_several_nights_are_told_each_and_together() -> None:
     assert (told["status"], told["exit_code"], told["rows"], told["rejected"]) == ("failed", 5, 1_730, 20)
     assert (told["seconds"], told["error"], told["ds"]) == (11.25, "3 of 4 rows are bad", None)
     assert told["flags"] == ["--start=2026-01-01", "--s3_secret_access_key=***"]
-    lines = json_line.text(told).splitlines()
+    lines = notices.text(told).splitlines()
     assert lines[0].startswith(
         "scoring 2026-01-01: published, 1,730 rows, 20 rejected, 3 s → /data/out (run "
     )
@@ -46,8 +46,8 @@ def test_several_nights_are_told_each_and_together() -> None:
 
 
 def test_a_job_that_was_submitted_is_told_with_its_place() -> None:
-    ended = json_line.begin("score", [], {}, 0.0)
-    with json_line.night("gs://b/out", "2026-01-01", lambda: 1.0) as night:
+    ended = notices.begin("score", [], {}, 0.0)
+    with notices.night("gs://b/out", "2026-01-01", lambda: 1.0) as night:
         job = Job("ab" * 32, "DataflowRunner", "7", "https://c/7", "where to ask")
         night.ends(None, job, already_published=False)
     told = ended.fields(None, 0, 2.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from job import environment, secrets
 from job.cli import parser as flags
-from job.report import json_line
+from job.report import notices
 from job.terminal import console, progress
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _score(spec: ScoringSpec, beam_args: Sequence[str]) -> int:
     # Imported now, so that a wrong flag is told at once.
     from job.launch import score
 
-    with json_line.night(spec.output, spec.ds or None, time.time) as night:
+    with notices.night(spec.output, spec.ds or None, time.time) as night:
         outcome = score.score(spec, beam_args, announce=progress.say)
         night.ends(outcome.published, outcome.job, already_published=outcome.already_published)
     if outcome.job is not None:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.model.signature import Feed, InputSpec
-from job.scoring import memory
-from job.scoring.memory import CHUNK_BYTES, CHUNK_ROWS, chunk_rows, data_bytes
+from job.scoring import batches
+from job.scoring.batches import CHUNK_BYTES, CHUNK_ROWS, chunk_rows, data_bytes
 from job.spec import Shard, Split
 
 FLOAT = Feed(InputSpec("x", (1,), "float32"), ("f",))
@@ -49,7 +49,7 @@ def test_keys_count(tmp_path: Path, values: str) -> None:
     keys = {"list": [[t] for t in texts], "struct": [{"t": t} for t in texts]}.get(values, texts)
     table = pa.table({"f": np.zeros(rows, np.float32), "key": keys, "unused": ["x" * 99] * rows})
     file, split = opened(tmp_path, table)
-    row_bytes = memory.Sample(file, split, ["f", "key"]).row_bytes()
+    row_bytes = batches.Sample(file, split, ["f", "key"]).row_bytes()
     assert 4096 <= row_bytes < 2.2 * 4100
     at_once = chunk_rows([FLOAT], 0, row_bytes)
     assert data_bytes(file.read().select(["f", "key"]).to_batches()[0].slice(0, 1)) * at_once <= CHUNK_BYTES
@@ -61,7 +61,7 @@ def test_numbers_count_as_they_are_stored(tmp_path: Path) -> None:
     )
     file, split = opened(tmp_path, table, 3000)
     # A column whose name begins like another's is not that column.
-    sizes = {name: memory.Sample(file, split, [name]).row_bytes() for name in ("f", "k.2", "k")}
+    sizes = {name: batches.Sample(file, split, [name]).row_bytes() for name in ("f", "k.2", "k")}
     assert (sizes["f"], sizes["k.2"]) == (8, 8)
     assert sizes["k"] <= 6
 
@@ -84,26 +84,27 @@ def test_numbers_count_as_they_are_stored(tmp_path: Path) -> None:
     ],
 )
 def test_the_width_of_a_type(kind: pa.DataType, expected: float | None) -> None:
-    assert memory._width(kind) == expected
+    assert batches._width(kind) == expected
 
 
 def test_no_rows_have_no_size(tmp_path: Path) -> None:
     file, split = opened(tmp_path, pa.table({"f": pa.array([], pa.float32())}))
-    assert memory.Sample(file, split, ["f"]).row_bytes() == 0
+    assert batches.Sample(file, split, ["f"]).row_bytes() == 0
 
 
 def test_text_that_repeats_is_known_from_a_sample(tmp_path: Path) -> None:
     high = [f"{i:09d}" for i in range(200_000)]
     table = pa.table({"low": ["Rome", None] * 100_000, "high": high, "n": [7] * 200_000})
     file, split = opened(tmp_path, table, 200_000)
-    assert memory.Sample(file, split, ["low", "high", "n"]).repeating(["low", "high", "n", "none"]) == ["low"]
-    assert memory.Sample(file, split, ["low", "high"]).repeating([]) == []
+    texts = batches.Sample(file, split, ["low", "high", "n"]).repeating(["low", "high", "n", "none"])
+    assert texts == ["low"]
+    assert batches.Sample(file, split, ["low", "high"]).repeating([]) == []
 
 
 def test_row_groups_that_are_larger_than_the_first_count(tmp_path: Path) -> None:
     texts = ["x" * 10] * 3000 + [f"{i:010d}" * 100 for i in range(3000)]
     file, split = opened(tmp_path, pa.table({"t": texts}), 3000)
-    assert memory.Sample(file, split, ["t"]).row_bytes() > 500
+    assert batches.Sample(file, split, ["t"]).row_bytes() > 500
 
 
 def test_dictionaries_are_not_counted_with_every_slice() -> None:

@@ -17,7 +17,7 @@ import pytest
 from job import storage
 from job.errors import ShardChangedError, ShardError, StorageError
 from job.model.loading import LoadedModel
-from job.scoring.memory import CHUNK_BYTES, data_bytes
+from job.scoring.batches import CHUNK_BYTES, data_bytes
 from job.scoring.reader import SplitReader
 from job.scoring.split import score_split
 from job.shards import planner

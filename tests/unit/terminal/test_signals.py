@@ -15,7 +15,7 @@ from tests.support import jobs
 from tests.support.jobs import Zygote
 from tests.support.nights import Night, dense, features, saved
 from tests.support.servers.scripted import Answer, answering
-from tests.unit.report.test_json_line import PATH, the_line
+from tests.unit.report.test_notices import PATH, the_line
 
 
 @pytest.mark.slow
