@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
+import hypothesis
 import pytest
 
 from tests.support.nights import Night
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from tests.support.leases import Clock, Place
     from tests.support.remote_store import Remote
     from tests.support.store_nights import StoreNight
+
+
+# No test is timed: the machine may be busy with others.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
