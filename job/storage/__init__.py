@@ -1,7 +1,9 @@
 """Files: local, ``gs://`` and ``s3://``. All other packages reach files through this package only.
 
 Owns: paths, which are plain strings with ``/`` between the parts; reading and writing; ranges of objects,
-retries, and requests sent in parallel. What each kind of storage does is told in ``disk`` and ``objects``.
+retries, and requests sent in parallel. What a disk does is told in ``disk``, and what a bucket does in
+``objects``; ``buckets`` is the interface of the stores behind it, with retries, and ``gcs`` and ``s3`` send
+the requests.
 Public: the functions below, as in ``storage.join(a, b)`` or ``storage.write_atomic(path, data)``;
 ``parallel`` makes one call for each of many files, ``together`` makes several different calls, and ``ahead``
 begins one call and lets its caller go on. ``parallel`` uses threads for disks too, the others for buckets
