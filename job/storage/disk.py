@@ -29,7 +29,7 @@ from job.errors import StorageError
 _SYNC_THREADS = 16
 _PIECE_BYTES = 4 << 20
 # How often a folder is removed again, because another process removes it too or still writes there.
-_REMOVALS = 10
+_REMOVALS = 100
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -56,7 +57,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-deps",
         str(wheel),
     ]
-    subprocess.run(pip, check=True, capture_output=True)
+    # What lies on a path of the tests' own counts as installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(pip, check=True, capture_output=True, env=environment)
     (installed,) = home.glob("lib/python*/site-packages")
     # A folder that is added so has none of its own .pth files read, and so no checkout.
     (installed / "dependencies.pth").write_text(sysconfig.get_path("purelib"))

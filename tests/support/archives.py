@@ -39,14 +39,14 @@ def evil(*args, **kwargs): pathlib.Path(os.environ["CANARY"]).write_text("run")
 LOADER = """
 import json, os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-from job.model import artifact; from job.model import keras_step as backend
+from job.model import artifact
 from job.errors import ModelError
 outcomes = []
 for path in sys.argv[1:]:
     sys.stderr.write(path + "\\n")
     try:
         reference = artifact.resolve(path, None, trusted=False, sha256=None)
-        step = backend.load(reference, artifact.opened(reference))
+        step = artifact.opened(reference).load(reference)
         signature = step.signature()
         if signature.inputs:
             step.build(signature.inputs)
