@@ -31,7 +31,7 @@ from job.scoring.nonfinite import OnNonfinite, OnNonfinitePrediction
 from job.scoring.nulls import OnNull
 from job.scoring.policy import FAIL, REJECT, OnBadRow, Policy
 from job.scoring.reader import SplitReader
-from job.scoring.writer import PartWriter, unwritable
+from job.scoring.writer import FileOptions, PartWriter, unwritable
 from job.spec import Run, ScoringSpec, Split
 
 # The columns that a file of rejected rows has behind the shard's own.
@@ -301,15 +301,6 @@ def predict_around(
     return [np.concatenate(pair) for pair in zip(left, right, strict=True)], bad
 
 
-@dataclass(frozen=True)
-class FileOptions:
-    """How output files are written; ``metadata`` is the key-value metadata of each."""
-
-    row_group_rows: int
-    compression: str
-    metadata: Mapping[str, str]
-
-
 def write_rejected_rows(
     attempt: str, reader: SplitReader, rejects: Rejects, options: FileOptions
 ) -> dict[str, Any]:
@@ -401,8 +392,7 @@ def _bare(rows: int) -> Iterator[pa.RecordBatch]:
 
 
 def _write(path: str, schema: pa.Schema, tables: Iterator[pa.Table], options: FileOptions) -> dict[str, Any]:
-    schema = schema.with_metadata(dict(options.metadata))
-    with PartWriter(path, schema, options.row_group_rows, options.compression, overlap=False) as writer:
+    with PartWriter(path, schema, options, overlap=False) as writer:
         for table in tables:
             for batch in table.to_batches():
                 writer.append(batch.columns)

@@ -210,9 +210,8 @@ def _writer(
 ) -> PartWriter:
     return PartWriter(
         attempt,
-        pa.schema(fields, metadata=dict(task.files.metadata)),
-        task.row_group_rows,
-        task.compression,
+        pa.schema(fields),
+        task.files,
         overlap=overlap,
         final=storage.join(task.run.output, staging.final_name(split)),
         seen=counting.add,

@@ -9,7 +9,8 @@ import pyarrow as pa
 from job.binding.binding import Binding
 from job.scoring.challenger import Challenger
 from job.scoring.golden import Golden
-from job.scoring.rejects import FileOptions, RowPolicy
+from job.scoring.rejects import RowPolicy
+from job.scoring.writer import FileOptions
 from job.spec import Device, OnBadShard, Run
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -34,6 +34,15 @@ class Part:
     write_s: float
 
 
+@dataclass(frozen=True)
+class FileOptions:
+    """How output files are written; ``metadata`` is the key-value metadata of each."""
+
+    row_group_rows: int
+    compression: str
+    metadata: Mapping[str, str]
+
+
 class PartWriter:
     """Writes one Parquet file. With ``overlap``, a thread writes one row group while the next is filled.
 
@@ -45,17 +54,15 @@ class PartWriter:
         self,
         path: str,
         schema: pa.Schema,
-        row_group_rows: int,
-        compression: str,
+        options: FileOptions,
         *,
         overlap: bool,
         final: str = "",
         seen: Callable[[pa.Table], None] = lambda _: None,
     ) -> None:
         self._path, self._final, self._seen = path, final, seen
-        self._schema = schema
-        self._row_group_rows = row_group_rows
-        self._compression = compression
+        self._schema = schema.with_metadata(dict(options.metadata))
+        self._options = options
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write") if overlap else None
         self._pending: Future[None] | None = None
         self._batches: list[pa.RecordBatch] = []
@@ -72,7 +79,10 @@ class PartWriter:
             raise StorageError(f"{self._path}: cannot be written: {e.strerror}") from e
         try:
             self._file = pq.ParquetWriter(
-                self._sink, self._schema, compression=self._compression, use_dictionary=repeating or False
+                self._sink,
+                self._schema,
+                compression=self._options.compression,
+                use_dictionary=repeating or False,
             )
         except (OSError, pa.ArrowException) as e:
             self._sink.close()
@@ -95,7 +105,7 @@ class PartWriter:
         self._batches.append(batch)
         self._held_rows += batch.num_rows
         self._held_bytes += data_bytes(batch)
-        if self._held_rows >= self._row_group_rows or self._held_bytes >= ROW_GROUP_BYTES:
+        if self._held_rows >= self._options.row_group_rows or self._held_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
     def finish(self) -> Part:
@@ -122,8 +132,8 @@ class PartWriter:
         table = pa.Table.from_batches(self._batches, self._schema)
         # Whole row groups only, while more rows may come: the rest would be a group too small to be useful.
         rows = table.num_rows
-        if not last and rows > self._row_group_rows:
-            rows -= rows % self._row_group_rows
+        if not last and rows > self._options.row_group_rows:
+            rows -= rows % self._options.row_group_rows
         rest = table.slice(rows)
         table = table.slice(0, rows)
         self._batches, self._held_rows = rest.to_batches(), rest.num_rows
@@ -143,7 +153,7 @@ class PartWriter:
         begin = time.perf_counter()
         self._seen(table)
         try:
-            self._file.write_table(table, row_group_size=self._row_group_rows)
+            self._file.write_table(table, row_group_size=self._options.row_group_rows)
         except (OSError, pa.ArrowException) as e:
             raise self._failed(e) from e
         self._write_s += time.perf_counter() - begin

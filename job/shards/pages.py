@@ -68,7 +68,6 @@ class _Page:
     claimed_bytes: int
     level_bytes: int
     rle: bool
-    compressed: bool
 
 
 @dataclass(frozen=True)
@@ -260,8 +259,6 @@ def _page(header: dict[int, Any], start: int) -> _Page:
         claimed_bytes=_number(header, 2),
         level_bytes=_number(header, 8, 6),
         rle=kind == _DATA_V2 or _number(header, 5, 4) == _RLE,
-        # A page of the second version leaves its levels uncompressed.
-        compressed=kind == _DATA,
     )
 
 
@@ -307,6 +304,7 @@ def _levels(file: BinaryIO, page: _Page, codec: int) -> bytes:
         return b""
     file.seek(page.start)
     if page.kind == _DATA_V2:
+        # A page of the second version leaves its levels uncompressed.
         return file.read(page.level_bytes)
     content = file.read(page.file_bytes)
     try:

@@ -13,10 +13,12 @@ import pytest
 
 from job.errors import StorageError
 from job.scoring import writer as scoring_writer
-from job.scoring.writer import Part, PartWriter
+from job.scoring.writer import FileOptions, Part, PartWriter
 from job.storage.sinks import HashingSink
 
 SCHEMA = pa.schema([("id", pa.int64()), ("score", pa.float32())], metadata={"night": "first"})
+METADATA = {"night": "first"}
+OPTIONS = FileOptions(1000, "zstd", METADATA)
 
 
 def batch(first: int, rows: int) -> list[Any]:
@@ -28,7 +30,10 @@ def written(
     path: Path, batches: list[int], group_rows: int, *, overlap: bool = False, compression: str = "zstd"
 ) -> Part:
     """Write batches of these many rows; ids count up from 0."""
-    with PartWriter(str(path), SCHEMA, group_rows, compression, overlap=overlap) as writer:
+    bare = SCHEMA.remove_metadata()
+    with PartWriter(
+        str(path), bare, FileOptions(group_rows, compression, METADATA), overlap=overlap
+    ) as writer:
         first = 0
         for rows in batches:
             writer.append(batch(first, rows))
@@ -112,7 +117,7 @@ def test_floats_are_not_dictionary_encoded_and_what_repeats_is(tmp_path: Path) -
     # One value throughout, so that a dictionary would pay wherever it is allowed.
     cells = [1.5, 1.5, 1.5, [1.5, 1.5], [1.5], [[1.5], [1.5]], "x", 3, 3]
     columns = [pa.array([cell] * 500, kind) for cell, kind in zip(cells, kinds, strict=True)]
-    with PartWriter(str(tmp_path / "a.parquet"), schema, 1000, "zstd", overlap=False) as writer:
+    with PartWriter(str(tmp_path / "a.parquet"), schema, OPTIONS, overlap=False) as writer:
         writer.append(columns)
         writer.finish()
     group = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
@@ -140,7 +145,7 @@ def test_every_compression_that_the_flag_offers(tmp_path: Path, flag: str, found
 
 def test_an_attempt_that_fails_half_way_is_left_unfinished_and_silent(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    writer = PartWriter(str(path), SCHEMA, 10, "zstd", overlap=True)
+    writer = PartWriter(str(path), SCHEMA, FileOptions(10, "zstd", METADATA), overlap=True)
 
     def fail() -> None:
         with writer:
@@ -192,7 +197,7 @@ def test_what_repeats_within_lists_structs_and_maps_is_dictionary_encoded(tmp_pa
         ),
     }
     table = pa.table(columns)
-    with PartWriter(str(tmp_path / "a.parquet"), table.schema, 1000, "zstd", overlap=False) as writer:
+    with PartWriter(str(tmp_path / "a.parquet"), table.schema, OPTIONS, overlap=False) as writer:
         writer.append([column.chunk(0) for column in table.columns])
         writer.finish()
     group = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
@@ -210,7 +215,7 @@ def test_a_large_dictionary_does_not_end_a_row_group_early(
     if nested:
         column = pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), column)
     schema = pa.schema([("key", column.type)])
-    with PartWriter(str(tmp_path / "a.parquet"), schema, 1000, "zstd", overlap=False) as writer:
+    with PartWriter(str(tmp_path / "a.parquet"), schema, OPTIONS, overlap=False) as writer:
         for start in range(0, 1000, 100):
             writer.append([column.slice(start, 100)])
         writer.finish()
